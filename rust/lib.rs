@@ -1,0 +1,9 @@
+//! LLaMA models that are ready at once: a memory-mapped GGUF engine whose kernels read the file as it lies.
+
+pub mod error;
+pub mod formats;
+pub mod mapping;
+pub mod quant;
+pub mod tensor;
+
+pub use error::{Error, FormatError, Result};

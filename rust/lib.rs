@@ -5,5 +5,6 @@ pub mod formats;
 pub mod mapping;
 pub mod quant;
 pub mod tensor;
+pub mod threads;
 
 pub use error::{Error, FormatError, Result};

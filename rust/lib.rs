@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod formats;
+pub mod kernels;
 pub mod mapping;
 pub mod quant;
 pub mod tensor;

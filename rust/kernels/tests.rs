@@ -61,7 +61,7 @@ fn matrix(dtype: DType, rows: usize, n: usize, random: &mut Random, scale: &dyn 
             DType::F32 => block.copy_from_slice(&random.float().to_le_bytes()),
             DType::F16 => block.copy_from_slice(&half::f16::from_f32(random.float()).to_le_bytes()),
             DType::BF16 => block.copy_from_slice(&half::bf16::from_f32(random.float()).to_le_bytes()),
-            DType::MXFP4 => block[0] = 128 + scale(random).log2() as i8 as u8,
+            DType::MXFP4 => block[0] = (128 + scale(random).log2() as i32) as u8,
             _ => {
                 for &at in scales {
                     block[at..at + 2].copy_from_slice(&half::f16::from_f32(scale(random)).to_le_bytes());

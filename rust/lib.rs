@@ -3,6 +3,7 @@
 pub mod error;
 pub mod formats;
 pub mod mapping;
+pub mod model;
 pub mod quant;
 pub mod tensor;
 

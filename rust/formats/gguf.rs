@@ -66,8 +66,21 @@ impl Checkpoint {
 
     /// The tensor called `name`.
     pub fn tensor(&self, name: &str) -> Option<&TensorView> {
+        Some(&self.tensors[self.index(name)?].view)
+    }
+
+    /// A report about the tensor called `name`, which need not be there.
+    pub fn error(&self, what: &str, name: &str) -> FormatError {
+        let e = FormatError::new(self.mapping.path(), what).named(name);
+        match self.index(name) {
+            Some(i) => e.at(self.tensors[i].name.offset()),
+            None => e,
+        }
+    }
+
+    fn index(&self, name: &str) -> Option<usize> {
         let at = self.by_name.binary_search_by(|&i| self.tensors[i as usize].name().cmp(name)).ok()?;
-        Some(&self.tensors[self.by_name[at] as usize].view)
+        Some(self.by_name[at] as usize)
     }
 
     /// The mapped file.
@@ -325,7 +338,13 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
         let at = r.pos;
         let n_dims = r.u32("number of dimensions")? as usize;
         if !(1..=MAX_DIMS).contains(&n_dims) {
-            return Err(r.error("bad number of dimensions").at(at).named(utf8(&name)).got(n_dims).limit("1 to 4").into());
+            return Err(r
+                .error("bad number of dimensions")
+                .at(at)
+                .named(utf8(&name))
+                .got(n_dims)
+                .limit("1 to 4")
+                .into());
         }
         let mut shape = Vec::with_capacity(n_dims);
         for _ in 0..n_dims {
@@ -338,8 +357,8 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
         }
         let at = r.pos;
         let id = r.u32("tensor type")?;
-        let dtype = DType::from_id(id)
-            .ok_or_else(|| r.error("unknown tensor type").at(at).named(utf8(&name)).got(id))?;
+        let dtype =
+            DType::from_id(id).ok_or_else(|| r.error("unknown tensor type").at(at).named(utf8(&name)).got(id))?;
         let offset = r.u64("tensor offset")?;
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         infos.push(Entry { name, dtype, shape, offset });
@@ -353,13 +372,17 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
             return Err(bad("unaligned tensor offset").got(offset).limit(format!("a multiple of {alignment}")).into());
         }
         let row = dtype.row_bytes(shape[0]).ok_or_else(|| {
-            bad("row is not a whole number of blocks").got(shape[0]).limit(format!("a multiple of {}", dtype.block_len()))
+            bad("row is not a whole number of blocks")
+                .got(shape[0])
+                .limit(format!("a multiple of {}", dtype.block_len()))
         })?;
         let size = shape[1..].iter().try_fold(row, |n, &d| n.checked_mul(d));
         let start = data_start.checked_add(offset);
         let range = size.zip(start).and_then(|(size, start)| Some(start..start.checked_add(size)?));
         let bytes = range.and_then(|range| Bytes::new(&mapping, range)).ok_or_else(|| {
-            bad("tensor reaches past the end of the file").at(start.unwrap_or(0)).limit(format!("{} bytes", r.data.len()))
+            bad("tensor reaches past the end of the file")
+                .at(start.unwrap_or(0))
+                .limit(format!("{} bytes", r.data.len()))
         })?;
         tensors.push(TensorInfo { name, view: TensorView { bytes, dtype, shape } });
     }
@@ -431,7 +454,10 @@ impl<'a> Reader<'a> {
     fn value_type(&mut self) -> Result<ValueType, FormatError> {
         let at = self.base + self.pos;
         let id = self.u32("value type")?;
-        ValueType::ALL.get(id as usize).copied().ok_or_else(|| self.error("unknown value type").at(at).got(id).limit("0 to 12"))
+        ValueType::ALL
+            .get(id as usize)
+            .copied()
+            .ok_or_else(|| self.error("unknown value type").at(at).got(id).limit("0 to 12"))
     }
 
     fn value(&mut self, kind: ValueType, depth: usize) -> Result<Value, FormatError> {
@@ -455,7 +481,10 @@ impl<'a> Reader<'a> {
             },
             String => Value::String(self.string("string value")?),
             Array if depth >= MAX_ARRAY_DEPTH => {
-                return Err(self.error("arrays nested too deep").at(at).limit(format!("at most {MAX_ARRAY_DEPTH} levels")));
+                return Err(self
+                    .error("arrays nested too deep")
+                    .at(at)
+                    .limit(format!("at most {MAX_ARRAY_DEPTH} levels")));
             }
             Array => {
                 let element = self.value_type()?;
@@ -481,9 +510,9 @@ impl<'a> Reader<'a> {
     fn skip_strings(&mut self, n: usize) -> Result<(), FormatError> {
         let mut rest = &self.data[self.pos..];
         for _ in 0..n {
-            let next = rest.split_first_chunk::<8>().and_then(|(len, tail)| {
-                tail.get(usize::try_from(u64::from_le_bytes(*len)).ok()?..)
-            });
+            let next = rest
+                .split_first_chunk::<8>()
+                .and_then(|(len, tail)| tail.get(usize::try_from(u64::from_le_bytes(*len)).ok()?..));
             let Some(tail) = next else {
                 let at = self.base + self.data.len() - rest.len();
                 return Err(self.error("string of an array reaches past the end of the file").at(at));

@@ -119,6 +119,29 @@ dtypes! {
 }
 
 impl DType {
+    /// Whether a matrix of this type can be computed with.
+    pub const fn is_supported(self) -> bool {
+        use DType::*;
+        matches!(
+            self,
+            F32 | F16
+                | BF16
+                | Q8_0
+                | Q4_0
+                | Q4_1
+                | Q5_0
+                | Q5_1
+                | Q2_K
+                | Q3_K
+                | Q4_K
+                | Q5_K
+                | Q6_K
+                | IQ4_NL
+                | IQ4_XS
+                | MXFP4
+        )
+    }
+
     /// Bytes of a row of `n` weights, or `None` if `n` is not a whole number of blocks or overflows.
     pub fn row_bytes(self, n: usize) -> Option<usize> {
         if !n.is_multiple_of(self.block_len()) {

@@ -5,6 +5,7 @@ pub mod formats;
 pub mod mapping;
 pub mod model;
 pub mod quant;
+pub mod sampling;
 pub mod tensor;
 
 pub use error::{Error, FormatError, Result};

@@ -7,5 +7,6 @@ pub mod model;
 pub mod quant;
 pub mod sampling;
 pub mod tensor;
+pub mod threads;
 
 pub use error::{Error, FormatError, Result};

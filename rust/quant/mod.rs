@@ -119,29 +119,6 @@ dtypes! {
 }
 
 impl DType {
-    /// Whether a matrix of this type can be computed with.
-    pub const fn is_supported(self) -> bool {
-        use DType::*;
-        matches!(
-            self,
-            F32 | F16
-                | BF16
-                | Q8_0
-                | Q4_0
-                | Q4_1
-                | Q5_0
-                | Q5_1
-                | Q2_K
-                | Q3_K
-                | Q4_K
-                | Q5_K
-                | Q6_K
-                | IQ4_NL
-                | IQ4_XS
-                | MXFP4
-        )
-    }
-
     /// Bytes of a row of `n` weights, or `None` if `n` is not a whole number of blocks or overflows.
     pub fn row_bytes(self, n: usize) -> Option<usize> {
         if !n.is_multiple_of(self.block_len()) {
@@ -154,5 +131,201 @@ impl DType {
 impl std::fmt::Display for DType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// 32 consecutive weights as integers and scales.
+///
+/// Weight `i` is `d[i / 16] * (q[i] - BIAS) + m[i / 16]`; types with one scale per 32 repeat it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Group {
+    /// The integers, raised by the type's `BIAS` so that none is negative.
+    pub q: [u8; 32],
+    /// Scale of each half.
+    pub d: [f32; 2],
+    /// Offset of each half; zero for types without minima.
+    pub m: [f32; 2],
+}
+
+/// A block of a quantised type, as it lies in the file.
+pub trait Block: bytemuck::Pod {
+    /// Which type it is.
+    const DTYPE: DType;
+    /// What was added to each integer to make it unsigned.
+    const BIAS: u8;
+
+    /// Group `i` of the block: weights `32 * i ..`.
+    fn group(&self, i: usize) -> Group;
+}
+
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+
+pub use iq4_nl::{BlockIQ4_NL, IQ4_TABLE};
+pub use iq4_xs::BlockIQ4_XS;
+pub use mxfp4::{BlockMXFP4, MXFP4_TABLE, mxfp4_scale};
+pub use q2_k::BlockQ2_K;
+pub use q3_k::BlockQ3_K;
+pub use q4_0::BlockQ4_0;
+pub use q4_1::BlockQ4_1;
+pub use q4_k::BlockQ4_K;
+pub use q5_0::BlockQ5_0;
+pub use q5_1::BlockQ5_1;
+pub use q5_k::BlockQ5_K;
+pub use q6_k::BlockQ6_K;
+pub use q8_0::BlockQ8_0;
+
+/// `with_quantized!(dtype, |B| expression, other)`: the expression with `B` a block type (or whatever
+/// `$prefix` makes of its name), or `other` if `dtype` is not a quantised type that we compute with.
+/// The one list of those types.
+macro_rules! with_quantized {
+    ($dtype:expr, |$b:ident| $body:expr, $other:expr) => {
+        match $dtype {
+            crate::quant::DType::Q4_0 => {
+                type $b = crate::quant::BlockQ4_0;
+                $body
+            }
+            crate::quant::DType::Q4_1 => {
+                type $b = crate::quant::BlockQ4_1;
+                $body
+            }
+            crate::quant::DType::Q5_0 => {
+                type $b = crate::quant::BlockQ5_0;
+                $body
+            }
+            crate::quant::DType::Q5_1 => {
+                type $b = crate::quant::BlockQ5_1;
+                $body
+            }
+            crate::quant::DType::Q8_0 => {
+                type $b = crate::quant::BlockQ8_0;
+                $body
+            }
+            crate::quant::DType::Q2_K => {
+                type $b = crate::quant::BlockQ2_K;
+                $body
+            }
+            crate::quant::DType::Q3_K => {
+                type $b = crate::quant::BlockQ3_K;
+                $body
+            }
+            crate::quant::DType::Q4_K => {
+                type $b = crate::quant::BlockQ4_K;
+                $body
+            }
+            crate::quant::DType::Q5_K => {
+                type $b = crate::quant::BlockQ5_K;
+                $body
+            }
+            crate::quant::DType::Q6_K => {
+                type $b = crate::quant::BlockQ6_K;
+                $body
+            }
+            crate::quant::DType::IQ4_NL => {
+                type $b = crate::quant::BlockIQ4_NL;
+                $body
+            }
+            crate::quant::DType::IQ4_XS => {
+                type $b = crate::quant::BlockIQ4_XS;
+                $body
+            }
+            crate::quant::DType::MXFP4 => {
+                type $b = crate::quant::BlockMXFP4;
+                $body
+            }
+            _ => $other,
+        }
+    };
+}
+pub(crate) use with_quantized;
+
+impl DType {
+    /// Whether it is a block type that the kernels compute with.
+    pub fn is_quantized(self) -> bool {
+        with_quantized!(self, |B| B::DTYPE == self, false)
+    }
+
+    /// Whether a matrix of this type can be multiplied with.
+    pub fn is_supported(self) -> bool {
+        matches!(self, DType::F32 | DType::F16 | DType::BF16) || self.is_quantized()
+    }
+}
+
+/// Writes the weights in `bytes` to `out` as floats: the reference, slow and obvious.
+///
+/// # Panics
+/// If `bytes` does not hold `out.len()` weights of a supported `dtype` (see [`DType::is_supported`]).
+pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    assert_eq!(dtype.row_bytes(out.len()), Some(bytes.len()), "{dtype} bytes do not match");
+    match dtype {
+        DType::F32 => convert(bytes, out, f32::from_le_bytes),
+        DType::F16 => convert(bytes, out, f16),
+        DType::BF16 => convert(bytes, out, bf16),
+        _ => with_quantized!(dtype, |B| dequantize_blocks::<B>(bytes, out), panic!("cannot dequantize {dtype}")),
+    }
+}
+
+fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], to_f32: fn([u8; N]) -> f32) {
+    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+        *out = to_f32(*bytes);
+    }
+}
+
+fn dequantize_blocks<B: Block>(bytes: &[u8], out: &mut [f32]) {
+    let blocks: &[B] = bytemuck::cast_slice(bytes);
+    for (block, out) in blocks.iter().zip(out.chunks_exact_mut(B::DTYPE.block_len())) {
+        for (i, out) in out.chunks_exact_mut(32).enumerate() {
+            let g = block.group(i);
+            for (k, out) in out.iter_mut().enumerate() {
+                *out = g.d[k / 16] * (f32::from(g.q[k]) - f32::from(B::BIAS)) + g.m[k / 16];
+            }
+        }
+    }
+}
+
+/// A 16-bit float as it lies in a block.
+pub(crate) fn f16(bytes: [u8; 2]) -> f32 {
+    half::f16::from_le_bytes(bytes).to_f32()
+}
+
+pub(crate) fn bf16(bytes: [u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+}
+
+/// 16 bytes of nibbles: the low ones are weights 0 to 15, the high ones 16 to 31.
+fn nibbles(qs: &[u8; 16]) -> [u8; 32] {
+    std::array::from_fn(|k| if k < 16 { qs[k] & 15 } else { qs[k - 16] >> 4 })
+}
+
+/// Nibbles with a fifth bit from bit `k` of `qh`.
+fn nibbles5(qs: &[u8; 16], qh: &[u8; 4]) -> [u8; 32] {
+    let (low, high) = (nibbles(qs), u32::from_le_bytes(*qh));
+    std::array::from_fn(|k| low[k] | ((high >> k & 1) << 4) as u8)
+}
+
+/// The 6-bit scale and minimum of group `i` of a Q4_K or Q5_K block.
+///
+/// ```text
+/// byte  0..4   mm ssssss   scale of group 0..4, and two high bits of the scale of group 4..8
+/// byte  4..8   mm mmmmmm   minimum of group 0..4, and two high bits of the minimum of group 4..8
+/// byte  8..12  mmmm ssss   low nibbles of minimum and scale of group 4..8
+/// ```
+fn scale_min_6bit(scales: &[u8; 12], i: usize) -> (u8, u8) {
+    if i < 4 {
+        (scales[i] & 63, scales[i + 4] & 63)
+    } else {
+        let low = scales[i + 4];
+        (low & 15 | scales[i - 4] >> 6 << 4, low >> 4 | scales[i] >> 6 << 4)
     }
 }

@@ -1,0 +1,34 @@
+//! Q4_1: 4 bits a weight, 5 with its share of scale and minimum. `w = d * q + m`.
+//!
+//! ```text
+//! byte 0..2  d   f16
+//! byte 2..4  m   f16
+//! byte 4..20 qs  high nibble: weight 16 + j, low nibble: weight j
+//! ```
+
+use super::{Block, DType, Group, f16, nibbles};
+
+/// A block of Q4_1.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+#[allow(non_camel_case_types)]
+pub struct BlockQ4_1 {
+    /// Scale, f16.
+    pub d: [u8; 2],
+    /// Minimum, f16: the value of integer 0.
+    pub m: [u8; 2],
+    /// Low nibbles are weights 0 to 15, high nibbles 16 to 31.
+    pub qs: [u8; 16],
+}
+
+const _: () = assert!(size_of::<BlockQ4_1>() == DType::Q4_1.block_bytes() && align_of::<BlockQ4_1>() == 1);
+
+impl Block for BlockQ4_1 {
+    const DTYPE: DType = DType::Q4_1;
+    const BIAS: u8 = 0;
+
+    fn group(&self, _i: usize) -> Group {
+        let (d, m) = (f16(self.d), f16(self.m));
+        Group { q: nibbles(&self.qs), d: [d; 2], m: [m; 2] }
+    }
+}

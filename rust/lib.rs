@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod formats;
+pub mod generate;
 pub mod mapping;
 pub mod model;
 pub mod quant;

@@ -1,6 +1,6 @@
 //! From logits to a token.
 //!
-//! The steps are those of llama.cpp, in its order: penalties, then the filters `top_k`, `top_p` and
+//! The steps are those of llama.cpp, in its order: bias and penalties, then the filters `top_k`, `top_p` and
 //! `min_p`, then temperature, then one draw. Each filter keeps the most likely tokens down to some
 //! point, so all three cut one list, and that list is never longer than it has to be: the logits of a
 //! 128k vocabulary are scanned, not sorted.
@@ -34,6 +34,8 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// The same, for each time that it was there.
     pub frequency_penalty: f32,
+    /// Added to the logits of these tokens, before all else; minus infinity rules a token out.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Where the random numbers start; `None` draws a seed.
     pub seed: Option<u64>,
 }
@@ -49,6 +51,7 @@ impl Default for SamplingParams {
             repeat_last_n: 64,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
             seed: None,
         }
     }
@@ -70,7 +73,8 @@ impl SamplingParams {
         check("min_p", min_p, (0.0..=1.0).contains(&min_p), "from 0 to 1")?;
         check("repeat_penalty", repeat_penalty, repeat_penalty > 0.0 && repeat_penalty.is_finite(), "above 0")?;
         check("presence_penalty", presence_penalty, presence_penalty.is_finite(), "a finite number")?;
-        check("frequency_penalty", frequency_penalty, frequency_penalty.is_finite(), "a finite number")
+        check("frequency_penalty", frequency_penalty, frequency_penalty.is_finite(), "a finite number")?;
+        self.logit_bias.iter().try_for_each(|&(_, bias)| check("logit_bias", bias, !bias.is_nan(), "a number"))
     }
 
     fn has_penalties(&self) -> bool {
@@ -94,7 +98,7 @@ pub struct Sampler {
     params: SamplingParams,
     seed: u64,
     rng: Rng,
-    penalized: Vec<f32>,        // the logits after penalties
+    changed: Vec<f32>,          // the logits after bias and penalties
     recent: Vec<u32>,           // the tokens they are about
     candidates: Vec<Candidate>, // what the filters have left
 }
@@ -122,7 +126,7 @@ impl Sampler {
         // The standard library's hash keys are the operating system's random numbers.
         let seed = params.seed.unwrap_or_else(|| std::hash::RandomState::new().build_hasher().finish());
         let rng = Rng::new(seed);
-        Ok(Self { params, seed, rng, penalized: Vec::new(), recent: Vec::new(), candidates: Vec::new() })
+        Ok(Self { params, seed, rng, changed: Vec::new(), recent: Vec::new(), candidates: Vec::new() })
     }
 
     /// The seed, given or drawn: with it the same text can be had again.
@@ -135,17 +139,21 @@ impl Sampler {
     /// Logits that are NaN or minus infinity are never chosen. `None` if there are no others, as a
     /// damaged weight makes them.
     pub fn sample(&mut self, logits: &[f32], recent: &[u32]) -> Option<u32> {
-        if self.params.has_penalties() {
-            let mut penalized = std::mem::take(&mut self.penalized);
-            penalized.clear();
-            penalized.extend_from_slice(logits);
-            self.penalize(&mut penalized, recent);
-            let token = self.choose(&penalized);
-            self.penalized = penalized;
-            token
-        } else {
-            self.choose(logits)
+        if !self.params.has_penalties() && self.params.logit_bias.is_empty() {
+            return self.choose(logits);
         }
+        let mut changed = std::mem::take(&mut self.changed);
+        changed.clear();
+        changed.extend_from_slice(logits);
+        for &(id, bias) in &self.params.logit_bias {
+            changed.get_mut(id as usize).into_iter().for_each(|x| *x += bias);
+        }
+        if self.params.has_penalties() {
+            self.penalize(&mut changed, recent);
+        }
+        let token = self.choose(&changed);
+        self.changed = changed;
+        token
     }
 
     fn penalize(&mut self, logits: &mut [f32], recent: &[u32]) {
@@ -275,6 +283,7 @@ mod tests {
     /// What the steps mean, written without a thought for speed: sorts everything, in f64.
     fn probabilities(logits: &[f32], recent: &[u32], params: &SamplingParams) -> Vec<f64> {
         let mut logits = logits.to_vec();
+        params.logit_bias.iter().for_each(|&(id, bias)| logits[id as usize] += bias);
         let recent = &recent[recent.len().saturating_sub(params.repeat_last_n)..];
         for (id, x) in logits.iter_mut().enumerate() {
             let count = recent.iter().filter(|&&r| r as usize == id).count();
@@ -339,6 +348,7 @@ mod tests {
                 repeat_last_n: pick(&mut rng, &[0.0, 10.0, 64.0]) as usize,
                 presence_penalty: pick(&mut rng, &[0.0, 0.5]),
                 frequency_penalty: pick(&mut rng, &[0.0, -0.3]),
+                logit_bias: if round % 3 == 0 { vec![(0, 4.0), (n as u32 - 1, -3.5)] } else { vec![] },
                 seed: Some(round),
             };
             let p = probabilities(&logits, &recent, &params);
@@ -435,6 +445,7 @@ mod tests {
             ("repeat_penalty", SamplingParams { repeat_penalty: 0.0, ..d.clone() }),
             ("presence_penalty", SamplingParams { presence_penalty: f32::NAN, ..d.clone() }),
             ("frequency_penalty", SamplingParams { frequency_penalty: f32::INFINITY, ..d.clone() }),
+            ("logit_bias", SamplingParams { logit_bias: vec![(0, f32::NAN)], ..d.clone() }),
         ] {
             let e = Sampler::new(params).unwrap_err();
             assert!(matches!(&e, Error::Argument(text) if text.starts_with(name)), "{e}");

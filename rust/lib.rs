@@ -7,5 +7,6 @@ pub mod mapping;
 pub mod quant;
 pub mod tensor;
 pub mod threads;
+pub mod tokenizer;
 
 pub use error::{Error, FormatError, Result};

@@ -3,6 +3,7 @@
 pub mod error;
 pub mod formats;
 pub mod generate;
+pub mod kernels;
 pub mod mapping;
 pub mod model;
 pub mod quant;

@@ -12,11 +12,17 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
-/// A whole file, mapped read-only and shared.
+/// A whole file, mapped read-only and shared (or, where that cannot be, read into memory).
 #[derive(Debug)]
 pub struct Mapping {
-    map: Option<memmap2::Mmap>, // None for an empty file, which cannot be mapped
+    storage: Storage,
     path: PathBuf,
+}
+
+#[derive(Debug)]
+enum Storage {
+    Map(memmap2::Mmap),
+    Owned(Vec<u8>),
 }
 
 impl Mapping {
@@ -32,16 +38,21 @@ impl Mapping {
             return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, format!("{kind}, expected a model file"))));
         }
         let file = File::open(path).map_err(fail)?;
-        let map = if meta.len() == 0 {
-            None
+        let storage = if meta.len() == 0 {
+            Storage::Owned(Vec::new()) // an empty file cannot be mapped
         } else {
             // SAFETY: the map is read-only, and nothing in this process writes to the file. Another
             // process may write to it or cut it short: then the bytes change or a page is gone.
             // Every parser copies a number out before it checks it and never reads it again, and no
             // value of a weight can lead the kernels out of bounds.
-            Some(unsafe { memmap2::MmapOptions::new().map(&file) }.map_err(fail)?)
+            Storage::Map(unsafe { memmap2::MmapOptions::new().map(&file) }.map_err(fail)?)
         };
-        Ok(Arc::new(Self { map, path: path.to_path_buf() }))
+        Ok(Arc::new(Self { storage, path: path.to_path_buf() }))
+    }
+
+    /// Stands for a file at `path` with the given contents: for tests, and for what cannot be mapped.
+    pub fn from_vec(contents: Vec<u8>, path: &Path) -> Arc<Self> {
+        Arc::new(Self { storage: Storage::Owned(contents), path: path.to_path_buf() })
     }
 
     /// The path it was opened by.
@@ -51,7 +62,10 @@ impl Mapping {
 
     /// The file's bytes.
     pub fn as_slice(&self) -> &[u8] {
-        self.map.as_deref().unwrap_or(&[])
+        match &self.storage {
+            Storage::Map(map) => map,
+            Storage::Owned(bytes) => bytes,
+        }
     }
 }
 

@@ -1,0 +1,398 @@
+//! Matrix products, AVX2.
+//!
+//! The same two ways as in the AVX-512 set: [`rows`] in place for a few tokens, [`strip`] unpacked and transposed
+//! for a batch. Without `dpbusd`, `maddubs` multiplies unsigned weights with signed activations and adds pairs in
+//! 16 bits. Integers up to 63 fit, and the sums of several pairs of small ones; larger ones (Q8_0, IQ4) go by
+//! magnitude and sign, `|w| * (a with the sign of w)`, one pair at a time.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::unpack::{Group8, Unpack};
+use crate::kernels::activations::{Activations, QuantizedRow};
+use crate::kernels::matmul::{Matmul, STRIP};
+
+/// How far ahead of a row's reads to prefetch, in bytes.
+const PREFETCH: usize = 4096;
+
+/// `out[t][r] (+)= w[r] . x[t]` for the rows `rows` and all tokens of `job`.
+///
+/// # Safety
+/// - The CPU has the features of this module.
+/// - No other worker writes the same rows of `job.out`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn rows<U: Unpack>(job: &Matmul, rows: Range<usize>) {
+    let row_bytes = job.w.row_bytes();
+    let w = job.w.bytes.as_ptr();
+    let tokens = job.x.tokens();
+    // SAFETY: rows and tokens are in range, and the caller has these rows to itself.
+    unsafe {
+        for t in (0..tokens).step_by(2) {
+            let mut r = rows.start;
+            while r < rows.end {
+                let two = r + 2 <= rows.end;
+                let p = w.add(r * row_bytes);
+                macro_rules! dots {
+                    ($rows:literal, $tokens:literal) => {
+                        for (i, sums) in dots::<U, $rows, $tokens>(p, row_bytes, job.x, t).iter().enumerate() {
+                            for (j, sum) in sums.iter().enumerate() {
+                                job.write(t + j, r + i, *sum);
+                            }
+                        }
+                    };
+                }
+                match (two, tokens - t) {
+                    (true, 1) => dots!(2, 1),
+                    (true, _) => dots!(2, 2),
+                    (false, 1) => dots!(1, 1),
+                    (false, _) => dots!(1, 2),
+                }
+                r += if two { 2 } else { 1 };
+            }
+        }
+    }
+}
+
+/// Adds the products of the integers `q` with `a` in pairs of pairs: eight sums of four.
+#[inline(always)]
+unsafe fn dot<U: Unpack>(q: __m256i, a: __m256i) -> __m256i {
+    // SAFETY: register operations of features that the caller has.
+    unsafe {
+        let pairs = if U::SIGNED {
+            _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q))
+        } else {
+            _mm256_maddubs_epi16(q, a)
+        };
+        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+    }
+}
+
+/// The products of the `R` rows at `w` with the `T` tokens from `t`.
+#[inline(always)]
+unsafe fn dots<U: Unpack, const R: usize, const T: usize>(
+    w: *const u8,
+    row_bytes: usize,
+    x: &Activations,
+    t: usize,
+) -> [[f32; T]; R] {
+    let qs: [*const i8; T] = std::array::from_fn(|j| x.qs(t + j).as_ptr());
+    let d: [*const f32; T] = std::array::from_fn(|j| x.d(t + j).as_ptr());
+    let block = size_of::<U>();
+    let groups = U::DTYPE.block_len() / 32;
+    // SAFETY: `w` holds R rows and the activations as many groups; register operations of features that the caller has.
+    unsafe {
+        let mut sums = [[_mm256_setzero_ps(); T]; R];
+        for b in 0..row_bytes / block {
+            let p: [*const u8; R] = std::array::from_fn(|i| w.add(i * row_bytes + b * block));
+            for p in p {
+                for line in 0..block.div_ceil(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(PREFETCH + 64 * line).cast());
+                }
+            }
+            let shared: [U::Shared; R] = std::array::from_fn(|i| U::shared(p[i]));
+            for g in 0..groups {
+                let at = b * groups + g;
+                let a: [__m256i; T] = std::array::from_fn(|j| _mm256_loadu_si256(qs[j].add(32 * at).cast()));
+                let da: [__m256; T] = std::array::from_fn(|j| _mm256_broadcast_ss(&*d[j].add(at)));
+                // BIAS times, or for MINS one times, the sums of four activations
+                let ones: [__m256i; T] = std::array::from_fn(|j| {
+                    let by = _mm256_set1_epi8(if U::MINS { 1 } else { U::BIAS as i8 });
+                    _mm256_madd_epi16(_mm256_maddubs_epi16(by, a[j]), _mm256_set1_epi16(1))
+                });
+                for i in 0..R {
+                    let Group8 { q, d, m } = U::unpack(p[i], &shared[i], g);
+                    for j in 0..T {
+                        let mut product = dot::<U>(q, a[j]);
+                        if !U::MINS && !U::SIGNED {
+                            product = _mm256_sub_epi32(product, ones[j]);
+                        }
+                        let acc = &mut sums[i][j];
+                        *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), _mm256_mul_ps(d, da[j]), *acc);
+                        if U::MINS {
+                            let sum = _mm256_mul_ps(_mm256_cvtepi32_ps(ones[j]), da[j]);
+                            *acc = _mm256_fmadd_ps(m, sum, *acc);
+                        }
+                    }
+                }
+            }
+        }
+        sums.map(|row| {
+            row.map(|sum| {
+                let four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            })
+        })
+    }
+}
+
+/// Groups of a strip that are unpacked at a time: 512 weights a row.
+const BLOCK_GROUPS: usize = 16;
+/// Rows of a tile: two registers.
+const PANEL: usize = 16;
+/// Tokens of a tile: 6 integer and 6 float sums.
+const TILE: usize = 3;
+
+/// Scratch of a worker: a block of a panel, unpacked.
+#[repr(C, align(64))]
+struct Scratch {
+    /// `[group][dword][row]`: four weights of each row.
+    q: [[[i32; PANEL]; 8]; BLOCK_GROUPS],
+    /// `[group][half][row]`
+    d: [[[f32; PANEL]; 2]; BLOCK_GROUPS],
+    m: [[[f32; PANEL]; 2]; BLOCK_GROUPS],
+}
+
+thread_local! {
+    static SCRATCH: std::cell::UnsafeCell<Option<Box<Scratch>>> = const { std::cell::UnsafeCell::new(None) };
+}
+
+/// `out[t][r] (+)= w[r] . x[t]` for the up to `STRIP` rows `rows` and the tokens `tokens` of `job`.
+///
+/// # Safety
+/// - The CPU has the features of this module.
+/// - No other worker writes the same rows and tokens of `job.out`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn strip<U: Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+    const { assert!(STRIP.is_multiple_of(PANEL)) };
+    SCRATCH.with(|cell| {
+        // SAFETY: this thread's own, and `strip` does not call itself.
+        let scratch = unsafe { &mut *cell.get() };
+        let scratch = scratch.get_or_insert_with(|| {
+            // SAFETY: all zeros is a value of every field.
+            unsafe { Box::<Scratch>::new_zeroed().assume_init() }
+        });
+        for start in rows.clone().step_by(PANEL) {
+            // SAFETY: the caller's promises.
+            unsafe { panel::<U>(scratch, job, start..(start + PANEL).min(rows.end), tokens.clone()) }
+        }
+    });
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn panel<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+    let groups = job.x.n() / 32;
+    for first in (0..groups).step_by(BLOCK_GROUPS) {
+        let n = BLOCK_GROUPS.min(groups - first);
+        // SAFETY: the caller's promises.
+        unsafe {
+            unpack_panel::<U>(scratch, job, rows.clone(), first, n);
+            let accumulate = job.accumulate || first > 0;
+            for t in tokens.clone().step_by(TILE) {
+                match tokens.end - t {
+                    1 => tile::<U, 1>(scratch, job, rows.clone(), t, first, n, accumulate),
+                    2 => tile::<U, 2>(scratch, job, rows.clone(), t, first, n, accumulate),
+                    _ => tile::<U, TILE>(scratch, job, rows.clone(), t, first, n, accumulate),
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn unpack_panel<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usize>, first: usize, n: usize) {
+    let per_block = U::DTYPE.block_len() / 32;
+    let row_bytes = job.w.row_bytes();
+    let w = job.w.bytes.as_ptr();
+    // SAFETY: rows past the end of the panel repeat its last one, blocks lie in a row, scratch has room for BLOCK_GROUPS
+    // groups (whole blocks); register operations of features that the caller has.
+    unsafe {
+        for eight in 0..PANEL / 8 {
+            for b in 0..n / per_block {
+                let p: [*const u8; 8] = std::array::from_fn(|i| {
+                    let row = (rows.start + 8 * eight + i).min(rows.end - 1);
+                    w.add(row * row_bytes + (first / per_block + b) * size_of::<U>())
+                });
+                let shared: [U::Shared; 8] = std::array::from_fn(|i| U::shared(p[i]));
+                for g in 0..per_block {
+                    let at = b * per_block + g;
+                    let mut q = [_mm256_setzero_si256(); 8];
+                    for i in 0..8 {
+                        let group = U::unpack(p[i], &shared[i], g);
+                        q[i] = group.q;
+                        let row = 8 * eight + i;
+                        let halves = |v: __m256| [_mm256_cvtss_f32(v), _mm_cvtss_f32(_mm256_extractf128_ps::<1>(v))];
+                        let (d, m) = (halves(group.d), halves(group.m));
+                        for half in 0..2 {
+                            scratch.d[at][half][row] = d[half];
+                            scratch.m[at][half][row] = m[half];
+                        }
+                    }
+                    for (dword, column) in transpose(q).into_iter().enumerate() {
+                        _mm256_store_si256(scratch.q[at][dword].as_mut_ptr().add(8 * eight).cast(), column);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Eight rows of eight dwords to eight columns.
+#[inline(always)]
+unsafe fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
+    // SAFETY: register operations of features that the caller has.
+    unsafe {
+        let pairs: [(__m256i, __m256i); 4] = std::array::from_fn(|i| {
+            (_mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]), _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]))
+        });
+        // Dwords 0 and 4, 1 and 5, 2 and 6, 3 and 7 of four rows.
+        let fours = |a: (__m256i, __m256i), b: (__m256i, __m256i)| {
+            [
+                _mm256_unpacklo_epi64(a.0, b.0),
+                _mm256_unpackhi_epi64(a.0, b.0),
+                _mm256_unpacklo_epi64(a.1, b.1),
+                _mm256_unpackhi_epi64(a.1, b.1),
+            ]
+        };
+        let (upper, lower) = (fours(pairs[0], pairs[1]), fours(pairs[2], pairs[3]));
+        std::array::from_fn(|i| {
+            if i < 4 {
+                _mm256_permute2x128_si256::<0x20>(upper[i], lower[i])
+            } else {
+                _mm256_permute2x128_si256::<0x31>(upper[i - 4], lower[i - 4])
+            }
+        })
+    }
+}
+
+/// 16 rows times the `T` tokens from `t`.
+#[inline(always)]
+unsafe fn tile<U: Unpack, const T: usize>(
+    scratch: &Scratch,
+    job: &Matmul,
+    rows: Range<usize>,
+    t: usize,
+    first: usize,
+    n: usize,
+    accumulate: bool,
+) {
+    let x = job.x;
+    let qs: [*const i8; T] = std::array::from_fn(|j| x.qs(t + j)[32 * first..].as_ptr());
+    let d: [*const f32; T] = std::array::from_fn(|j| x.d(t + j)[first..].as_ptr());
+    let sums16: [*const f32; T] = std::array::from_fn(|j| x.sum16(t + j)[2 * first..].as_ptr());
+    let sums32: [*const f32; T] = std::array::from_fn(|j| x.sum32(t + j)[first..].as_ptr());
+    let bias16: [*const i32; T] = std::array::from_fn(|j| x.bias16(t + j)[2 * first..].as_ptr());
+    // Dwords whose products can be added in 16 bits: 2 * 127 * LARGEST each, up to 32767. The scales change every
+    // 4 dwords with HALVES, else every 8.
+    let together = match U::LARGEST {
+        0..=15 => 8,
+        16..=31 => 4,
+        32..=63 => 2,
+        _ => 1,
+    };
+    let span = if U::HALVES { 4 } else { 8 };
+    // SAFETY: scratch holds n groups, and the rows of activations reach as far; the caller has the rows of `out` to
+    // itself; register operations of features that the caller has.
+    unsafe {
+        let one = _mm256_set1_epi16(1);
+        let mut sums = [[_mm256_setzero_ps(); 2]; T];
+        for g in 0..n {
+            for half in 0..8 / span {
+                let mut acc = [[_mm256_setzero_si256(); 2]; T];
+                let run = if together < span { together } else { span };
+                for start in (0..span).step_by(run) {
+                    let mut pairs = [[_mm256_setzero_si256(); 2]; T];
+                    for i in 0..run {
+                        let dword = half * span + start + i;
+                        let w = scratch.q[g][dword].as_ptr();
+                        let w = [_mm256_load_si256(w.cast()), _mm256_load_si256(w.add(8).cast())];
+                        for j in 0..T {
+                            let a = qs[j].add(32 * g + 4 * dword).cast::<i32>().read_unaligned();
+                            let a = _mm256_set1_epi32(a);
+                            for p in 0..2 {
+                                let product = if U::SIGNED {
+                                    _mm256_maddubs_epi16(_mm256_abs_epi8(w[p]), _mm256_sign_epi8(a, w[p]))
+                                } else {
+                                    _mm256_maddubs_epi16(w[p], a)
+                                };
+                                pairs[j][p] = if i == 0 { product } else { _mm256_add_epi16(pairs[j][p], product) };
+                            }
+                        }
+                    }
+                    for j in 0..T {
+                        for p in 0..2 {
+                            let four = _mm256_madd_epi16(pairs[j][p], one);
+                            acc[j][p] = if start == 0 { four } else { _mm256_add_epi32(acc[j][p], four) };
+                        }
+                    }
+                }
+                let dw = scratch.d[g][half].as_ptr();
+                let dw = [_mm256_load_ps(dw), _mm256_load_ps(dw.add(8))];
+                let m = scratch.m[g][half].as_ptr();
+                let m = [_mm256_load_ps(m), _mm256_load_ps(m.add(8))];
+                for j in 0..T {
+                    let da = _mm256_set1_ps(*d[j].add(g));
+                    // bias16 is -128 times the sum of 16 activations
+                    let bias = if U::MINS || U::SIGNED {
+                        0
+                    } else if U::HALVES {
+                        *bias16[j].add(2 * g + half) / (128 / i32::from(U::BIAS))
+                    } else {
+                        (*bias16[j].add(2 * g) + *bias16[j].add(2 * g + 1)) / (128 / i32::from(U::BIAS))
+                    };
+                    let bias = _mm256_set1_epi32(bias);
+                    let sum = if U::HALVES { *sums16[j].add(2 * g + half) } else { *sums32[j].add(g) };
+                    let sum = _mm256_set1_ps(sum);
+                    for p in 0..2 {
+                        let product = _mm256_cvtepi32_ps(_mm256_add_epi32(acc[j][p], bias));
+                        sums[j][p] = _mm256_fmadd_ps(product, _mm256_mul_ps(dw[p], da), sums[j][p]);
+                        if U::MINS {
+                            sums[j][p] = _mm256_fmadd_ps(m[p], sum, sums[j][p]);
+                        }
+                    }
+                }
+            }
+        }
+        for (j, sums) in sums.into_iter().enumerate() {
+            let mut products = [0.0f32; PANEL];
+            _mm256_storeu_ps(products.as_mut_ptr(), sums[0]);
+            _mm256_storeu_ps(products.as_mut_ptr().add(8), sums[1]);
+            let start = (t + j) * job.out_stride;
+            let out = job.out.slice(start + rows.start..start + rows.end);
+            for (out, product) in out.iter_mut().zip(products) {
+                *out = if accumulate { *out + product } else { product };
+            }
+        }
+    }
+}
+
+/// Quantises a row in its natural order, see [`QuantizedRow`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn quantize(x: &[f32], row: QuantizedRow) {
+    row.qs[x.len()..].fill(0);
+    for (g, d) in row.d.iter_mut().enumerate() {
+        *d = 0.0;
+        let (mut first, mut second) = (0, 0);
+        if let Some(x) = x.get(32 * g..32 * g + 32) {
+            // SAFETY: 32 floats are there.
+            let v: [__m256; 4] = std::array::from_fn(|i| unsafe { _mm256_loadu_ps(x[8 * i..].as_ptr()) });
+            let minus = _mm256_set1_ps(-0.0);
+            let max = v.map(|v| _mm256_andnot_ps(minus, v)).into_iter().reduce(|a, b| _mm256_max_ps(a, b));
+            let max = max.expect("there are four");
+            let max = _mm_max_ps(_mm256_castps256_ps128(max), _mm256_extractf128_ps::<1>(max));
+            let max = _mm_max_ps(max, _mm_movehl_ps(max, max));
+            let max = _mm_cvtss_f32(_mm_max_ss(max, _mm_movehdup_ps(max)));
+            *d = max / 127.0;
+            let inverse = _mm256_set1_ps(if max > 0.0 { 127.0 / max } else { 0.0 });
+            let q = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse)));
+            let sum = |v: __m256i| {
+                let four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+                let two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+                _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
+            };
+            first = sum(_mm256_add_epi32(q[0], q[1]));
+            second = sum(_mm256_add_epi32(q[2], q[3]));
+            // Packing works within halves: dwords of four come out in the order 0 2 4 6 | 1 3 5 7.
+            let bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+            let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            // SAFETY: the slice has room for 32 bytes.
+            unsafe { _mm256_storeu_si256(row.qs[32 * g..32 * g + 32].as_mut_ptr().cast(), bytes) };
+        }
+        row.bias16[2 * g] = -128 * first;
+        row.bias16[2 * g + 1] = -128 * second;
+        row.bias32[g] = -128 * (first + second);
+        row.sum16[2 * g] = *d * first as f32;
+        row.sum16[2 * g + 1] = *d * second as f32;
+        row.sum32[g] = *d * (first + second) as f32;
+    }
+}

@@ -1,0 +1,197 @@
+//! Blocks of each type -> registers, AVX2: 32 weights at a time, in their natural order.
+
+use std::arch::x86_64::*;
+
+use crate::quant::*;
+
+/// 32 weights: weight `k` is `d * (q - BIAS) + m`, with the scales of the first 16 in the lower half.
+#[derive(Clone, Copy)]
+pub struct Group8 {
+    /// Unsigned bytes; for `SIGNED` types signed ones, less the bias.
+    pub q: __m256i,
+    pub d: __m256,
+    pub m: __m256,
+}
+
+/// Scales and offsets of the groups of a block, per 16 weights.
+#[derive(Clone, Copy)]
+pub struct Scales {
+    d: [f32; 16],
+    m: [f32; 16],
+}
+
+/// A quantised type that can be unpacked in groups.
+pub trait Unpack: Block {
+    /// Whether scales belong to 16 weights rather than 32.
+    const HALVES: bool = false;
+    /// Whether weights have an offset.
+    const MINS: bool = false;
+    /// The largest integer. `maddubs` adds two products in 16 bits: those of large integers do not fit.
+    const LARGEST: u8;
+    /// Whether integers are too large for `maddubs` and go by sign and magnitude.
+    const SIGNED: bool = Self::LARGEST > 127;
+    /// What the groups of a block share.
+    type Shared: Copy;
+
+    /// Reads what the groups of the block at `p` share.
+    ///
+    /// # Safety
+    /// - The CPU has the features of this module, and `p` is a whole block.
+    unsafe fn shared(p: *const u8) -> Self::Shared;
+
+    /// Unpacks group `i` of the block at `p`.
+    ///
+    /// # Safety
+    /// As for `shared`.
+    unsafe fn unpack(p: *const u8, shared: &Self::Shared, i: usize) -> Group8;
+}
+
+#[inline(always)]
+unsafe fn f16(p: *const u8, at: usize) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bits = p.add(at).cast::<u16>().read_unaligned();
+        _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
+    }
+}
+
+#[inline(always)]
+unsafe fn load16(p: *const u8, at: usize) -> __m128i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm_loadu_si128(p.add(at).cast()) }
+}
+
+#[inline(always)]
+unsafe fn load32(p: *const u8, at: usize) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_loadu_si256(p.add(at).cast()) }
+}
+
+/// 16 bytes: low nibbles, then high nibbles.
+#[inline(always)]
+unsafe fn nibbles(p: *const u8, at: usize) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let qs = load16(p, at);
+        let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(qs), _mm_srli_epi16::<4>(qs));
+        _mm256_and_si256(both, _mm256_set1_epi8(15))
+    }
+}
+
+/// Bits `2j` and up of 32 bytes, as many as `mask` has.
+#[inline(always)]
+unsafe fn bits(z: __m256i, shift: usize, mask: i8) -> __m256i {
+    // SAFETY: register operations of features that the caller has.
+    unsafe {
+        let shifted = _mm256_srl_epi16(z, _mm_cvtsi32_si128(shift as i32));
+        _mm256_and_si256(shifted, _mm256_set1_epi8(mask))
+    }
+}
+
+/// 16 in the bytes whose bit of the dword at `p + at` is set, else zero.
+#[inline(always)]
+unsafe fn fifth_bits(p: *const u8, at: usize) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let dword = _mm256_set1_epi32(p.add(at).cast::<i32>().read_unaligned());
+        let byte = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+        let bit = _mm256_set1_epi64x(i64::from_le_bytes([1, 2, 4, 8, 16, 32, 64, 128]));
+        let set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(dword, byte), bit), bit);
+        _mm256_and_si256(set, _mm256_set1_epi8(16))
+    }
+}
+
+/// Codes to the signed values of a table that is raised by `bias`.
+#[inline(always)]
+unsafe fn look_up(table: &[u8; 16], codes: __m256i, bias: u8) -> __m256i {
+    // SAFETY: 16 bytes are there.
+    unsafe {
+        let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+        _mm256_sub_epi8(_mm256_shuffle_epi8(table, codes), _mm256_set1_epi8(bias as i8))
+    }
+}
+
+macro_rules! unpack_32 {
+    ($block:ident, largest: $largest:expr, |$p:ident| d: $d:expr, q: $qs:expr $(, m: $m:expr)?) => {
+        impl Unpack for $block {
+            $(const MINS: bool = { let _: usize = $m; true };)?
+            const LARGEST: u8 = $largest;
+            type Shared = ();
+
+            #[inline(always)]
+            unsafe fn shared(_: *const u8) {}
+
+            #[inline(always)]
+            unsafe fn unpack($p: *const u8, _: &(), _: usize) -> Group8 {
+                // SAFETY: all reads lie in the block; the features are the caller's promise.
+                unsafe {
+                    #[allow(unused_mut, unused_assignments)]
+                    let mut m = _mm256_setzero_ps();
+                    $(m = _mm256_set1_ps(f16($p, $m));)?
+                    Group8 { q: $qs, d: _mm256_set1_ps($d), m }
+                }
+            }
+        }
+    };
+}
+
+unpack_32!(BlockQ4_0, largest: 15, |p| d: f16(p, 0), q: nibbles(p, 2));
+unpack_32!(BlockQ4_1, largest: 15, |p| d: f16(p, 0), q: nibbles(p, 4), m: 2);
+unpack_32!(BlockQ5_0, largest: 31, |p| d: f16(p, 0), q: _mm256_or_si256(nibbles(p, 6), fifth_bits(p, 2)));
+unpack_32!(BlockQ5_1, largest: 31, |p| d: f16(p, 0), q: _mm256_or_si256(nibbles(p, 8), fifth_bits(p, 4)), m: 2);
+unpack_32!(BlockQ8_0, largest: 255, |p| d: f16(p, 0), q: load32(p, 2));
+unpack_32!(BlockIQ4_NL, largest: 255, |p| d: f16(p, 0), q: look_up(&IQ4_TABLE, nibbles(p, 2), 128));
+unpack_32!(BlockMXFP4, largest: 31, |p| d: mxfp4_scale(*p), q: look_up(&MXFP4_TABLE, nibbles(p, 1), 0));
+
+/// The types of 256 weights a block, `$scales` from the file's own reference: once a block, it is cheap enough.
+macro_rules! unpack_256 {
+    ($block:ident, largest: $largest:expr, halves: $halves:expr, mins: $mins:expr, q: |$p:ident, $i:ident| $q:expr) => {
+        impl Unpack for $block {
+            const HALVES: bool = $halves;
+            const MINS: bool = $mins;
+            const LARGEST: u8 = $largest;
+            type Shared = Scales;
+
+            #[inline(always)]
+            unsafe fn shared(p: *const u8) -> Scales {
+                // SAFETY: `p` is a whole block of alignment 1.
+                let block = unsafe { &*p.cast::<$block>() };
+                let mut scales = Scales { d: [0.0; 16], m: [0.0; 16] };
+                block.scales(&mut scales.d, &mut scales.m);
+                scales
+            }
+
+            #[inline(always)]
+            unsafe fn unpack($p: *const u8, shared: &Scales, $i: usize) -> Group8 {
+                // SAFETY: all reads lie in the block; the features are the caller's promise.
+                unsafe {
+                    let pair = |v: &[f32; 16]| {
+                        if $halves {
+                            _mm256_set_m128(_mm_set1_ps(v[2 * $i + 1]), _mm_set1_ps(v[2 * $i]))
+                        } else {
+                            _mm256_set1_ps(v[2 * $i])
+                        }
+                    };
+                    let m = if $mins { pair(&shared.m) } else { _mm256_setzero_ps() };
+                    Group8 { q: $q, d: pair(&shared.d), m }
+                }
+            }
+        }
+    };
+}
+
+unpack_256!(BlockQ4_K, largest: 15, halves: false, mins: true, q: |p, i| bits(load32(p, 16 + i / 2 * 32), i % 2 * 4, 15));
+unpack_256!(BlockQ5_K, largest: 31, halves: false, mins: true, q: |p, i| {
+    let low = bits(load32(p, 48 + i / 2 * 32), i % 2 * 4, 15);
+    _mm256_or_si256(low, _mm256_slli_epi16::<4>(bits(load32(p, 16), i, 1)))
+});
+unpack_256!(BlockQ6_K, largest: 63, halves: true, mins: false, q: |p, i| {
+    let low = bits(load32(p, i / 4 * 64 + i % 2 * 32), i % 4 / 2 * 4, 15);
+    _mm256_or_si256(low, _mm256_slli_epi16::<4>(bits(load32(p, 128 + i / 4 * 32), i % 4 * 2, 3)))
+});
+unpack_256!(BlockQ2_K, largest: 3, halves: true, mins: true, q: |p, i| bits(load32(p, 16 + i / 4 * 32), i % 4 * 2, 3));
+unpack_256!(BlockQ3_K, largest: 7, halves: true, mins: false, q: |p, i| {
+    let low = bits(load32(p, 32 + i / 4 * 32), i % 4 * 2, 3);
+    _mm256_or_si256(low, _mm256_slli_epi16::<2>(bits(load32(p, 0), i, 1)))
+});
+unpack_256!(BlockIQ4_XS, largest: 255, halves: false, mins: false, q: |p, i| look_up(&IQ4_TABLE, nibbles(p, 8 + 16 * i), 128));

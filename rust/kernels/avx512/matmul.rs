@@ -1,0 +1,486 @@
+//! Matrix products, AVX-512 VNNI.
+//!
+//! Two ways through a matrix, both from [`Unpack`]:
+//!
+//! - [`rows`], for one token or a few: rows are streamed in place, `R` at a time, each unpacked in registers and
+//!   multiplied with `T` tokens at once. Lanes hold different `k`; they are summed at the end of a row.
+//! - [`strip`], for a batch: 32 rows are unpacked into scratch that stays in the cache, transposed so that a
+//!   lane holds a row, and multiplied with all tokens, six at a time: 12 integer and 12 float sums in registers.
+//!
+//! The integer products: `dpbusd` multiplies unsigned weights with signed activations. Weights are raised
+//! by `BIAS`; the sum is corrected by starting the accumulator at `-BIAS * sum(a)`, which is exact and free.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::unpack::{Step, Unpack};
+use crate::kernels::activations::{Activations, STEP};
+use crate::kernels::matmul::{Matmul, STRIP};
+
+/// How far ahead of a row's reads to prefetch, in bytes. The hardware stops at each page; this does not.
+const PREFETCH: usize = 4096;
+
+/// `out[t][r] (+)= w[r] . x[t]` for the rows `rows` and all tokens of `job`.
+///
+/// # Safety
+/// - The CPU has the features of this module.
+/// - No other worker writes the same rows of `job.out`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c,avx2")]
+pub unsafe fn rows<U: Unpack>(job: &Matmul, rows: Range<usize>) {
+    let tokens = job.x.tokens();
+    let mut t = 0;
+    while t < tokens {
+        // SAFETY: the caller's promises.
+        unsafe {
+            match tokens - t {
+                1 => tokens_rows::<U, 4, 1>(job, rows.clone(), t),
+                2 => tokens_rows::<U, 2, 2>(job, rows.clone(), t),
+                3 => tokens_rows::<U, 2, 3>(job, rows.clone(), t),
+                _ => tokens_rows::<U, 2, 4>(job, rows.clone(), t),
+            }
+        }
+        t += 4;
+    }
+}
+
+/// Rows for the `T` tokens from `t`, `R` rows at a time.
+#[inline(always)]
+unsafe fn tokens_rows<U: Unpack, const R: usize, const T: usize>(job: &Matmul, rows: Range<usize>, t: usize) {
+    let row_bytes = job.w.row_bytes();
+    let w = job.w.bytes.as_ptr();
+    let end = rows.end;
+    let mut r = rows.start;
+    // SAFETY: rows and tokens are in range, and the caller has these rows to itself.
+    unsafe {
+        while r + R <= end {
+            let sums = dots::<U, R, T>(w.add(r * row_bytes), row_bytes, job.x, t);
+            for (i, sums) in sums.iter().enumerate() {
+                for (j, sum) in sums.iter().enumerate() {
+                    job.write(t + j, r + i, *sum);
+                }
+            }
+            r += R;
+        }
+        while r < end {
+            let [sums] = dots::<U, 1, T>(w.add(r * row_bytes), row_bytes, job.x, t);
+            for (j, sum) in sums.iter().enumerate() {
+                job.write(t + j, r, *sum);
+            }
+            r += 1;
+        }
+    }
+}
+
+/// The products of the `R` rows at `w` with the `T` tokens from `t`.
+#[inline(always)]
+unsafe fn dots<U: Unpack, const R: usize, const T: usize>(
+    w: *const u8,
+    row_bytes: usize,
+    x: &Activations,
+    t: usize,
+) -> [[f32; T]; R] {
+    let qs: [*const i8; T] = std::array::from_fn(|j| x.qs(t + j).as_ptr());
+    let d: [*const f32; T] = std::array::from_fn(|j| x.d(t + j).as_ptr());
+    // SAFETY: `w` holds R rows, `x` padded rows; `step` covers the same k in all of them.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); T]; R];
+        let units = row_bytes / U::UNIT;
+        for u in 0..units {
+            let p: [*const u8; R] = std::array::from_fn(|i| w.add(i * row_bytes + u * U::UNIT));
+            for p in p {
+                for line in 0..U::UNIT.div_ceil(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(PREFETCH + 64 * line).cast());
+                }
+            }
+            let shared: [U::Shared; R] = std::array::from_fn(|i| U::shared::<false>(p[i], 0));
+            for s in 0..U::STEPS {
+                let step = |i: usize| U::step::<false>(p[i], 0, &shared[i], s);
+                add_step::<U, R, T>(&mut sums, step, qs, d, u * U::STEPS + s);
+            }
+        }
+        if U::STEPS == 1 && row_bytes % U::UNIT != 0 {
+            let left = row_bytes % U::UNIT;
+            let step = |i: usize| {
+                let p = w.add(i * row_bytes + units * U::UNIT);
+                let shared = U::shared::<true>(p, left);
+                U::step::<true>(p, left, &shared, 0)
+            };
+            add_step::<U, R, T>(&mut sums, step, qs, d, units);
+        }
+        sums.map(|row| row.map(|sum| _mm512_reduce_add_ps(sum)))
+    }
+}
+
+/// Adds the products of step `at` to `sums`.
+#[inline(always)]
+unsafe fn add_step<U: Unpack, const R: usize, const T: usize>(
+    sums: &mut [[__m512; T]; R],
+    step: impl Fn(usize) -> Step,
+    qs: [*const i8; T],
+    d: [*const f32; T],
+    at: usize,
+) {
+    // SAFETY: the rows of activations are padded to whole steps; register operations of features that the caller has.
+    unsafe {
+        let zero = _mm512_setzero_si512();
+        let lo: [__m512i; T] = std::array::from_fn(|j| _mm512_load_si512(qs[j].add(at * STEP).cast()));
+        let hi: [__m512i; T] = std::array::from_fn(|j| _mm512_load_si512(qs[j].add(at * STEP + 64).cast()));
+        let scale: [__m512; T] = std::array::from_fn(|j| {
+            let four = _mm512_castps128_ps512(_mm_loadu_ps(d[j].add(at * 4)));
+            _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), four)
+        });
+        // Sums over a lane's four activations: of first halves, of second halves.
+        let by = _mm512_set1_epi8(if U::MINS { 1 } else { U::BIAS as i8 });
+        let unbias = |a: __m512i, from: __m512i| {
+            // BIAS 128 does not fit a signed byte but is unsigned here, as it has to be.
+            _mm512_dpbusd_epi32(from, by, a)
+        };
+        let start: [(__m512i, __m512i); T] = std::array::from_fn(|j| {
+            if U::MINS {
+                (zero, zero)
+            } else if U::HALVES {
+                (_mm512_sub_epi32(zero, unbias(lo[j], zero)), _mm512_sub_epi32(zero, unbias(hi[j], zero)))
+            } else {
+                (_mm512_sub_epi32(zero, unbias(hi[j], unbias(lo[j], zero))), zero)
+            }
+        });
+        let sum: [(__m512, __m512); T] = std::array::from_fn(|j| {
+            let float = |i: __m512i| _mm512_mul_ps(_mm512_cvtepi32_ps(i), scale[j]);
+            if !U::MINS {
+                (_mm512_setzero_ps(), _mm512_setzero_ps())
+            } else if U::HALVES {
+                (float(unbias(lo[j], zero)), float(unbias(hi[j], zero)))
+            } else {
+                (float(unbias(hi[j], unbias(lo[j], zero))), _mm512_setzero_ps())
+            }
+        });
+        for i in 0..R {
+            let w = step(i);
+            for j in 0..T {
+                let acc = &mut sums[i][j];
+                let first = _mm512_dpbusd_epi32(start[j].0, w.lo, lo[j]);
+                if U::HALVES {
+                    let second = _mm512_dpbusd_epi32(start[j].1, w.hi, hi[j]);
+                    *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(first), _mm512_mul_ps(w.d, scale[j]), *acc);
+                    *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), _mm512_mul_ps(w.d_hi, scale[j]), *acc);
+                } else {
+                    let both = _mm512_dpbusd_epi32(first, w.hi, hi[j]);
+                    *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(both), _mm512_mul_ps(w.d, scale[j]), *acc);
+                }
+                if U::MINS {
+                    *acc = _mm512_fmadd_ps(w.m, sum[j].0, *acc);
+                    if U::HALVES {
+                        *acc = _mm512_fmadd_ps(w.m_hi, sum[j].1, *acc);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Steps of a strip that are unpacked at a time: 512 weights a row, 16 KiB and scales.
+const BLOCK_STEPS: usize = 4;
+/// Tokens of a tile.
+const TILE: usize = 6;
+
+/// Scratch of a worker: a block of a strip, unpacked.
+#[repr(C, align(64))]
+struct Scratch {
+    /// A row-major copy of one step of 16 rows, before it is transposed.
+    staged: [[u8; STEP]; 16],
+    staged_scales: [[[f32; 4]; 16]; 4], // d, d_hi, m, m_hi of each row
+    /// `[step][dword of lo, then of hi][row]`: four weights of each row.
+    q: [[[i32; STRIP]; 32]; BLOCK_STEPS],
+    /// `[step][group][row]`, or with halves `[step][group][half][row]`.
+    d: [[[f32; STRIP]; 8]; BLOCK_STEPS],
+    m: [[[f32; STRIP]; 8]; BLOCK_STEPS],
+}
+
+thread_local! {
+    static SCRATCH: std::cell::UnsafeCell<Option<Box<Scratch>>> = const { std::cell::UnsafeCell::new(None) };
+}
+
+/// `out[t][r] (+)= w[r] . x[t]` for the up to `STRIP` rows `rows` and the tokens `tokens` of `job`.
+///
+/// # Safety
+/// - The CPU has the features of this module.
+/// - No other worker writes the same rows and tokens of `job.out`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c,avx2")]
+pub unsafe fn strip<U: Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+    SCRATCH.with(|cell| {
+        // SAFETY: this thread's own, and `strip` does not call itself.
+        let scratch = unsafe { &mut *cell.get() };
+        let scratch = scratch.get_or_insert_with(|| {
+            // SAFETY: all zeros is a value of every field.
+            unsafe { Box::<Scratch>::new_zeroed().assume_init() }
+        });
+        // SAFETY: the caller's promises.
+        unsafe { strip_in::<U>(scratch, job, rows, tokens) }
+    });
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c,avx2")]
+unsafe fn strip_in<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+    let steps = job.x.n().div_ceil(STEP);
+    let mut first = 0;
+    while first < steps {
+        let n = BLOCK_STEPS.min(steps - first);
+        // SAFETY: the caller's promises.
+        unsafe {
+            for panel in 0..STRIP / 16 {
+                unpack_panel::<U>(scratch, job, rows.clone(), panel, first, n);
+            }
+            let accumulate = job.accumulate || first > 0;
+            let mut t = tokens.start;
+            while t < tokens.end {
+                let tile = Tile { scratch, job, rows: rows.clone(), first, steps: n, accumulate };
+                match tokens.end - t {
+                    1 => tile.run::<U, 1>(t),
+                    2 => tile.run::<U, 2>(t),
+                    3 => tile.run::<U, 3>(t),
+                    4 => tile.run::<U, 4>(t),
+                    5 => tile.run::<U, 5>(t),
+                    _ => tile.run::<U, TILE>(t),
+                }
+                t += TILE;
+            }
+        }
+        first += n;
+    }
+}
+
+/// Unpacks the steps `first .. first + n` of rows `16 * panel ..` of the strip.
+#[inline(always)]
+unsafe fn unpack_panel<U: Unpack>(
+    scratch: &mut Scratch,
+    job: &Matmul,
+    rows: Range<usize>,
+    panel: usize,
+    first: usize,
+    n: usize,
+) {
+    let row_bytes = job.w.row_bytes();
+    let w = job.w.bytes.as_ptr();
+    // SAFETY: rows past the end of the strip repeat its last one, steps lie in a row; scratch has room for
+    // BLOCK_STEPS steps; register operations of features that the caller has.
+    unsafe {
+        let raise = _mm512_set1_epi8(if U::MINS { 0 } else { 128u8.wrapping_sub(U::BIAS) as i8 });
+        for s in 0..n {
+            let (unit, s_in_unit) = ((first + s) / U::STEPS, (first + s) % U::STEPS);
+            for i in 0..16 {
+                let row = (rows.start + 16 * panel + i).min(rows.end - 1);
+                let p = w.add(row * row_bytes + unit * U::UNIT);
+                let left = row_bytes - unit * U::UNIT;
+                let step = if left >= U::UNIT {
+                    let shared = U::shared::<false>(p, left);
+                    U::step::<false>(p, left, &shared, s_in_unit)
+                } else {
+                    let shared = U::shared::<true>(p, left);
+                    U::step::<true>(p, left, &shared, s_in_unit)
+                };
+                let staged = scratch.staged[i].as_mut_ptr();
+                _mm512_store_si512(staged.cast(), _mm512_add_epi8(step.lo, raise));
+                _mm512_store_si512(staged.add(64).cast(), _mm512_add_epi8(step.hi, raise));
+                let four = |v: __m512| {
+                    let each = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+                    _mm512_castps512_ps128(_mm512_permutexvar_ps(each, v))
+                };
+                let mut stage = |which: usize, v: __m512| {
+                    _mm_storeu_ps(scratch.staged_scales[which][i].as_mut_ptr(), four(v));
+                };
+                stage(0, step.d);
+                if U::HALVES {
+                    stage(1, step.d_hi);
+                }
+                if U::MINS {
+                    stage(2, step.m);
+                    if U::HALVES {
+                        stage(3, step.m_hi);
+                    }
+                }
+            }
+            for quad in 0..8 {
+                let columns = transpose(scratch.staged.as_ptr().cast::<u8>().add(16 * quad), STEP);
+                for (j, column) in columns.iter().enumerate() {
+                    let to = scratch.q[s][4 * quad + j].as_mut_ptr().add(16 * panel);
+                    _mm512_store_si512(to.cast(), *column);
+                }
+            }
+            let scales = |which: usize, to: &mut [[f32; STRIP]; 8], half: usize| {
+                let columns = transpose(scratch.staged_scales[which].as_ptr().cast(), 16);
+                for (g, column) in columns.iter().enumerate() {
+                    let at = if U::HALVES { 2 * g + half } else { g };
+                    _mm512_store_si512(to[at].as_mut_ptr().add(16 * panel).cast(), *column);
+                }
+            };
+            scales(0, &mut scratch.d[s], 0);
+            if U::HALVES {
+                scales(1, &mut scratch.d[s], 1);
+            }
+            if U::MINS {
+                scales(2, &mut scratch.m[s], 0);
+                if U::HALVES {
+                    scales(3, &mut scratch.m[s], 1);
+                }
+            }
+        }
+    }
+}
+
+/// Four dwords of each of 16 rows, `stride` bytes apart, as four columns of 16.
+#[inline(always)]
+unsafe fn transpose(p: *const u8, stride: usize) -> [__m512i; 4] {
+    // SAFETY: the caller has 16 rows of 16 bytes at `p`; register operations of features that it has.
+    unsafe {
+        let load = |i: usize| _mm_loadu_si128(p.add(i * stride).cast());
+        // Lane l of v[i] is row 4 * l + i.
+        let v: [__m512i; 4] = std::array::from_fn(|i| {
+            let v = _mm512_castsi128_si512(load(i));
+            let v = _mm512_inserti32x4::<1>(v, load(4 + i));
+            let v = _mm512_inserti32x4::<2>(v, load(8 + i));
+            _mm512_inserti32x4::<3>(v, load(12 + i))
+        });
+        let (ab_low, ab_high) = (_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+        let (cd_low, cd_high) = (_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+        [
+            _mm512_unpacklo_epi64(ab_low, cd_low),
+            _mm512_unpackhi_epi64(ab_low, cd_low),
+            _mm512_unpacklo_epi64(ab_high, cd_high),
+            _mm512_unpackhi_epi64(ab_high, cd_high),
+        ]
+    }
+}
+
+/// A block of a strip and where its products go.
+struct Tile<'a, 'j> {
+    scratch: &'a Scratch,
+    job: &'a Matmul<'j>,
+    rows: Range<usize>,
+    first: usize,
+    steps: usize,
+    accumulate: bool,
+}
+
+impl Tile<'_, '_> {
+    /// 32 rows times the `T` tokens from `t`.
+    #[inline(always)]
+    unsafe fn run<U: Unpack, const T: usize>(&self, t: usize) {
+        let x = self.job.x;
+        let groups = self.first * 4;
+        let qs: [*const i8; T] = std::array::from_fn(|j| x.qs(t + j)[self.first * STEP..].as_ptr());
+        let d: [*const f32; T] = std::array::from_fn(|j| x.d(t + j)[groups..].as_ptr());
+        let bias: [*const i32; T] = std::array::from_fn(|j| {
+            if U::HALVES { x.bias16(t + j)[2 * groups..].as_ptr() } else { x.bias32(t + j)[groups..].as_ptr() }
+        });
+        let sum: [*const f32; T] = std::array::from_fn(|j| {
+            if U::HALVES { x.sum16(t + j)[2 * groups..].as_ptr() } else { x.sum32(t + j)[groups..].as_ptr() }
+        });
+        let halves = if U::HALVES { 2 } else { 1 };
+        // SAFETY: scratch holds `steps` steps, and the rows of activations reach as far; the caller has the
+        // rows of `out` to itself; register operations of features that the caller has.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); 2]; T];
+            for s in 0..self.steps {
+                for g in 0..4 {
+                    for half in 0..halves {
+                        let at = s * 4 + g;
+                        let mut acc = [[_mm512_setzero_si512(); 2]; T];
+                        if !U::MINS {
+                            for j in 0..T {
+                                acc[j] = [_mm512_set1_epi32(bias[j].add(at * halves + half).read()); 2];
+                            }
+                        }
+                        for quad in if U::HALVES { half..half + 1 } else { 0..2 } {
+                            for i in 0..4 {
+                                let dword = 16 * quad + 4 * g + i;
+                                let w = self.scratch.q[s][dword].as_ptr();
+                                let w = [_mm512_load_si512(w.cast()), _mm512_load_si512(w.add(16).cast())];
+                                for j in 0..T {
+                                    let a = qs[j].add(s * STEP + 4 * dword).cast::<i32>().read_unaligned();
+                                    let a = _mm512_set1_epi32(a);
+                                    acc[j][0] = _mm512_dpbusd_epi32(acc[j][0], w[0], a);
+                                    acc[j][1] = _mm512_dpbusd_epi32(acc[j][1], w[1], a);
+                                }
+                            }
+                        }
+                        let column = g * halves + half;
+                        let dw = self.scratch.d[s][column].as_ptr();
+                        let dw = [_mm512_load_ps(dw), _mm512_load_ps(dw.add(16))];
+                        for j in 0..T {
+                            let da = _mm512_set1_ps(d[j].add(at).read());
+                            for p in 0..2 {
+                                let scale = _mm512_mul_ps(dw[p], da);
+                                sums[j][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[j][p]), scale, sums[j][p]);
+                            }
+                        }
+                        if U::MINS {
+                            let m = self.scratch.m[s][column].as_ptr();
+                            let m = [_mm512_load_ps(m), _mm512_load_ps(m.add(16))];
+                            for j in 0..T {
+                                let sum = _mm512_set1_ps(sum[j].add(at * halves + half).read());
+                                sums[j][0] = _mm512_fmadd_ps(m[0], sum, sums[j][0]);
+                                sums[j][1] = _mm512_fmadd_ps(m[1], sum, sums[j][1]);
+                            }
+                        }
+                    }
+                }
+            }
+            for (j, sums) in sums.iter().enumerate() {
+                write(self.job, t + j, self.rows.clone(), *sums, self.accumulate);
+            }
+        }
+    }
+}
+
+/// Writes or adds the products of 32 rows with token `t`.
+#[inline(always)]
+unsafe fn write(job: &Matmul, t: usize, rows: Range<usize>, sums: [__m512; 2], accumulate: bool) {
+    let out = job.out.as_ptr(t * job.out_stride + rows.start);
+    for (p, sum) in sums.into_iter().enumerate() {
+        let n = rows.len().saturating_sub(16 * p).min(16);
+        let mask = ((1u32 << n) - 1) as u16;
+        let out = out.wrapping_add(16 * p);
+        // SAFETY: masked to the rows of the strip, which lie in `out` and are the caller's own.
+        unsafe {
+            let sum = if accumulate { _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, out)) } else { sum };
+            _mm512_mask_storeu_ps(out, mask, sum);
+        }
+    }
+}
+
+/// Quantises a row, see [`crate::kernels::activations::QuantizedRow`].
+///
+/// Within a step the first halves of the four groups come first, then the second halves: the order of [`Step`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c,avx2")]
+pub fn quantize(x: &[f32], row: crate::kernels::activations::QuantizedRow) {
+    let groups = x.len() / 32;
+    for g in 0..row.d.len() {
+        let at = g / 4 * STEP + g % 4 * 16;
+        let (lo, hi) = if g < groups {
+            let x = &x[32 * g..32 * g + 32];
+            // SAFETY: 32 floats are there.
+            unsafe { (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x[16..].as_ptr())) }
+        } else {
+            (_mm512_setzero_ps(), _mm512_setzero_ps())
+        };
+        let max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(lo), _mm512_abs_ps(hi)));
+        let d = max / 127.0;
+        let inverse = _mm512_set1_ps(if max > 0.0 { 127.0 / max } else { 0.0 });
+        let lo = _mm512_cvtps_epi32(_mm512_mul_ps(lo, inverse));
+        let hi = _mm512_cvtps_epi32(_mm512_mul_ps(hi, inverse));
+        let (first, second) = (_mm512_reduce_add_epi32(lo), _mm512_reduce_add_epi32(hi));
+        // SAFETY: both halves of the step lie in `qs`, which is padded to whole steps.
+        unsafe {
+            let qs = row.qs[at..at + 80].as_mut_ptr();
+            _mm_storeu_si128(qs.cast(), _mm512_cvtsepi32_epi8(lo));
+            _mm_storeu_si128(qs.add(64).cast(), _mm512_cvtsepi32_epi8(hi));
+        }
+        row.d[g] = d;
+        row.bias16[2 * g] = -128 * first;
+        row.bias16[2 * g + 1] = -128 * second;
+        row.bias32[g] = -128 * (first + second);
+        row.sum16[2 * g] = d * first as f32;
+        row.sum16[2 * g + 1] = d * second as f32;
+        row.sum32[g] = d * (first + second) as f32;
+    }
+}

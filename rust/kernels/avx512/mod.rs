@@ -1,0 +1,65 @@
+//! AVX-512 with VNNI and VBMI: Ice Lake, Zen 4 and later.
+
+mod matmul;
+mod unpack;
+
+use std::ops::Range;
+
+use super::Kernels;
+use super::activations::QuantizedRow;
+use super::matmul::Matmul;
+use super::ops::{self, float_kernels};
+use super::vector::Sixteen;
+use crate::quant::with_quantized;
+
+/// The set. Having one is the proof that the CPU can run it.
+pub struct Avx512(());
+
+impl Avx512 {
+    /// The set, if the CPU has what it needs.
+    pub fn get() -> Option<&'static Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx512vbmi")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(&Avx512(()))
+    }
+}
+
+impl Kernels for Avx512 {
+    fn name(&self) -> &'static str {
+        "avx512"
+    }
+
+    fn quantize(&self, x: &[f32], row: QuantizedRow) {
+        // SAFETY: `self` exists only where the CPU has the features.
+        unsafe { matmul::quantize(x, row) }
+    }
+
+    unsafe fn rows(&self, job: &Matmul, rows: Range<usize>) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx2")]
+        unsafe fn float(job: &Matmul, rows: Range<usize>) {
+            // SAFETY: the features are those of this function; the rest is the caller's promise.
+            unsafe { ops::float_rows::<Sixteen>(job, rows) }
+        }
+        // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
+        unsafe { with_quantized!(job.w.dtype, |B| matmul::rows::<B>(job, rows), float(job, rows)) }
+    }
+
+    unsafe fn strip(&self, job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx2")]
+        unsafe fn float(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+            // SAFETY: the features are those of this function; the rest is the caller's promise.
+            unsafe { ops::float_strip::<Sixteen>(job, rows, tokens) }
+        }
+        // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
+        unsafe { with_quantized!(job.w.dtype, |B| matmul::strip::<B>(job, rows, tokens), float(job, rows, tokens)) }
+    }
+
+    float_kernels!(Sixteen, "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx2");
+}

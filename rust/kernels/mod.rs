@@ -1,0 +1,99 @@
+//! The arithmetic: matmul, norm, rope, attention, activation.
+//!
+//! The integer kernels are written by hand for each instruction set, because tiles differ; each has a scalar
+//! twin that computes the same integers. The float operations have one body over a [`vector::Vector`]. Which
+//! set runs is decided once, by what the CPU has or by `LLAMA_RS_CPU=scalar|avx2|avx512`, and called
+//! through [`Kernels`] per strip of rows, never per block.
+
+pub mod activations;
+pub mod matmul;
+pub mod ops;
+mod scalar;
+mod vector;
+
+#[cfg(test)]
+mod tests;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use crate::error::{Error, Result};
+use activations::QuantizedRow;
+use matmul::Matmul;
+use ops::Attention;
+
+/// A set of kernels for one instruction set.
+///
+/// Only a set that the CPU can run can be had, from [`best`] or [`all`].
+pub trait Kernels: Sync {
+    /// `scalar`, `avx2` or `avx512`.
+    fn name(&self) -> &'static str;
+
+    /// Quantises a row of activations, whose length is a multiple of 32.
+    fn quantize(&self, x: &[f32], row: QuantizedRow);
+
+    /// `out[t][r] (+)= w[r] . x[t]` for the given rows and all tokens of `job`; for a few tokens.
+    ///
+    /// # Safety
+    /// - No other worker writes the same rows of `job.out` at the same time.
+    unsafe fn rows(&self, job: &Matmul, rows: Range<usize>);
+
+    /// The same for up to [`matmul::STRIP`] rows and the given tokens; for a batch.
+    ///
+    /// # Safety
+    /// - No other worker writes the same rows and tokens of `job.out` at the same time.
+    unsafe fn strip(&self, job: &Matmul, rows: Range<usize>, tokens: Range<usize>);
+
+    /// `out[i] = x[i] / sqrt(mean(x^2) + eps) * w[i]` (RMSNorm, Zhang and Sennrich 2019); `w` is F32 as it lies in the file.
+    fn rms_norm(&self, out: &mut [f32], x: &[f32], w: &[u8], eps: f32);
+
+    /// `out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]` (SwiGLU, Shazeer 2020).
+    fn swiglu(&self, out: &mut [f32], gate: &[f32], up: &[f32]);
+
+    /// Rotates neighbours: the pair `(x[2i], x[2i + 1])` by the angle of `turns[i] = [cos, sin]` (RoPE, Su et al. 2021).
+    fn rope(&self, x: &mut [f32], turns: &[[f32; 2]]);
+
+    /// Rounds to f16, to nearest even.
+    fn to_f16(&self, out: &mut [u16], x: &[f32]);
+
+    /// Attention of one key-value head for some tokens, see [`ops::Attention`].
+    ///
+    /// # Safety
+    /// - No other worker writes the same parts of `job.out` at the same time.
+    unsafe fn attention(&self, job: &Attention, kv_head: usize, tokens: Range<usize>);
+}
+
+/// The kernel sets that this CPU can run, slowest first.
+pub fn all() -> Vec<&'static dyn Kernels> {
+    let mut sets: Vec<&'static dyn Kernels> = vec![&scalar::Scalar];
+    #[cfg(target_arch = "x86_64")]
+    {
+        sets.extend(avx2::Avx2::get().map(|k| k as &dyn Kernels));
+        sets.extend(avx512::Avx512::get().map(|k| k as &dyn Kernels));
+    }
+    sets
+}
+
+/// The fastest set, or the one that `LLAMA_RS_CPU` names.
+///
+/// # Errors
+/// [`Error::Argument`] if the environment names one that does not exist or that the CPU cannot run.
+pub fn best() -> Result<&'static dyn Kernels> {
+    static BEST: OnceLock<std::result::Result<&'static dyn Kernels, String>> = OnceLock::new();
+    let chosen = BEST.get_or_init(|| {
+        let sets = all();
+        match std::env::var("LLAMA_RS_CPU") {
+            Ok(name) if !name.is_empty() => sets.iter().copied().find(|k| k.name() == name).ok_or_else(|| {
+                let names: Vec<_> = sets.iter().map(|k| k.name()).collect();
+                format!("LLAMA_RS_CPU={name}: this machine can run {}", names.join(", "))
+            }),
+            _ => Ok(*sets.last().expect("scalar is always there")),
+        }
+    });
+    chosen.clone().map_err(Error::Argument)
+}

@@ -1,0 +1,556 @@
+//! The float operations: one body each, over a [`Vector`].
+//!
+//! `#[inline(always)]` and without `#[target_feature]`: the kernel sets call them from functions that have
+//! the features (see [`float_kernels`]).
+
+use std::ops::Range;
+
+use super::matmul::{Matmul, STRIP};
+use super::vector::{Vector, exp};
+use crate::quant::DType;
+use crate::threads::Disjoint;
+
+/// `out[i] = x[i] / sqrt(mean(x^2) + eps) * w[i]`, `w` F32 as it lies in the file.
+#[inline(always)]
+pub unsafe fn rms_norm<V: Vector>(out: &mut [f32], x: &[f32], w: &[u8], eps: f32) {
+    let n = out.len();
+    let w = w.as_chunks::<4>().0;
+    assert!(x.len() == n && w.len() == n);
+    let whole = n - n % V::LANES;
+    // SAFETY: `i + LANES <= whole <= n`; the features are the caller's promise.
+    unsafe {
+        let mut squares = [V::splat(0.0); 4]; // four chains: an addition takes four cycles
+        for i in (0..whole).step_by(V::LANES) {
+            let v = V::load(x.as_ptr().add(i));
+            let chain = &mut squares[i / V::LANES % 4];
+            *chain = v.mul_add(v, *chain);
+        }
+        let mut sum = squares[0].add(squares[1]).add(squares[2].add(squares[3])).sum();
+        for x in &x[whole..] {
+            sum += x * x;
+        }
+        let scale = 1.0 / (sum / n as f32 + eps).sqrt();
+        for i in (0..whole).step_by(V::LANES) {
+            let v = V::load(x.as_ptr().add(i)).mul(V::splat(scale));
+            v.mul(V::load(w.as_ptr().add(i).cast())).store(out.as_mut_ptr().add(i));
+        }
+        for i in whole..n {
+            out[i] = x[i] * scale * f32::from_le_bytes(w[i]);
+        }
+    }
+}
+
+/// Rotates neighbours: the pair `(x[2i], x[2i + 1])` by the angle of `turns[i] = [cos, sin]`.
+#[inline(always)]
+pub fn rope(x: &mut [f32], turns: &[[f32; 2]]) {
+    for ([a, b], [cos, sin]) in x.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+    }
+}
+
+/// `out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]`
+#[inline(always)]
+pub unsafe fn swiglu<V: Vector>(out: &mut [f32], gate: &[f32], up: &[f32]) {
+    let n = out.len();
+    assert!(gate.len() == n && up.len() == n);
+    let whole = n - n % V::LANES;
+    // SAFETY: `i + LANES <= whole <= n`; the features are the caller's promise.
+    unsafe {
+        for i in (0..whole).step_by(V::LANES) {
+            let g = V::load(gate.as_ptr().add(i));
+            let u = V::load(up.as_ptr().add(i));
+            let e = exp(V::splat(0.0).sub(g));
+            g.mul(u).div(V::splat(1.0).add(e)).store(out.as_mut_ptr().add(i));
+        }
+    }
+    for i in whole..n {
+        out[i] = gate[i] * up[i] / (1.0 + (-gate[i]).exp());
+    }
+}
+
+/// Rounds to f16.
+#[inline(always)]
+pub unsafe fn to_f16<V: Vector>(out: &mut [u16], x: &[f32]) {
+    let n = out.len();
+    assert!(x.len() == n);
+    let whole = n - n % V::LANES;
+    // SAFETY: `i + LANES <= whole <= n`; the features are the caller's promise.
+    unsafe {
+        for i in (0..whole).step_by(V::LANES) {
+            V::load(x.as_ptr().add(i)).store_f16(out.as_mut_ptr().add(i));
+        }
+    }
+    for i in whole..n {
+        out[i] = half::f16::from_f32(x[i]).to_bits();
+    }
+}
+
+/// Rows of a float matrix, times the tokens of `job`; see [`super::Kernels::rows`].
+#[inline(always)]
+pub unsafe fn float_rows<V: Vector>(job: &Matmul, rows: Range<usize>) {
+    // SAFETY (the closures): they read LANES numbers where the caller has them.
+    match job.w.dtype {
+        DType::F32 => unsafe { float_rows_of::<V, 4>(job, rows, |p| V::load(p.cast())) },
+        DType::F16 => unsafe { float_rows_of::<V, 2>(job, rows, |p| V::load_f16(p.cast())) },
+        DType::BF16 => unsafe { float_rows_of::<V, 2>(job, rows, |p| V::load_bf16(p.cast())) },
+        other => unreachable!("{other} is not a float type"),
+    }
+}
+
+#[inline(always)]
+unsafe fn float_rows_of<V: Vector, const BYTES: usize>(
+    job: &Matmul,
+    rows: Range<usize>,
+    load: impl Fn(*const u8) -> V + Copy,
+) {
+    const PREFETCH: usize = 4096;
+    let n = job.x.n();
+    let whole = n - n % V::LANES;
+    for r in rows {
+        let w = job.w.row(r);
+        for t in 0..job.x.tokens() {
+            let x = job.x.x(t);
+            // SAFETY: `i + LANES <= whole <= n`, and both rows hold n numbers; this row of `out` is the caller's.
+            unsafe {
+                let mut sums = [V::splat(0.0); 4];
+                let mut i = 0;
+                while i + 4 * V::LANES <= whole {
+                    #[cfg(target_arch = "x86_64")]
+                    std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
+                        w.as_ptr().wrapping_add(i * BYTES + PREFETCH).cast(),
+                    );
+                    for (c, sum) in sums.iter_mut().enumerate() {
+                        let at = i + c * V::LANES;
+                        *sum = load(w.as_ptr().add(at * BYTES)).mul_add(V::load(x.as_ptr().add(at)), *sum);
+                    }
+                    i += 4 * V::LANES;
+                }
+                while i < whole {
+                    sums[0] = load(w.as_ptr().add(i * BYTES)).mul_add(V::load(x.as_ptr().add(i)), sums[0]);
+                    i += V::LANES;
+                }
+                let mut sum = sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum();
+                for i in whole..n {
+                    sum += number(job.w.dtype, w, i) * x[i];
+                }
+                job.write(t, r, sum);
+            }
+        }
+    }
+}
+
+/// Number `i` of a row of floats.
+fn number(dtype: DType, row: &[u8], i: usize) -> f32 {
+    let mut out = [0.0];
+    let size = dtype.block_bytes();
+    crate::quant::dequantize(dtype, &row[i * size..(i + 1) * size], &mut out);
+    out[0]
+}
+
+/// `k` of a strip that are unpacked at a time: 32 KiB.
+const FLOAT_BLOCK: usize = 256;
+
+/// A strip of a float matrix, times some tokens; see [`super::Kernels::strip`].
+#[inline(always)]
+pub unsafe fn float_strip<V: Vector>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+    let n = job.x.n();
+    let mut columns = [0.0f32; FLOAT_BLOCK * STRIP]; // [k][row]
+    let mut products = [0.0f32; 8 * STRIP]; // [token][row]
+    let mut row = [0.0f32; FLOAT_BLOCK];
+    let size = job.w.dtype.block_bytes();
+    for first in (0..n).step_by(FLOAT_BLOCK) {
+        let k = FLOAT_BLOCK.min(n - first);
+        for (i, r) in rows.clone().enumerate() {
+            crate::quant::dequantize(job.w.dtype, &job.w.row(r)[first * size..(first + k) * size], &mut row[..k]);
+            for (j, x) in row[..k].iter().enumerate() {
+                columns[j * STRIP + i] = *x;
+            }
+        }
+        for t in tokens.clone().step_by(8) {
+            let m = 8.min(tokens.end - t);
+            let accumulate = job.accumulate || first > 0;
+            // SAFETY: the products of these rows and tokens are the caller's own, shapes as given.
+            unsafe {
+                let x = job.x.x(t)[first..].as_ptr();
+                gemm::<V>(products.as_mut_ptr(), STRIP, x, n, columns.as_ptr(), STRIP, (m, STRIP, k), false);
+                for j in 0..m {
+                    let start = (t + j) * job.out_stride;
+                    let out = job.out.slice(start + rows.start..start + rows.end);
+                    for (out, product) in out.iter_mut().zip(&products[j * STRIP..]) {
+                        *out = if accumulate { *out + product } else { *product };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `c (+)= a b` with `(m, n, k)`: `a` is m x k, `b` is k x n and n a multiple of 16, all row-major with a stride.
+#[allow(clippy::too_many_arguments)] // BLAS has them, too
+#[inline(always)]
+unsafe fn gemm<V: Vector>(
+    c: *mut f32,
+    c_stride: usize,
+    a: *const f32,
+    a_stride: usize,
+    b: *const f32,
+    b_stride: usize,
+    (m, n, k): (usize, usize, usize),
+    accumulate: bool,
+) {
+    // A tile of 6 rows and up to 4 registers (2 where there are only 16): sums, one of b, one of a.
+    let wide = if V::LANES == 16 { 4 } else { 2 };
+    let mut j = 0;
+    while j < n {
+        let vectors = if j + wide * V::LANES <= n { wide } else { 1 };
+        let mut i = 0;
+        while i < m {
+            let rows = (m - i).min(6);
+            // SAFETY: the tile lies within the matrices that the caller has.
+            unsafe {
+                let (c, a, b) = (c.add(i * c_stride + j), a.add(i * a_stride), b.add(j));
+                macro_rules! tile {
+                    ($rows:literal) => {
+                        match vectors {
+                            4 => gemm_tile::<V, $rows, 4>(c, c_stride, a, a_stride, b, b_stride, k, accumulate),
+                            2 => gemm_tile::<V, $rows, 2>(c, c_stride, a, a_stride, b, b_stride, k, accumulate),
+                            _ => gemm_tile::<V, $rows, 1>(c, c_stride, a, a_stride, b, b_stride, k, accumulate),
+                        }
+                    };
+                }
+                match rows {
+                    1 => tile!(1),
+                    2 => tile!(2),
+                    3 => tile!(3),
+                    4 => tile!(4),
+                    5 => tile!(5),
+                    _ => tile!(6),
+                }
+            }
+            i += rows;
+        }
+        j += vectors * V::LANES;
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+unsafe fn gemm_tile<V: Vector, const R: usize, const N: usize>(
+    c: *mut f32,
+    c_stride: usize,
+    a: *const f32,
+    a_stride: usize,
+    b: *const f32,
+    b_stride: usize,
+    k: usize,
+    accumulate: bool,
+) {
+    // SAFETY: the caller has R rows and N registers of columns.
+    unsafe {
+        let mut sums = [[V::splat(0.0); N]; R];
+        if accumulate {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    *sum = V::load(c.add(i * c_stride + j * V::LANES));
+                }
+            }
+        }
+        for k in 0..k {
+            let b: [V; N] = std::array::from_fn(|j| V::load(b.add(k * b_stride + j * V::LANES)));
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let a = V::splat(*a.add(i * a_stride + k));
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = a.mul_add(b, *sum);
+                }
+            }
+        }
+        for (i, sums) in sums.into_iter().enumerate() {
+            for (j, sum) in sums.into_iter().enumerate() {
+                sum.store(c.add(i * c_stride + j * V::LANES));
+            }
+        }
+    }
+}
+
+/// Causal attention of a batch of tokens over one layer's cache.
+///
+/// `out = softmax(q k^T / sqrt(head_dim)) v` for each query head; `n_heads / n_kv_heads` query heads share a
+/// key-value head. Token `t` sees the positions `0 ..= start + t`.
+pub struct Attention<'a> {
+    /// Queries, rotated.
+    pub q: &'a [f32], // (tokens, n_heads * head_dim)
+    /// Keys of the layer, f16, rotated.
+    pub k: &'a [u16], // (n_kv_heads, capacity, head_dim)
+    /// Values of the layer, f16.
+    pub v: &'a [u16], // (n_kv_heads, capacity, head_dim)
+    /// Results.
+    pub out: Disjoint<'a, f32>, // (tokens, n_heads * head_dim)
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key-value heads.
+    pub n_kv_heads: usize,
+    /// Numbers of a head.
+    pub head_dim: usize,
+    /// Positions that the cache has room for.
+    pub capacity: usize,
+    /// Position of the first token.
+    pub start: usize,
+}
+
+/// Positions that are looked at together.
+const KEYS: usize = 64;
+/// Queries (tokens times heads of a group) that share unpacked keys and values.
+const QUERIES: usize = 96;
+/// From this many queries on, unpacking keys and values pays.
+const TILE_QUERIES: usize = 6;
+
+/// How many tokens to give to one call, so that it has about `QUERIES` queries.
+pub fn attention_tokens(n_heads: usize, n_kv_heads: usize) -> usize {
+    (QUERIES / (n_heads / n_kv_heads)).max(1)
+}
+
+/// Attention of one key-value head for some tokens: online softmax (Milakov and Gimelshein 2018; Dao et al. 2022)
+/// over blocks of keys.
+#[inline(always)]
+pub unsafe fn attention<V: Vector>(job: &Attention, kv_head: usize, tokens: Range<usize>) {
+    let group = job.n_heads / job.n_kv_heads;
+    let hd = job.head_dim;
+    let wide = hd.next_multiple_of(16); // registers are whole in scratch
+    let queries = tokens.len() * group;
+    let head = |cache: &'_ [u16]| -> *const u16 { cache[kv_head * job.capacity * hd..][..job.capacity * hd].as_ptr() };
+    let (keys, values) = (head(job.k), head(job.v));
+    let scale = 1.0 / (hd as f32).sqrt();
+    let q_at = |i: usize| ((tokens.start + i / group) * job.n_heads + kv_head * group + i % group) * hd;
+
+    let mut scratch = vec![0.0f32; 2 * queries * wide + queries * KEYS + 2 * queries + 2 * KEYS * wide];
+    let (q, rest) = scratch.split_at_mut(queries * wide); // [query][dim], scaled
+    let (acc, rest) = rest.split_at_mut(queries * wide); // [query][dim]
+    let (scores, rest) = rest.split_at_mut(queries * KEYS); // [query][key]
+    let (largest, rest) = rest.split_at_mut(queries);
+    let (total, rest) = rest.split_at_mut(queries);
+    let (kt, vf) = rest.split_at_mut(KEYS * wide); // [dim][key], [key][dim]
+    for i in 0..queries {
+        for (to, from) in q[i * wide..].iter_mut().zip(&job.q[q_at(i)..][..hd]) {
+            *to = from * scale;
+        }
+    }
+    largest.fill(f32::NEG_INFINITY);
+
+    let end = job.start + tokens.end; // one past the last position that any of the tokens sees
+    assert!(end <= job.capacity);
+    for first in (0..end).step_by(KEYS) {
+        let n = KEYS.min(end - first);
+        // SAFETY: positions first .. first + n lie in the cache, the scratch has the shapes given above, and the
+        // features are the caller's promise.
+        unsafe {
+            let (keys, values) = (keys.add(first * hd), values.add(first * hd));
+            if queries >= TILE_QUERIES {
+                unpack_keys::<V>(kt, keys, n, hd);
+                unpack_rows::<V>(vf, values, n, hd, wide);
+                let (s, q) = (scores.as_mut_ptr(), q.as_ptr());
+                gemm::<V>(s, KEYS, q, wide, kt.as_ptr(), KEYS, (queries, KEYS, hd), false);
+            } else {
+                for key in 0..n {
+                    for i in 0..queries {
+                        scores[i * KEYS + key] = dot_f16::<V>(&q[i * wide..], keys.add(key * hd), hd);
+                    }
+                }
+            }
+            for i in 0..queries {
+                // Causal: this query sees positions up to its own.
+                let seen = (job.start + tokens.start + i / group + 1).saturating_sub(first).min(n);
+                let scores = &mut scores[i * KEYS..(i + 1) * KEYS];
+                scores[seen..].fill(f32::NEG_INFINITY);
+                if seen > 0 {
+                    let acc = &mut acc[i * wide..(i + 1) * wide];
+                    soften::<V>(scores, &mut largest[i], &mut total[i], acc);
+                }
+                scores[seen..].fill(0.0);
+            }
+            if queries >= TILE_QUERIES {
+                let (acc, scores) = (acc.as_mut_ptr(), scores.as_ptr());
+                gemm::<V>(acc, wide, scores, KEYS, vf.as_ptr(), wide, (queries, wide, n), true);
+            } else {
+                for i in 0..queries {
+                    for key in 0..n {
+                        let acc = &mut acc[i * wide..(i + 1) * wide];
+                        add_f16::<V>(acc, scores[i * KEYS + key], values.add(key * hd), hd);
+                    }
+                }
+            }
+        }
+    }
+    for i in 0..queries {
+        // SAFETY: this head of this token is the caller's own.
+        let out = unsafe { job.out.slice(q_at(i)..q_at(i) + hd) };
+        for (out, acc) in out.iter_mut().zip(&acc[i * wide..]) {
+            *out = acc / total[i];
+        }
+    }
+}
+
+/// One step of the online softmax: turns a block of scores into weights relative to the largest score so far, and
+/// scales what was summed before to it.
+#[inline(always)]
+unsafe fn soften<V: Vector>(scores: &mut [f32], largest: &mut f32, total: &mut f32, acc: &mut [f32]) {
+    // SAFETY: KEYS and the padded head are whole registers; the features are the caller's promise.
+    unsafe {
+        let mut max = V::splat(*largest);
+        for s in scores.chunks_exact(V::LANES) {
+            max = max.max(V::load(s.as_ptr()));
+        }
+        let now = max.largest();
+        let shrink = V::splat((*largest - now).exp());
+        let mut sum = V::splat(0.0);
+        for s in scores.chunks_exact_mut(V::LANES) {
+            let p = exp(V::load(s.as_ptr()).sub(V::splat(now)));
+            p.store(s.as_mut_ptr());
+            sum = sum.add(p);
+        }
+        for a in acc.chunks_exact_mut(V::LANES) {
+            V::load(a.as_ptr()).mul(shrink).store(a.as_mut_ptr());
+        }
+        *total = *total * (*largest - now).exp() + sum.sum();
+        *largest = now;
+    }
+}
+
+/// f16 keys to floats, transposed: `[dim][key]`.
+#[inline(always)]
+unsafe fn unpack_keys<V: Vector>(out: &mut [f32], keys: *const u16, n: usize, hd: usize) {
+    let mut row = [0.0f32; 16];
+    for key in 0..n {
+        for dim in (0..hd).step_by(V::LANES) {
+            if dim + V::LANES <= hd {
+                // SAFETY: in the row; 16 is the largest LANES.
+                unsafe { V::load_f16(keys.add(key * hd + dim)).store(row.as_mut_ptr()) };
+            } else {
+                for (i, x) in row[..hd - dim].iter_mut().enumerate() {
+                    // SAFETY: in the row.
+                    *x = half::f16::from_bits(unsafe { *keys.add(key * hd + dim + i) }).to_f32();
+                }
+            }
+            for (i, x) in row[..V::LANES.min(hd - dim)].iter().enumerate() {
+                out[(dim + i) * KEYS + key] = *x;
+            }
+        }
+    }
+}
+
+/// f16 rows of `hd` to rows of `wide` floats.
+#[inline(always)]
+unsafe fn unpack_rows<V: Vector>(out: &mut [f32], rows: *const u16, n: usize, hd: usize, wide: usize) {
+    let whole = hd - hd % V::LANES;
+    for i in 0..n {
+        let out = &mut out[i * wide..(i + 1) * wide];
+        // SAFETY: in the row.
+        unsafe {
+            let row = rows.add(i * hd);
+            for dim in (0..whole).step_by(V::LANES) {
+                V::load_f16(row.add(dim)).store(out[dim..].as_mut_ptr());
+            }
+            for dim in whole..hd {
+                out[dim] = half::f16::from_bits(*row.add(dim)).to_f32();
+            }
+        }
+    }
+}
+
+/// Product of floats with f16.
+#[inline(always)]
+unsafe fn dot_f16<V: Vector>(x: &[f32], y: *const u16, n: usize) -> f32 {
+    let whole = n - n % V::LANES;
+    // SAFETY: n numbers are at both.
+    unsafe {
+        let mut sums = [V::splat(0.0); 2];
+        for i in (0..whole).step_by(V::LANES) {
+            let chain = &mut sums[i / V::LANES % 2];
+            *chain = V::load_f16(y.add(i)).mul_add(V::load(x[i..].as_ptr()), *chain);
+        }
+        let mut sum = sums[0].add(sums[1]).sum();
+        for i in whole..n {
+            sum += x[i] * half::f16::from_bits(*y.add(i)).to_f32();
+        }
+        sum
+    }
+}
+
+/// `acc += p * y`
+#[inline(always)]
+unsafe fn add_f16<V: Vector>(acc: &mut [f32], p: f32, y: *const u16, n: usize) {
+    let whole = n - n % V::LANES;
+    // SAFETY: n numbers are at both.
+    unsafe {
+        for i in (0..whole).step_by(V::LANES) {
+            let sum = V::load_f16(y.add(i)).mul_add(V::splat(p), V::load(acc[i..].as_ptr()));
+            sum.store(acc[i..].as_mut_ptr());
+        }
+        for i in whole..n {
+            acc[i] += p * half::f16::from_bits(*y.add(i)).to_f32();
+        }
+    }
+}
+
+/// Implements the float part of [`super::Kernels`] for a set, over a register type and its features.
+macro_rules! float_kernels {
+    ($vector:ty $(, $features:literal)?) => {
+        fn rms_norm(&self, out: &mut [f32], x: &[f32], w: &[u8], eps: f32) {
+            $(#[target_feature(enable = $features)])?
+            fn run(out: &mut [f32], x: &[f32], w: &[u8], eps: f32) {
+                // SAFETY: the features are those of this function.
+                unsafe { crate::kernels::ops::rms_norm::<$vector>(out, x, w, eps) }
+            }
+            // SAFETY: `self` exists only where the CPU has the features.
+            #[allow(unused_unsafe)]
+            unsafe { run(out, x, w, eps) }
+        }
+
+        fn swiglu(&self, out: &mut [f32], gate: &[f32], up: &[f32]) {
+            $(#[target_feature(enable = $features)])?
+            fn run(out: &mut [f32], gate: &[f32], up: &[f32]) {
+                // SAFETY: the features are those of this function.
+                unsafe { crate::kernels::ops::swiglu::<$vector>(out, gate, up) }
+            }
+            // SAFETY: `self` exists only where the CPU has the features.
+            #[allow(unused_unsafe)]
+            unsafe { run(out, gate, up) }
+        }
+
+        fn rope(&self, x: &mut [f32], turns: &[[f32; 2]]) {
+            $(#[target_feature(enable = $features)])?
+            fn run(x: &mut [f32], turns: &[[f32; 2]]) {
+                crate::kernels::ops::rope(x, turns);
+            }
+            // SAFETY: `self` exists only where the CPU has the features.
+            #[allow(unused_unsafe)]
+            unsafe { run(x, turns) }
+        }
+
+        fn to_f16(&self, out: &mut [u16], x: &[f32]) {
+            $(#[target_feature(enable = $features)])?
+            fn run(out: &mut [u16], x: &[f32]) {
+                // SAFETY: the features are those of this function.
+                unsafe { crate::kernels::ops::to_f16::<$vector>(out, x) }
+            }
+            // SAFETY: `self` exists only where the CPU has the features.
+            #[allow(unused_unsafe)]
+            unsafe { run(out, x) }
+        }
+
+        unsafe fn attention(
+            &self,
+            job: &crate::kernels::ops::Attention,
+            kv_head: usize,
+            tokens: std::ops::Range<usize>,
+        ) {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn run(job: &crate::kernels::ops::Attention, kv_head: usize, tokens: std::ops::Range<usize>) {
+                // SAFETY: the features are those of this function; the rest is the caller's promise.
+                unsafe { crate::kernels::ops::attention::<$vector>(job, kv_head, tokens) }
+            }
+            // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
+            unsafe { run(job, kv_head, tokens) }
+        }
+    };
+}
+pub(super) use float_kernels;

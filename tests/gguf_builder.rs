@@ -1,5 +1,8 @@
 //! Writes GGUF files, good and bad: nothing here checks anything.
 
+use llama_rs::quant::DType;
+use llama_rs::sampling::Rng;
+
 /// A metadata value: its type and its bytes.
 pub struct Value(pub u32, pub Vec<u8>);
 
@@ -71,8 +74,14 @@ impl Gguf {
 
     /// A llama of one layer with a byte-level vocabulary, random but sane.
     pub fn llama() -> Self {
+        Self::llama_of(DType::F32)
+    }
+
+    /// The same with matrices of another type. Their bytes are random: NaN, infinity and all.
+    pub fn llama_of(dtype: DType) -> Self {
         let mut file = Self::empty();
-        let (dim, hidden_dim, n_heads, n_kv_heads, vocab) = (32, 64, 4, 2, 260);
+        let dim = (dtype.block_len() as u32).max(32);
+        let (hidden_dim, n_heads, n_kv_heads, vocab) = (2 * dim, 4, 2, 260);
         file.set("general.architecture", string("llama"));
         file.set("llama.block_count", u32(1));
         file.set("llama.context_length", u32(64));
@@ -98,16 +107,16 @@ impl Gguf {
         file.set("tokenizer.ggml.bos_token_id", u32(256));
         file.set("tokenizer.ggml.eos_token_id", u32(256));
 
-        let mut state = 1u64;
+        let mut rng = Rng::new(1);
         let mut add = |name: &str, dims: &[u32]| {
-            let n: u32 = dims.iter().product();
-            let mut random = || {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (state >> 40) as f32 / 2f32.powi(24) - 0.5
+            let dtype = if dims.len() == 1 { DType::F32 } else { dtype };
+            let n = dims.iter().product::<u32>() as usize;
+            let data = match dtype {
+                DType::F32 => (0..n).flat_map(|_| (rng.next_f64() as f32 - 0.5).to_le_bytes()).collect(),
+                _ => (0..dtype.row_bytes(n).unwrap()).map(|_| rng.next_u64() as u8).collect(),
             };
-            let data = (0..n).flat_map(|_| random().to_le_bytes()).collect();
             let dims = dims.iter().map(|&d| d.into()).collect();
-            file.tensors.push(Tensor { name: name.into(), dims, dtype: 0, offset: None, data });
+            file.tensors.push(Tensor { name: name.into(), dims, dtype: dtype.id(), offset: None, data });
         };
         let kv_dim = dim / n_heads * n_kv_heads;
         add("token_embd.weight", &[dim, vocab]);

@@ -367,12 +367,16 @@ pub fn quantize(x: &[f32], row: QuantizedRow) {
             // SAFETY: 32 floats are there.
             let v: [__m256; 4] = std::array::from_fn(|i| unsafe { _mm256_loadu_ps(x[8 * i..].as_ptr()) });
             let minus = _mm256_set1_ps(-0.0);
-            let max = v.map(|v| _mm256_andnot_ps(minus, v)).into_iter().reduce(|a, b| _mm256_max_ps(a, b));
-            let max = max.expect("there are four");
+            let abs = v.map(|v| _mm256_andnot_ps(minus, v));
+            // A NaN or infinity must not vanish, and a maximum does not tell: its group becomes NaN.
+            let less = abs.map(|abs| _mm256_cmp_ps::<_CMP_LT_OQ>(abs, _mm256_set1_ps(f32::INFINITY)));
+            let less = less.into_iter().reduce(|a, b| _mm256_and_ps(a, b)).expect("there are four");
+            let finite = _mm256_movemask_ps(less) == 0xff;
+            let max = abs.into_iter().reduce(|a, b| _mm256_max_ps(a, b)).expect("there are four");
             let max = _mm_max_ps(_mm256_castps256_ps128(max), _mm256_extractf128_ps::<1>(max));
             let max = _mm_max_ps(max, _mm_movehl_ps(max, max));
             let max = _mm_cvtss_f32(_mm_max_ss(max, _mm_movehdup_ps(max)));
-            *d = max / 127.0;
+            *d = if finite { max / 127.0 } else { f32::NAN };
             let inverse = _mm256_set1_ps(if max > 0.0 { 127.0 / max } else { 0.0 });
             let q = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse)));
             let sum = |v: __m256i| {
@@ -388,11 +392,13 @@ pub fn quantize(x: &[f32], row: QuantizedRow) {
             // SAFETY: the slice has room for 32 bytes.
             unsafe { _mm256_storeu_si256(row.qs[32 * g..32 * g + 32].as_mut_ptr().cast(), bytes) };
         }
-        row.bias16[2 * g] = -128 * first;
-        row.bias16[2 * g + 1] = -128 * second;
-        row.bias32[g] = -128 * (first + second);
+        // Of NaN and infinity come integers of any size, and a NaN in `d`: wrap, for nobody will see them.
+        let both = first.wrapping_add(second);
+        row.bias16[2 * g] = first.wrapping_mul(-128);
+        row.bias16[2 * g + 1] = second.wrapping_mul(-128);
+        row.bias32[g] = both.wrapping_mul(-128);
         row.sum16[2 * g] = *d * first as f32;
         row.sum16[2 * g + 1] = *d * second as f32;
-        row.sum32[g] = *d * (first + second) as f32;
+        row.sum32[g] = *d * both as f32;
     }
 }

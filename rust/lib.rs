@@ -10,5 +10,6 @@ pub mod quant;
 pub mod sampling;
 pub mod tensor;
 pub mod threads;
+pub mod tokenizer;
 
 pub use error::{Error, FormatError, Result};

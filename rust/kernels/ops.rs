@@ -249,24 +249,27 @@ unsafe fn gemm_tile<V: Vector, const R: usize, const N: usize>(
     unsafe {
         let mut sums = [[V::splat(0.0); N]; R];
         if accumulate {
-            for (i, sums) in sums.iter_mut().enumerate() {
-                for (j, sum) in sums.iter_mut().enumerate() {
-                    *sum = V::load(c.add(i * c_stride + j * V::LANES));
+            for i in 0..R {
+                for j in 0..N {
+                    sums[i][j] = V::load(c.add(i * c_stride + j * V::LANES));
                 }
             }
         }
         for k in 0..k {
-            let b: [V; N] = std::array::from_fn(|j| V::load(b.add(k * b_stride + j * V::LANES)));
-            for (i, sums) in sums.iter_mut().enumerate() {
+            let mut columns = [V::splat(0.0); N];
+            for j in 0..N {
+                columns[j] = V::load(b.add(k * b_stride + j * V::LANES));
+            }
+            for i in 0..R {
                 let a = V::splat(*a.add(i * a_stride + k));
-                for (sum, b) in sums.iter_mut().zip(b) {
-                    *sum = a.mul_add(b, *sum);
+                for j in 0..N {
+                    sums[i][j] = a.mul_add(columns[j], sums[i][j]);
                 }
             }
         }
-        for (i, sums) in sums.into_iter().enumerate() {
-            for (j, sum) in sums.into_iter().enumerate() {
-                sum.store(c.add(i * c_stride + j * V::LANES));
+        for i in 0..R {
+            for j in 0..N {
+                sums[i][j].store(c.add(i * c_stride + j * V::LANES));
             }
         }
     }

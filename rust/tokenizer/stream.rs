@@ -1,0 +1,87 @@
+//! Tokens to text, one at a time: only whole characters come out.
+
+use std::borrow::Borrow;
+
+use super::{Model, Tokenizer};
+use crate::error::Result;
+
+/// Turns token ids into text as they come. A character whose bytes are spread over several tokens
+/// comes with the last of them; bytes that are not UTF-8 become U+FFFD.
+///
+/// It goes on with a text that began elsewhere: unlike [`Tokenizer::decode`], it keeps the space that a
+/// SentencePiece token begins with.
+#[derive(Debug)]
+pub struct StreamDecoder<T> {
+    tokenizer: T,
+    skip_special: bool,
+    at_start: bool,   // of a text, whose first space is one that encoding put there
+    pending: Vec<u8>, // the start of a character
+}
+
+impl<T: Borrow<Tokenizer>> StreamDecoder<T> {
+    /// A decoder that leaves out special tokens if `skip_special`. The tokenizer may be lent or shared.
+    pub fn new(tokenizer: T, skip_special: bool) -> Self {
+        Self { tokenizer, skip_special, at_start: false, pending: Vec::new() }
+    }
+
+    /// A decoder for a whole text.
+    pub(super) fn at_start(tokenizer: T, skip_special: bool) -> Self {
+        let at_start = matches!(&tokenizer.borrow().model, Model::Spm(spm) if spm.add_space_prefix);
+        Self { tokenizer, skip_special, at_start, pending: Vec::new() }
+    }
+
+    /// The text that the token `id` completes: whole characters only, and often nothing.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::token_bytes`].
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        let mut text = String::new();
+        self.push_to(&mut text, id)?;
+        Ok(text)
+    }
+
+    pub(super) fn push_to(&mut self, text: &mut String, id: u32) -> Result<()> {
+        let tokenizer = self.tokenizer.borrow();
+        let mut bytes: &[u8] = &tokenizer.token_bytes(id)?;
+        if tokenizer.is_special(id) {
+            if self.skip_special {
+                return Ok(());
+            }
+        } else if std::mem::take(&mut self.at_start) && !tokenizer.is_byte(id) {
+            bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
+        }
+        self.pending.extend_from_slice(bytes);
+        self.drain(text, false);
+        Ok(())
+    }
+
+    /// What is left when no more tokens come: U+FFFD for the start of a character.
+    pub fn finish(&mut self) -> String {
+        let mut text = String::new();
+        self.finish_to(&mut text);
+        text
+    }
+
+    pub(super) fn finish_to(&mut self, text: &mut String) {
+        self.drain(text, true);
+    }
+
+    fn drain(&mut self, text: &mut String, to_the_end: bool) {
+        let mut kept = 0;
+        for chunk in self.pending.utf8_chunks() {
+            text.push_str(chunk.valid());
+            let invalid = chunk.invalid();
+            let is_start = matches!(std::str::from_utf8(invalid), Err(e) if e.error_len().is_none());
+            if is_start && !to_the_end {
+                kept = invalid.len(); // only the last chunk can be one
+            } else {
+                // The oracles differ: sentencepiece replaces each byte, HF's tokenizers what could have
+                // been one character.
+                let is_spm = matches!(self.tokenizer.borrow().model, Model::Spm(_));
+                let replaced = if is_spm { invalid.len() } else { invalid.len().min(1) };
+                text.extend(std::iter::repeat_n(char::REPLACEMENT_CHARACTER, replaced));
+            }
+        }
+        self.pending.drain(..self.pending.len() - kept);
+    }
+}

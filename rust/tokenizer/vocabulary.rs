@@ -103,14 +103,15 @@ impl Vocabulary {
     }
 
     /// What the token `id` is, if its number is one.
-    pub(super) fn check_kind(&self, id: u32) -> Result<Kind, FormatError> {
+    pub(super) fn check_kind(&self, id: u32) -> Result<Kind> {
         let number = self.kinds.as_ref().and_then(|kinds| element(kinds, id)).map_or(1, i32::from_le_bytes);
         match number {
             1..=6 => Ok(Kind::ALL[number as usize - 1]),
             _ => Err(FormatError::new(&self.path, "unknown token type")
                 .named(format!("{TOKEN_TYPE}[{id}]"))
                 .got(number)
-                .limit("1 to 6")),
+                .limit("1 to 6")
+                .into()),
         }
     }
 

@@ -146,6 +146,7 @@ const PANEL: usize = 16;
 const TILE: usize = 3;
 
 /// Scratch of a worker: a block of a panel, unpacked.
+#[derive(bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Scratch {
     /// `[group][dword][row]`: four weights of each row.
@@ -170,10 +171,7 @@ pub unsafe fn strip<U: Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<u
     SCRATCH.with(|cell| {
         // SAFETY: this thread's own, and `strip` does not call itself.
         let scratch = unsafe { &mut *cell.get() };
-        let scratch = scratch.get_or_insert_with(|| {
-            // SAFETY: all zeros is a value of every field.
-            unsafe { Box::<Scratch>::new_zeroed().assume_init() }
-        });
+        let scratch = scratch.get_or_insert_with(bytemuck::allocation::zeroed_box);
         for start in rows.clone().step_by(PANEL) {
             // SAFETY: the caller's promises.
             unsafe { panel::<U>(scratch, job, start..(start + PANEL).min(rows.end), tokens.clone()) }

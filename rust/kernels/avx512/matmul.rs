@@ -223,6 +223,7 @@ const BLOCK_STEPS: usize = 4;
 const TILE: usize = 6;
 
 /// Scratch of a worker: a block of a strip, unpacked.
+#[derive(bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Scratch {
     /// A row-major copy of one step of 16 rows, before it is transposed.
@@ -249,10 +250,7 @@ pub unsafe fn strip<U: Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<u
     SCRATCH.with(|cell| {
         // SAFETY: this thread's own, and `strip` does not call itself.
         let scratch = unsafe { &mut *cell.get() };
-        let scratch = scratch.get_or_insert_with(|| {
-            // SAFETY: all zeros is a value of every field.
-            unsafe { Box::<Scratch>::new_zeroed().assume_init() }
-        });
+        let scratch = scratch.get_or_insert_with(bytemuck::allocation::zeroed_box);
         // SAFETY: the caller's promises.
         unsafe { strip_in::<U>(scratch, job, rows, tokens) }
     });

@@ -9,6 +9,7 @@ use llama_rs::model::{Config, Model, Session, SessionOptions, Weights};
 use llama_rs::quant::DType;
 use llama_rs::sampling::{Rng, Sampler, SamplingParams};
 use llama_rs::threads::Interrupt;
+use llama_rs::tokenizer::Tokenizer;
 use llama_rs::{Error, FormatError, Result};
 
 use crate::gguf_builder::{self as build, Gguf, Tensor};
@@ -46,8 +47,22 @@ fn load(path: &Path) -> Result<()> {
         let view = &tensor.view;
         assert_eq!(view.row(view.n_rows() - 1).len(), view.row_bytes());
     }
-    let config = Config::from_checkpoint(&checkpoint)?;
-    Weights::from_checkpoint(&checkpoint, &config)?;
+    let model = Config::from_checkpoint(&checkpoint).and_then(|config| Weights::from_checkpoint(&checkpoint, &config));
+    let tokenizer = Tokenizer::from_metadata(&checkpoint.metadata).and_then(use_tokenizer);
+    model.and(tokenizer)
+}
+
+/// Makes the tokenizer read all of its vocabulary.
+fn use_tokenizer(tokenizer: Tokenizer) -> Result<()> {
+    for (add_special, parse_special) in [(false, false), (true, true)] {
+        let ids = tokenizer.encode("Hello, hell! <|endoftext|> é\u{1f980}\0", add_special, parse_special)?;
+        assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size()));
+        tokenizer.decode(&ids, false)?;
+    }
+    for id in 0..tokenizer.vocab_size() as u32 {
+        tokenizer.token_bytes(id)?;
+    }
+    tokenizer.end_tokens()?;
     Ok(())
 }
 
@@ -536,7 +551,92 @@ fn key_vocabulary_and_embedding_agree_about_the_number_of_tokens() {
         f.unset(key);
         f.unset("tokenizer.ggml.tokens");
     });
-    load_bytes(&neither).unwrap();
+    Model::open(&TempFile::new(&neither).0).unwrap(); // it can run, from token ids
+    expect(&neither, "missing key", ("tokenizer.ggml.tokens", "", ""));
+}
+
+// Vocabulary.
+
+fn spm(change: impl FnOnce(&mut Gguf)) -> Vec<u8> {
+    let mut file = Gguf::llama_with_spm();
+    change(&mut file);
+    file.bytes()
+}
+
+/// The texts of the tokens with some replaced.
+fn tokens(file: &Gguf, change: &[(usize, &[u8])]) -> build::Value {
+    let file = TempFile::new(&file.bytes());
+    let checkpoint = formats::open(&file.0).unwrap();
+    let tokens = checkpoint.metadata.strings("tokenizer.ggml.tokens").unwrap().unwrap();
+    let mut tokens: Vec<Vec<u8>> = tokens.iter().map(<[u8]>::to_vec).collect();
+    change.iter().for_each(|&(id, text)| tokens[id] = text.to_vec());
+    build::strings(tokens)
+}
+
+#[test]
+fn vocabularies_that_we_do_not_know_are_named() {
+    load_bytes(&spm(|_| {})).unwrap();
+    expect(&llama(|f| f.unset("tokenizer.ggml.model")), "missing key", ("tokenizer.ggml.model", "", ""));
+    assert!(unsupported(&with_key("tokenizer.ggml.model", build::string("rwkv"))).contains("rwkv"));
+    assert!(unsupported(&with_key("tokenizer.ggml.pre", build::string("poetry"))).contains("poetry"));
+}
+
+#[test]
+fn arrays_beside_the_tokens_have_their_length_and_type() {
+    let floats = |n: u64| build::array(6, n, vec![0; 4 * n as usize]);
+    let integers = |n: u64| build::array(5, n, [1, 0, 0, 0].repeat(n as usize));
+    for n in [0, 1, 259, 261] {
+        let got = n.to_string();
+        for (key, value) in [("tokenizer.ggml.scores", floats(n)), ("tokenizer.ggml.token_type", integers(n))] {
+            expect(&spm(|f| f.set(key, value)), "one element for each token", (key, &got, "260"));
+        }
+    }
+    expect(
+        &spm(|f| f.set("tokenizer.ggml.scores", integers(260))),
+        "value type",
+        ("tokenizer.ggml.scores", "I32", "F32"),
+    );
+    expect(&spm(|f| f.set("tokenizer.ggml.token_type", floats(260))), "value type", ("token_type", "F32", "I32"));
+    expect(&spm(|f| f.set("tokenizer.ggml.tokens", integers(260))), "value type", ("tokenizer.ggml.tokens", "I32", ""));
+    expect(&llama(|f| f.set("tokenizer.ggml.merges", integers(3))), "value type", ("tokenizer.ggml.merges", "I32", ""));
+    expect(&llama(|f| f.unset("tokenizer.ggml.merges")), "missing key", ("tokenizer.ggml.merges", "", ""));
+}
+
+#[test]
+fn special_tokens_have_to_exist() {
+    for name in ["bos", "eos", "unknown", "eot", "eom"] {
+        let key = format!("tokenizer.ggml.{name}_token_id");
+        expect(&with_key(&key, build::u32(260)), "no such token", (&key, "260", "260"));
+        expect(&with_key(&key, build::i32(-1)), "value type", (&key, "-1", ""));
+        expect(&with_key(&key, build::u64(1 << 32)), "no such token", (&key, "4294967296", ""));
+    }
+    let no_bos = llama(|f| {
+        f.unset("tokenizer.ggml.bos_token_id");
+        f.set("tokenizer.ggml.add_bos_token", build::bool(1));
+    });
+    expect(&no_bos, "", ("tokenizer.ggml.add_bos_token", "true", "bos_token_id"));
+}
+
+#[test]
+fn bad_token_texts_are_refused() {
+    for bad in [&b""[..], b"\xff", b"a b"] {
+        expect(&llama(|f| f.set("tokenizer.ggml.tokens", tokens(f, &[(97, bad)]))), "token", ("97", "", ""));
+    }
+    for (id, bad) in [(259, &b""[..]), (259, b"\xff"), (50, b"<0x-1>"), (50, b"<0xGG>"), (50, b"<0x00>"), (50, b"x")] {
+        expect(&spm(|f| f.set("tokenizer.ggml.tokens", tokens(f, &[(id, bad)]))), "", ("", "", ""));
+    }
+    // Real files have two tokens of one text: the first counts.
+    load_bytes(&llama(|f| f.set("tokenizer.ggml.tokens", tokens(f, &[(97, b"he")])))).unwrap();
+}
+
+#[test]
+fn no_merge_makes_it_panic() {
+    for merges in [&["he"][..], &["h  e"], &[" "], &[""], &["x y"], &["h e", "h e"], &["h e l"], &["\u{fffd} e"]] {
+        match load_bytes(&llama(|f| f.set("tokenizer.ggml.merges", build::strings(merges)))) {
+            Ok(()) => {} // a merge that cannot be made is none
+            Err(e) => assert!(one_line(&e).contains("merges"), "{e}"),
+        }
+    }
 }
 
 // Anything at all.
@@ -556,10 +656,11 @@ fn flip(bytes: &mut [u8], range: usize, rng: &mut Rng) {
 
 #[test]
 fn no_flipped_byte_makes_it_panic() {
-    let good = Gguf::llama().bytes();
-    let header = Gguf::llama().header().len();
+    let (bpe, bpe_header) = (Gguf::llama().bytes(), Gguf::llama().header().len());
+    let (spm, spm_header) = (Gguf::llama_with_spm().bytes(), Gguf::llama_with_spm().header().len());
     let (mut rng, mut refused) = (Rng::new(1), 0);
     for i in 0..4000 {
+        let (good, header) = if i % 3 == 0 { (&spm, spm_header) } else { (&bpe, bpe_header) };
         let mut bytes = good.clone();
         flip(&mut bytes, header, &mut rng);
         let file = TempFile::new(&bytes); // a new one each time: ext4 is slow to write over an old one

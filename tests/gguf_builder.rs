@@ -133,6 +133,26 @@ impl Gguf {
         file
     }
 
+    /// The same with a SentencePiece vocabulary: three special tokens, 256 bytes and a space.
+    pub fn llama_with_spm() -> Self {
+        let mut file = Self::llama();
+        let specials = ["<unk>", "<s>", "</s>"].map(String::from);
+        let bytes = (0..=255).map(|b| format!("<0x{b:02X}>"));
+        let tokens: Vec<String> = specials.into_iter().chain(bytes).chain(["▁".into()]).collect();
+        let n = tokens.len() as u64;
+        let kinds = [2, 3, 3].into_iter().chain([6; 256]).chain([1]);
+        file.set("tokenizer.ggml.model", string("llama"));
+        file.set("tokenizer.ggml.tokens", strings(tokens));
+        file.set("tokenizer.ggml.token_type", array(5, n, kinds.flat_map(i32::to_le_bytes).collect()));
+        file.set("tokenizer.ggml.scores", array(6, n, (0..n).flat_map(|i| (-(i as f32)).to_le_bytes()).collect()));
+        file.set("tokenizer.ggml.unknown_token_id", u32(0));
+        file.set("tokenizer.ggml.bos_token_id", u32(1));
+        file.set("tokenizer.ggml.eos_token_id", u32(2));
+        file.unset("tokenizer.ggml.merges");
+        file.unset("tokenizer.ggml.pre");
+        file
+    }
+
     /// Sets a key, in its place if it is there.
     pub fn set(&mut self, key: &str, value: Value) {
         match self.kv.iter_mut().find(|(k, _)| k == key.as_bytes()) {

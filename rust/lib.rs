@@ -5,7 +5,10 @@ pub mod formats;
 pub mod generate;
 pub mod kernels;
 pub mod mapping;
+pub mod measure;
 pub mod model;
+#[cfg(feature = "python")]
+mod python;
 pub mod quant;
 pub mod sampling;
 pub mod tensor;

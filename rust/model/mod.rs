@@ -25,7 +25,7 @@ use crate::tokenizer::Tokenizer;
 /// A model, ready to run: nothing of its weights has been read.
 #[derive(Debug)]
 pub struct Model {
-    checkpoint: Checkpoint,
+    checkpoint: Arc<Checkpoint>,
     config: Config,
     weights: Weights,
     tokenizer: OnceLock<Arc<Tokenizer>>,
@@ -41,7 +41,7 @@ impl Model {
         let checkpoint = formats::open(path)?;
         let config = Config::from_checkpoint(&checkpoint)?;
         let weights = Weights::from_checkpoint(&checkpoint, &config)?;
-        Ok(Self { checkpoint, config, weights, tokenizer: OnceLock::new() })
+        Ok(Self { checkpoint: Arc::new(checkpoint), config, weights, tokenizer: OnceLock::new() })
     }
 
     /// The hyper-parameters.
@@ -67,7 +67,7 @@ impl Model {
     }
 
     /// The file: metadata and tensors.
-    pub fn checkpoint(&self) -> &Checkpoint {
+    pub fn checkpoint(&self) -> &Arc<Checkpoint> {
         &self.checkpoint
     }
 }

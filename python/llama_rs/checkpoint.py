@@ -1,0 +1,132 @@
+"""A model file seen from Python: metadata and tensors, where they lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from . import _core
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+class Tensor:
+    """A tensor of a model file. Nothing is read before an array is asked for."""
+
+    def __init__(self, name: str, core: _core.Tensor) -> None:
+        self.name = name
+        self._core = core
+
+    @property
+    def dtype(self) -> str:
+        """The type as GGUF names it, such as ``Q4_K`` or ``F32``."""
+        return self._core.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Numbers of weights, rows first."""
+        return self._core.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self._core.nbytes
+
+    @property
+    def offset(self) -> int:
+        """Where in the file it starts, in bytes."""
+        return self._core.offset
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """A read-only view of the file, without a copy.
+
+        Float and integer types have the tensor's shape (BF16 as the ``uint16`` of its bits). Quantised types are ``uint8``
+        blocks as they lie in the file, of shape ``(..., bytes of a row)``.
+        """
+        import numpy as np
+
+        return np.asarray(self._core)
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """The weights as new float32 numbers, of the tensor's shape.
+
+        Raises:
+            ValueError: for a type that cannot be computed with.
+        """
+        import numpy as np
+
+        return np.asarray(self._core.dequantize())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        import numpy as np
+
+        return np.array(self._core, dtype=dtype, copy=bool(copy) or None)
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.name!r}, {self.dtype}, shape={self.shape})"
+
+
+class Tensors(Mapping[str, Tensor]):
+    """The tensors of a file by name, in the order of the file."""
+
+    def __init__(self, core: _core.Checkpoint) -> None:
+        self._core = core
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._core.tensor(name)
+        if tensor is None:
+            raise KeyError(name)
+        return Tensor(name, tensor)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._core.tensor_names())
+
+    def __len__(self) -> int:
+        return len(self._core.tensor_names())
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} tensors>"
+
+
+class Metadata(Mapping[str, Any]):
+    """The key-value pairs of a file. A value is read when it is asked for; arrays become lists."""
+
+    def __init__(self, core: _core.Checkpoint) -> None:
+        self._core = core
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._core.metadata_value(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._core.metadata_keys())
+
+    def __len__(self) -> int:
+        return len(self._core.metadata_keys())
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} keys>"
+
+
+class Checkpoint:
+    """A model file, opened to look into: it need not be a model that can be run.
+
+    Raises:
+        ModelFileError: if it cannot be opened or mapped.
+        ModelFormatError: if it is not a valid GGUF file.
+        UnsupportedModelError: for a version or tensor type that is not known.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        core = _core.Checkpoint(path)
+        self.metadata: Mapping[str, Any] = Metadata(core)
+        self.tensors: Mapping[str, Tensor] = Tensors(core)
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.path!r})"

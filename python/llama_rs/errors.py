@@ -1,0 +1,64 @@
+"""What can go wrong, by what a caller can do about it.
+
+All of them can be pickled, and all of them print the one line that says what is wrong, where, and what to do. An argument
+out of range is a ``ValueError``.
+"""
+
+from typing import Any
+
+
+class LlamaError(Exception):
+    """The base of every error of this package."""
+
+    def __init__(self, message: str, *facts: Any) -> None:
+        super().__init__(message, *facts)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ModelFileError(LlamaError, OSError):
+    """The operating system would not open, read or map the file."""
+
+    def __init__(self, message: str, path: str | None = None, errno: int | None = None) -> None:
+        super().__init__(message, path, errno)
+        self.filename = path
+        self.errno = errno
+
+
+class ModelNotFoundError(ModelFileError, FileNotFoundError):
+    """There is no such file."""
+
+
+class ModelFormatError(LlamaError, ValueError):
+    """The file is not a valid model file: truncated, damaged or made to deceive."""
+
+    def __init__(
+        self, message: str, path: str | None = None, offset: int | None = None, name: str | None = None
+    ) -> None:
+        super().__init__(message, path, offset, name)
+        self.path = path
+        self.offset = offset
+        self.name = name
+
+
+class UnsupportedModelError(LlamaError):
+    """The file is valid, but holds something that this version cannot run."""
+
+    def __init__(self, message: str, path: str | None = None) -> None:
+        super().__init__(message, path)
+        self.path = path
+
+
+class ContextOverflowError(LlamaError, ValueError):
+    """The tokens do not fit in the context."""
+
+    def __init__(self, message: str, tokens: int | None = None, context_length: int | None = None) -> None:
+        super().__init__(message, tokens, context_length)
+        self.tokens = tokens
+        self.context_length = context_length
+
+
+class ModelClosedError(LlamaError):
+    """The model was closed."""

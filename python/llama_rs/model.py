@@ -1,0 +1,366 @@
+"""The model: what applications use."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import _core
+from .checkpoint import Metadata, Tensor, Tensors
+from .errors import ModelClosedError
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+DEFAULT_CONTEXT_LENGTH = 4096
+"""Positions of a session, unless asked for otherwise or the model was trained for fewer."""
+
+
+class Config(NamedTuple):
+    """The hyper-parameters of a model."""
+
+    architecture: str
+    dim: int
+    hidden_dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+    norm_eps: float
+    rope_theta: float
+
+
+class Timings(NamedTuple):
+    """Where the time of an answer went, in tokens and seconds."""
+
+    prompt_tokens: int
+    prompt_seconds: float
+    generated_tokens: int
+    generation_seconds: float
+
+
+class Completion(NamedTuple):
+    """An answer.
+
+    ``finish_reason`` is ``"stop"`` if the model or a stop string ended it, ``"length"`` at ``max_tokens`` or at the end of
+    the context. ``seed`` is the one given, or the one drawn: with it the same answer comes again.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    timings: Timings
+    seed: int
+
+
+def default_threads() -> int:
+    """``LLAMA_RS_THREADS``, else the cores that this process may use."""
+    return int(os.environ.get("LLAMA_RS_THREADS") or 0) or _core.available_threads()
+
+
+class Model:
+    """A model file, mapped and ready. Opening it reads the header and nothing else.
+
+    A model never changes: any number of threads may use one at the same time.
+
+    Args:
+        path: a GGUF file.
+        threads: workers of a session; default ``LLAMA_RS_THREADS``, else the cores that this process may use.
+        context_length: positions of a session; default 4096, or less if the model was trained for less. Positions that
+            are not used cost no memory.
+
+    Raises:
+        ModelFileError: if the file cannot be opened or mapped.
+        ModelFormatError: if it is not a valid model file.
+        UnsupportedModelError: if it holds something that this version cannot run.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, threads: int | None = None, context_length: int | None = None
+    ) -> None:
+        self.path = os.fspath(path)
+        self._open: _core.Model | None = _core.Model(path)
+        self.config = Config(**self._open.config())
+        self.threads = default_threads() if threads is None else threads
+        if context_length is None:
+            context_length = min(DEFAULT_CONTEXT_LENGTH, self.config.context_length)
+        self.context_length = context_length
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def _handle(self) -> _core.Model:
+        if self._open is None:
+            raise ModelClosedError(f"{self.path}: the model is closed")
+        return self._open
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The key-value pairs of the file."""
+        return Metadata(self._handle.checkpoint())
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors of the file by name, as views of it."""
+        return Tensors(self._handle.checkpoint())
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model's vocabulary, which is indexed when first used."""
+        core = self._handle
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer._of(core.tokenizer())
+        return self._tokenizer
+
+    def session(self, *, context_length: int | None = None) -> Session:
+        """Starts an empty session: an explicit key-value cache."""
+        length = self.context_length if context_length is None else context_length
+        session = Session(self, self._handle.session(length, self.threads))
+        self._sessions.add(session)
+        return session
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        repeat_last_n: int = 64,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        add_special: bool = True,
+        parse_special: bool = True,
+    ) -> Completion:
+        """Answers a prompt. The same seed, file and build give the same answer.
+
+        Args:
+            prompt: text, or token ids.
+            max_tokens: most tokens to generate; by default until the model ends or the context is full.
+            temperature: below 1 more predictable, above 1 more daring; 0 always takes the most likely token.
+            top_k: choose among this many of the most likely tokens; 0 for all.
+            top_p: choose among the most likely tokens that together have this probability.
+            min_p: choose among tokens at least this likely, relative to the most likely one.
+            repeat_penalty: above 1, tokens of late become less likely.
+            repeat_last_n: how many of the latest tokens the penalties look at.
+            presence_penalty: subtracted from the logit of tokens of late.
+            frequency_penalty: the same, for each time that the token was there.
+            seed: where the random numbers start; by default another one each time.
+            stop: strings that end the answer; they are not part of it.
+            ignore_eos: go on when the model wants to end.
+            add_special: put the tokens around a text prompt that the model expects.
+            parse_special: read ``<|im_start|>`` and the like in a text prompt as the tokens they name.
+
+        Raises:
+            ContextOverflowError: if the prompt does not fit in the context.
+            ValueError: if an argument is out of range.
+        """
+        options = {name: value for name, value in locals().items() if name not in ("self", "prompt")}
+        stream = self.stream(prompt, **options)
+        text = "".join(stream)
+        assert stream.finish_reason is not None, "the stream has ended"
+        return Completion(
+            text, stream.token_ids, stream.finish_reason, stream.prompt_tokens, stream.timings, stream.seed
+        )
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        repeat_last_n: int = 64,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        add_special: bool = True,
+        parse_special: bool = True,
+    ) -> Stream:
+        """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text."""
+        if isinstance(prompt, str):
+            prompt = self.tokenizer.encode(prompt, add_special=add_special, parse_special=parse_special)
+        generation = _core.Generation(
+            self.tokenizer._core,
+            prompt,
+            max_tokens=max_tokens,
+            stop=[stop] if isinstance(stop, str) else stop,
+            ignore_eos=ignore_eos,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            repeat_last_n=repeat_last_n,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+        )
+        return Stream(self.session(), generation)
+
+    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits of every token given those before it, ``(n_tokens, vocab_size)``."""
+        with self.session(context_length=max(len(token_ids), 1)) as session:
+            return session.logits(token_ids)
+
+    def close(self) -> None:
+        """Unmaps the file. Every later use is a :class:`ModelClosedError`; closing again does nothing.
+
+        Raises:
+            BufferError: if arrays are alive that are views of the file.
+        """
+        if self._open is not None:
+            views = self._open.checkpoint().views()
+            if views:
+                raise BufferError(f"{self.path}: cannot close the model, {views} views of its tensors are alive")
+            for session in list(self._sessions):
+                session.close()
+            self._open = None
+            self._tokenizer = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._open is None:
+            return f"<closed Model({self.path!r})>"
+        return f"Model({self.path!r}, threads={self.threads}, context_length={self.context_length})"
+
+
+class Session:
+    """A key-value cache and its position: what has been computed, and the state to go on from.
+
+    Made by :meth:`Model.session`. One thread at a time may use it; others wait.
+    """
+
+    def __init__(self, model: Model, core: _core.Session) -> None:
+        self.model = model
+        self._open: _core.Session | None = core
+
+    @property
+    def _handle(self) -> _core.Session:
+        if self._open is None:
+            raise ModelClosedError("the session is closed")
+        return self._open
+
+    @property
+    def position(self) -> int:
+        """Number of tokens computed so far."""
+        return self._handle.position
+
+    @property
+    def context_length(self) -> int:
+        """Positions there is room for."""
+        return self._handle.context_length
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens computed so far."""
+        return self._handle.tokens
+
+    def forward(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Computes tokens after those already there; logits of the last one, ``(vocab_size,)``.
+
+        Raises:
+            ContextOverflowError: if they do not fit. Nothing has changed then.
+        """
+        import numpy as np
+
+        return np.asarray(self._handle.forward(token_ids))
+
+    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Computes tokens after those already there; logits of each, ``(n_tokens, vocab_size)``."""
+        import numpy as np
+
+        return np.asarray(self._handle.forward_all(token_ids))
+
+    def truncate(self, n: int) -> None:
+        """Forgets all but the first ``n`` tokens."""
+        self._handle.truncate(n)
+
+    def close(self) -> None:
+        """Frees the cache."""
+        self._open = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._open is None:
+            return "<closed Session>"
+        return f"<Session at {self.position} of {self.context_length} tokens>"
+
+
+class Stream(Iterator[str]):
+    """The pieces of an answer as they come. What it has so far can be asked for at any time."""
+
+    def __init__(self, session: Session, generation: _core.Generation) -> None:
+        self._session = session
+        self._generation = generation
+
+    def __next__(self) -> str:
+        if self._session._open is None and (self._generation.finish_reason or self._session.model._open is not None):
+            raise StopIteration
+        piece = self._generation.next(self._session._handle)
+        if piece is None:
+            self.close()
+            raise StopIteration
+        return piece
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens of the answer so far, without an end token."""
+        return self._generation.token_ids
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ended: ``"stop"`` or ``"length"``; None while it has not."""
+        return self._generation.finish_reason
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Number of tokens of the prompt."""
+        return self.timings.prompt_tokens
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time went so far."""
+        return Timings(*self._generation.timings)
+
+    @property
+    def seed(self) -> int:
+        """The seed given, or the one drawn."""
+        return self._generation.seed
+
+    def close(self) -> None:
+        """Stops, and frees the cache."""
+        self._session.close()

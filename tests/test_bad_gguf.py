@@ -12,7 +12,10 @@ import bad_gguf
 import llama_rs
 import pytest
 
-ERRORS = {"format": llama_rs.ModelFormatError, "unsupported": llama_rs.UnsupportedModelError}
+ERRORS: dict[str, type[llama_rs.ModelFormatError] | type[llama_rs.UnsupportedModelError]] = {
+    "format": llama_rs.ModelFormatError,
+    "unsupported": llama_rs.UnsupportedModelError,
+}
 
 
 def use(path: Path) -> None:

@@ -8,6 +8,7 @@
 //! `tokenizers`, and [`spm`] (`llama`), whose oracle is `sentencepiece`.
 
 mod bpe;
+mod merge;
 mod pretokenize;
 mod spm;
 mod stream;

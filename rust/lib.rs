@@ -2,9 +2,12 @@
 
 pub mod error;
 pub mod formats;
+pub mod generate;
 pub mod kernels;
 pub mod mapping;
+pub mod model;
 pub mod quant;
+pub mod sampling;
 pub mod tensor;
 pub mod threads;
 pub mod tokenizer;

@@ -11,6 +11,11 @@
 //!
 //! A string is a `u64` length and bytes. Nothing is copied: strings, arrays and tensors are ranges of
 //! the map. The element offsets of a string array are not kept; whoever needs them walks it.
+//!
+//! The walk over the vocabulary is most of the work of opening a file: each string's length has to be
+//! read to know where the next one starts, one load after another.
+
+#![forbid(unsafe_code)]
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +31,8 @@ pub const MAX_ALIGNMENT: usize = 1 << 20;
 pub const MAX_KEY_LEN: usize = 65_535;
 /// Longest tensor name; ggml itself stops at 64.
 pub const MAX_NAME_LEN: usize = 1_024;
+/// Most metadata keys, and most tensors. Real files have some forty and some thousands.
+pub const MAX_ENTRIES: usize = 1 << 24;
 /// Most dimensions of a tensor.
 pub const MAX_DIMS: usize = 4;
 /// Deepest nesting of arrays.
@@ -39,7 +46,7 @@ pub struct Checkpoint {
     /// The key-value pairs.
     pub metadata: Metadata,
     tensors: Vec<TensorInfo>, // in the order of the file
-    by_name: Vec<u32>,        // indices into `tensors`, sorted by name
+    by_name: Vec<u32>,        // indices into `tensors`, by name
     mapping: Arc<Mapping>,
 }
 
@@ -66,8 +73,20 @@ impl Checkpoint {
 
     /// The tensor called `name`.
     pub fn tensor(&self, name: &str) -> Option<&TensorView> {
-        let at = self.by_name.binary_search_by(|&i| self.tensors[i as usize].name().cmp(name)).ok()?;
-        Some(&self.tensors[self.by_name[at] as usize].view)
+        Some(&self.tensors[self.index(name)?].view)
+    }
+
+    /// A report about the tensor called `name`, which need not be there.
+    pub fn error(&self, what: &str, name: &str) -> FormatError {
+        let e = FormatError::new(self.mapping.path(), what).named(name);
+        match self.index(name) {
+            Some(i) => e.at(self.tensors[i].name.offset()),
+            None => e,
+        }
+    }
+
+    fn index(&self, name: &str) -> Option<usize> {
+        find(&self.by_name, name, |i| &self.tensors[i].name)
     }
 
     /// The mapped file.
@@ -96,9 +115,10 @@ pub enum ValueType {
 }
 
 impl ValueType {
-    const ALL: [ValueType; 13] = {
+    /// Every type, in the order of the ids.
+    pub const ALL: [ValueType; 13] = {
         use ValueType::*;
-        [U8, I8, U16, I16, U32, I32, F32, Bool, String, Array, U64, I64, F64] // in the order of the ids
+        [U8, I8, U16, I16, U32, I32, F32, Bool, String, Array, U64, I64, F64]
     };
 
     /// Bytes of a value of this type; `None` for strings and arrays, which differ.
@@ -143,7 +163,8 @@ impl Array {
     /// The elements' values, one after another (also of nested arrays).
     pub fn iter(&self) -> impl Iterator<Item = Value> + '_ {
         let mut reader = Reader::of(&self.bytes);
-        (0..self.len).map(move |_| reader.value(self.element, 0).expect("validated when the file was opened"))
+        // The file may have changed since it was checked: end early rather than panic.
+        (0..self.len).map_while(move |_| reader.value(self.element, 0).ok())
     }
 }
 
@@ -174,6 +195,7 @@ impl StringArray {
 #[derive(Debug)]
 pub struct Metadata {
     entries: Vec<(Bytes, Value)>, // in the order of the file; keys are UTF-8, checked by the parser
+    by_key: Vec<u32>,             // indices into `entries`, by key
     mapping: Arc<Mapping>,
 }
 
@@ -185,7 +207,11 @@ impl Metadata {
 
     /// The value of `key`.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.entries.iter().find(|(k, _)| **k == *key.as_bytes()).map(|(_, v)| v)
+        Some(&self.entries[self.index(key)?].1)
+    }
+
+    fn index(&self, key: &str) -> Option<usize> {
+        find(&self.by_key, key, |i| &self.entries[i].0)
     }
 
     /// The file's path, for messages.
@@ -241,7 +267,7 @@ impl Metadata {
             Some(Value::Array(a)) if a.element == ValueType::String => {
                 Ok(Some(StringArray { len: a.len, bytes: a.bytes.clone() }))
             }
-            Some(other) => Err(self.wrong(key, other, "an array of strings")),
+            Some(other) => Err(self.wrong(key, other, "an array of String")),
         }
     }
 
@@ -254,16 +280,24 @@ impl Metadata {
         }
     }
 
-    /// A report about `key`.
+    /// A report about `key`, which need not be there.
     pub fn error(&self, what: &str, key: &str) -> FormatError {
-        FormatError::new(self.path(), what).named(key)
+        let e = FormatError::new(self.path(), what).named(key);
+        match self.index(key) {
+            Some(i) => e.at(self.entries[i].0.offset()),
+            None => e,
+        }
     }
 
     fn wrong(&self, key: &str, got: &Value, expected: &str) -> Error {
         let got = match got {
-            Value::Array(a) => format!("an array of {:?}", a.element),
+            Value::Unsigned(n) => format!("the integer {n}"),
+            Value::Signed(n) => format!("the integer {n}"),
+            Value::F32(x) => format!("the float {x}"),
+            Value::F64(x) => format!("the float {x}"),
+            Value::Bool(b) => format!("the bool {b}"),
             Value::String(_) => "a string".into(),
-            other => format!("{other:?}"),
+            Value::Array(a) => format!("an array of {:?}", a.element),
         };
         self.error("wrong value type", key).got(got).limit(expected).into()
     }
@@ -273,213 +307,296 @@ impl Metadata {
 ///
 /// # Errors
 /// [`Error::File`] if it cannot be mapped, [`Error::Format`] if it is not a valid GGUF file,
-/// [`Error::Unsupported`] for a version, byte order or tensor type that we do not know.
+/// [`Error::Unsupported`] for a version, a byte order or a tensor type that we do not read, and for one
+/// part of a split model.
 pub fn open(path: &Path) -> Result<Checkpoint> {
     let mapping = Mapping::open(path)?;
-    let mut r = Reader { mapping: &mapping, data: mapping.as_slice(), base: 0, pos: 0 };
-
-    if r.take(4, "magic")? != b"GGUF" {
-        return Err(r.error("not a GGUF file").at(0).into());
-    }
-    let version = r.u32("version")?;
-    if !(2..=3).contains(&version) {
-        return Err(Error::Unsupported {
-            path: path.to_path_buf(),
-            what: format!("GGUF version {version}; versions 2 and 3 are supported"),
-        });
-    }
+    let mut r = Reader { mapping: &mapping, data: mapping.as_slice(), pos: 0 };
+    r.magic_and_version()?;
     let n_tensors = r.count("tensor count", 24)?;
     let n_kv = r.count("metadata count", 13)?;
-
-    let mut entries: Vec<(Bytes, Value)> = Vec::new();
-    for _ in 0..n_kv {
-        let at = r.pos;
-        let key = r.string("metadata key")?;
-        if key.is_empty() || key.len() > MAX_KEY_LEN || std::str::from_utf8(&key).is_err() {
-            return Err(r.error("bad metadata key").at(at).got(key.len()).limit("1 to 65535 bytes of UTF-8").into());
-        }
-        let element = r.value_type()?;
-        let value = r.value(element, 0)?;
-        entries.push((key, value));
-    }
-    let metadata = Metadata { entries, mapping: Arc::clone(&mapping) };
+    let metadata = r.metadata(n_kv)?;
     let alignment = metadata.usize("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);
     if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
         let e = metadata.error("bad alignment", "general.alignment").got(alignment);
         return Err(e.limit(format!("a power of two up to {MAX_ALIGNMENT}")).into());
     }
-
-    struct Entry {
-        name: Bytes,
-        dtype: DType,
-        shape: Vec<usize>,
-        offset: usize,
-    }
-    let mut infos = Vec::new();
-    for _ in 0..n_tensors {
-        let at = r.pos;
-        let name = r.string("tensor name")?;
-        if name.is_empty() || name.len() > MAX_NAME_LEN || std::str::from_utf8(&name).is_err() {
-            return Err(r.error("bad tensor name").at(at).got(name.len()).limit("1 to 1024 bytes of UTF-8").into());
-        }
-        let at = r.pos;
-        let n_dims = r.u32("number of dimensions")? as usize;
-        if !(1..=MAX_DIMS).contains(&n_dims) {
-            return Err(r
-                .error("bad number of dimensions")
-                .at(at)
-                .named(utf8(&name))
-                .got(n_dims)
-                .limit("1 to 4")
-                .into());
-        }
-        let mut shape = Vec::with_capacity(n_dims);
-        for _ in 0..n_dims {
-            let at = r.pos;
-            let n = r.u64("dimension")?;
-            match usize::try_from(n) {
-                Ok(n) if n > 0 => shape.push(n),
-                _ => return Err(r.error("bad dimension").at(at).named(utf8(&name)).got(n).limit("at least 1").into()),
-            }
-        }
-        let at = r.pos;
-        let id = r.u32("tensor type")?;
-        let dtype =
-            DType::from_id(id).ok_or_else(|| r.error("unknown tensor type").at(at).named(utf8(&name)).got(id))?;
-        let offset = r.u64("tensor offset")?;
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        infos.push(Entry { name, dtype, shape, offset });
+    if let Some(n @ 2..) = metadata.usize("split.count")? {
+        let part = metadata.usize("split.no")?.map_or("one part".into(), |i| format!("part {}", i.saturating_add(1)));
+        return Err(r.unsupported(format!("{part} of a model split in {n}; join them with llama-gguf-split --merge")));
     }
 
-    let data_start = r.pos.checked_next_multiple_of(alignment).unwrap_or(usize::MAX);
-    let mut tensors = Vec::with_capacity(infos.len());
-    for Entry { name, dtype, shape, offset } in infos {
-        let bad = |what: &str| r.error(what).named(utf8(&name));
-        if !offset.is_multiple_of(alignment) {
-            return Err(bad("unaligned tensor offset").got(offset).limit(format!("a multiple of {alignment}")).into());
-        }
-        let row = dtype.row_bytes(shape[0]).ok_or_else(|| {
-            bad("row is not a whole number of blocks")
-                .got(shape[0])
-                .limit(format!("a multiple of {}", dtype.block_len()))
-        })?;
-        let size = shape[1..].iter().try_fold(row, |n, &d| n.checked_mul(d));
-        let start = data_start.checked_add(offset);
-        let range = size.zip(start).and_then(|(size, start)| Some(start..start.checked_add(size)?));
-        let bytes = range.and_then(|range| Bytes::new(&mapping, range)).ok_or_else(|| {
-            bad("tensor reaches past the end of the file")
-                .at(start.unwrap_or(0))
-                .limit(format!("{} bytes", r.data.len()))
-        })?;
-        tensors.push(TensorInfo { name, view: TensorView { bytes, dtype, shape } });
+    let entries = (0..n_tensors).map(|_| r.tensor_entry(alignment)).collect::<Result<Vec<_>>>()?;
+    let by_name = index(entries.len(), |i| &entries[i].name);
+    if let Some((first, second)) = duplicate(&by_name, |i| &entries[i].name) {
+        let e = r.error("tensor name used twice").at(entries[second].name.offset()).named(utf8(&entries[second].name));
+        return Err(e.limit(format!("only the one at byte {}", entries[first].name.offset())).into());
     }
-    let mut by_name: Vec<u32> = (0..tensors.len() as u32).collect();
-    by_name.sort_unstable_by(|&a, &b| tensors[a as usize].name().cmp(tensors[b as usize].name()));
+    let tensors = r.place(entries, alignment)?;
     Ok(Checkpoint { metadata, tensors, by_name, mapping })
+}
+
+/// What a file that is not GGUF starts with, and what it is then.
+const LOOK_ALIKES: &[(&[u8], &str)] = &[
+    (b"version https://git-lfs", "a Git LFS pointer and not the model that it points to: run git lfs pull"),
+    (b"<!doctype", "a web page, most likely an error or login page: download the file itself"),
+    (b"<html", "a web page, most likely an error or login page: download the file itself"),
+    (b"<?xml", "an XML document, most likely an error message: download the file itself"),
+    (b"{", "a JSON document"),
+    (b"PK\x03\x04", "a zip archive, perhaps a PyTorch checkpoint: convert or unpack it first"),
+    (b"\x80\x02", "a Python pickle, perhaps a PyTorch checkpoint: convert it first"),
+    (b"\x80\x03", "a Python pickle, perhaps a PyTorch checkpoint: convert it first"),
+    (b"\x80\x04", "a Python pickle, perhaps a PyTorch checkpoint: convert it first"),
+    (b"\x80\x05", "a Python pickle, perhaps a PyTorch checkpoint: convert it first"),
+    (b"\x1f\x8b", "gzip-compressed: unpack it first"),
+    (b"\xfd7zXZ\0", "xz-compressed: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard-compressed: unpack it first"),
+    (b"BZh", "bzip2-compressed: unpack it first"),
+    (b"lmgg", "a GGML file from before August 2023: convert it to GGUF first"),
+    (b"fmgg", "a GGMF file from before August 2023: convert it to GGUF first"),
+    (b"tjgg", "a GGJT file from before August 2023: convert it to GGUF first"),
+    (b"algg", "a GGLA adapter: it is no model"),
+    (b"24ka", "a llama2.c checkpoint: convert it to GGUF first"),
+    (b"MZqFpD", "a llamafile: extract the GGUF from it first (unzip)"),
+    (b"MZ", "a Windows program"),
+    (b"\x7fELF", "a Linux program, perhaps a llamafile: extract the GGUF from it first (unzip)"),
+    (b"\0\0\0\0", "zeros where the header belongs, perhaps an unfinished download"),
+];
+
+/// Says what the file is instead of GGUF.
+fn look_alike(data: &[u8]) -> Option<&'static str> {
+    if let Some((len, [b'{', ..])) = data.split_first_chunk::<8>()
+        && u64::from_le_bytes(*len) < data.len() as u64
+    {
+        return Some("a safetensors file: convert it to GGUF first");
+    }
+    let text = data.strip_prefix(b"\xef\xbb\xbf").unwrap_or(data); // a byte-order mark
+    let text = text[..text.len().min(64)].trim_ascii_start();
+    let starts = |data: &[u8], magic: &[u8]| data.get(..magic.len()).is_some_and(|d| d.eq_ignore_ascii_case(magic));
+    LOOK_ALIKES.iter().find(|(magic, _)| starts(data, magic) || starts(text, magic)).map(|(_, name)| *name)
+}
+
+/// Types that are not in the table of [`DType`], but have a name.
+fn unsupported_type(id: u32) -> Option<&'static str> {
+    Some(match id {
+        4 => "Q4_2, which ggml dropped in 2023",
+        5 => "Q4_3, which ggml dropped in 2023",
+        31 => "Q4_0_4_4, which ggml dropped in 2024 (use Q4_0)",
+        32 => "Q4_0_4_8, which ggml dropped in 2024 (use Q4_0)",
+        33 => "Q4_0_8_8, which ggml dropped in 2024 (use Q4_0)",
+        36 => "IQ4_NL_4_4, which ggml dropped in 2024 (use IQ4_NL)",
+        37 => "IQ4_NL_4_8, which ggml dropped in 2024 (use IQ4_NL)",
+        38 => "IQ4_NL_8_8, which ggml dropped in 2024 (use IQ4_NL)",
+        40 => "NVFP4",
+        41 => "Q1_0",
+        42 => "Q2_0",
+        _ => return None,
+    })
 }
 
 fn utf8(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or("?") // checked by the parser; the file may have changed since
 }
 
+/// The indices `0..n`, by name and then by place.
+fn index<'a>(n: usize, name: impl Fn(usize) -> &'a Bytes) -> Vec<u32> {
+    let mut sorted: Vec<u32> = (0..n as u32).collect(); // at most MAX_ENTRIES
+    sorted.sort_by(|&a, &b| name(a as usize)[..].cmp(&name(b as usize)[..]));
+    sorted
+}
+
+/// The entry called `wanted`.
+fn find<'a>(sorted: &[u32], wanted: &str, name: impl Fn(usize) -> &'a Bytes) -> Option<usize> {
+    let at = sorted.binary_search_by(|&i| name(i as usize)[..].cmp(wanted.as_bytes())).ok()?;
+    Some(sorted[at] as usize)
+}
+
+/// Two entries of the same name.
+fn duplicate<'a>(sorted: &[u32], name: impl Fn(usize) -> &'a Bytes) -> Option<(usize, usize)> {
+    let pairs = sorted.windows(2).map(|pair| (pair[0] as usize, pair[1] as usize));
+    pairs.into_iter().find(|&(a, b)| name(a)[..] == name(b)[..])
+}
+
+/// What the header says of a tensor: all of it checked but that the data is there.
+struct TensorEntry {
+    name: Bytes,
+    dtype: DType,
+    shape: Vec<usize>,
+    offset: usize, // from the start of the data
+    size: usize,
+}
+
 /// A position in the file, and checked steps forward from it.
 struct Reader<'a> {
     mapping: &'a Arc<Mapping>,
-    data: &'a [u8],
-    base: usize, // offset of `data` in the file
+    data: &'a [u8], // from the start of the file, so that `pos` is an offset in it
     pos: usize,
 }
 
 impl<'a> Reader<'a> {
     fn of(bytes: &'a Bytes) -> Self {
-        Self { mapping: bytes.mapping(), data: bytes, base: bytes.offset(), pos: 0 }
+        let end = bytes.offset() + bytes.len();
+        Self { mapping: bytes.mapping(), data: &bytes.mapping().as_slice()[..end], pos: bytes.offset() }
     }
 
     fn error(&self, what: &str) -> FormatError {
         FormatError::new(self.mapping.path(), what)
     }
 
-    fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8], FormatError> {
+    fn unsupported(&self, what: String) -> Error {
+        Error::Unsupported { path: self.mapping.path().to_path_buf(), what }
+    }
+
+    fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8]> {
         let rest = &self.data[self.pos..];
         let Some(taken) = rest.get(..n) else {
-            let e = self.error(&format!("{what} reaches past the end of the file")).at(self.base + self.pos);
-            return Err(e.got(format!("{n} bytes")).limit(format!("at most {}", rest.len())));
+            let e = self.error(&format!("{what} reaches past the end of the file")).at(self.pos);
+            return Err(e.got(format!("{n} bytes")).limit(format!("at most {}", rest.len())).into());
         };
         self.pos += n;
         Ok(taken)
     }
 
-    fn u32(&mut self, what: &str) -> Result<u32, FormatError> {
-        Ok(u32::from_le_bytes(self.take(4, what)?.try_into().expect("took 4")))
+    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
+        Ok(self.take(N, what)?.try_into().expect("took N"))
     }
 
-    fn u64(&mut self, what: &str) -> Result<u64, FormatError> {
-        Ok(u64::from_le_bytes(self.take(8, what)?.try_into().expect("took 8")))
+    fn u32(&mut self, what: &str) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.array(what)?))
+    }
+
+    fn u64(&mut self, what: &str) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array(what)?))
     }
 
     /// A number of things of at least `min_size` bytes each: no more than fit in what is left.
-    fn count(&mut self, what: &str, min_size: usize) -> Result<usize, FormatError> {
+    fn count(&mut self, what: &str, min_size: usize) -> Result<usize> {
         let at = self.pos;
         let n = self.u64(what)?;
         let limit = (self.data.len() - self.pos) / min_size;
         match usize::try_from(n) {
             Ok(n) if n <= limit => Ok(n),
             _ => {
-                let e = self.error(&format!("{what} is more than the file has room for")).at(self.base + at);
-                Err(e.got(n).limit(format!("at most {limit}")))
+                let e = self.error(&format!("{what} is more than the file has room for")).at(at);
+                Err(e.got(signed(n)).limit(format!("at most {limit}")).into())
             }
         }
     }
 
-    fn string(&mut self, what: &str) -> Result<Bytes, FormatError> {
+    fn string(&mut self, what: &str) -> Result<Bytes> {
         let n = self.count(what, 1)?;
-        let start = self.base + self.pos;
+        let start = self.pos;
         self.take(n, what)?;
-        Ok(Bytes::new(self.mapping, start..start + n).expect("taken from the map"))
+        Ok(Bytes::new(self.mapping, start..self.pos).expect("taken from the map"))
     }
 
-    fn value_type(&mut self) -> Result<ValueType, FormatError> {
-        let at = self.base + self.pos;
+    /// A key or a tensor name: short text.
+    fn name(&mut self, what: &str, max_len: usize) -> Result<Bytes> {
+        let at = self.pos;
+        let name = self.string(what)?;
+        let bad = |why: &str| self.error(&format!("{what} {why}")).at(at);
+        if name.is_empty() || name.len() > max_len {
+            return Err(bad("of a bad length").got(name.len()).limit(format!("1 to {max_len} bytes")).into());
+        }
+        if std::str::from_utf8(&name).is_err() {
+            return Err(bad("is not valid UTF-8").named(String::from_utf8_lossy(&name)).into());
+        }
+        if name.contains(&0) {
+            return Err(bad("holds a zero byte").named(utf8(&name)).into());
+        }
+        Ok(name)
+    }
+
+    fn magic_and_version(&mut self) -> Result<()> {
+        if self.data.is_empty() {
+            return Err(self.error("the file is empty").into());
+        }
+        if !self.data.starts_with(b"GGUF") {
+            let is = look_alike(self.data).map_or("not a GGUF file".into(), |is| format!("not a GGUF file, but {is}"));
+            return Err(self.error(&is).into());
+        }
+        self.pos = 4;
+        match self.u32("version")? {
+            2 | 3 => Ok(()),
+            0 => Err(self.error("bad version").at(4).got(0).limit("2 or 3").into()),
+            1 => Err(self.unsupported("GGUF version 1 (of August 2023); convert the model again".into())),
+            v if v.swap_bytes() <= 0xff => {
+                let v = v.swap_bytes();
+                Err(self.unsupported(format!("a big-endian GGUF file (version {v}); little-endian is supported")))
+            }
+            v => Err(self.unsupported(format!("GGUF version {v}; versions 2 and 3 are supported"))),
+        }
+    }
+
+    fn metadata(&mut self, n: usize) -> Result<Metadata> {
+        self.at_most("metadata count", n)?;
+        let mut entries: Vec<(Bytes, Value)> = Vec::new();
+        for _ in 0..n {
+            let key = self.name("metadata key", MAX_KEY_LEN)?;
+            let value = self.value_type().and_then(|kind| self.value(kind, 0)).map_err(|e| blame(e, &key))?;
+            entries.push((key, value));
+        }
+        let by_key = index(n, |i| &entries[i].0);
+        if let Some((first, second)) = duplicate(&by_key, |i| &entries[i].0) {
+            let (first, second) = (&entries[first].0, &entries[second].0);
+            let e = self.error("metadata key used twice").at(second.offset()).named(utf8(second));
+            return Err(e.limit(format!("only the one at byte {}", first.offset())).into());
+        }
+        Ok(Metadata { entries, by_key, mapping: Arc::clone(self.mapping) })
+    }
+
+    fn at_most(&self, what: &str, n: usize) -> Result<()> {
+        if n > MAX_ENTRIES {
+            return Err(self.error(&format!("bad {what}")).got(n).limit(format!("at most {MAX_ENTRIES}")).into());
+        }
+        Ok(())
+    }
+
+    fn value_type(&mut self) -> Result<ValueType> {
+        let at = self.pos;
         let id = self.u32("value type")?;
-        ValueType::ALL
-            .get(id as usize)
-            .copied()
-            .ok_or_else(|| self.error("unknown value type").at(at).got(id).limit("0 to 12"))
+        let kind = ValueType::ALL.get(id as usize).copied();
+        kind.ok_or_else(|| self.error("unknown value type").at(at).got(id).limit("0 to 12").into())
     }
 
-    fn value(&mut self, kind: ValueType, depth: usize) -> Result<Value, FormatError> {
+    fn value(&mut self, kind: ValueType, depth: usize) -> Result<Value> {
         use ValueType::*;
-        let at = self.base + self.pos;
+        let at = self.pos;
         Ok(match kind {
-            U8 => Value::Unsigned(self.take(1, "value")?[0].into()),
-            I8 => Value::Signed((self.take(1, "value")?[0] as i8).into()),
-            U16 => Value::Unsigned(u16::from_le_bytes(self.take(2, "value")?.try_into().expect("took 2")).into()),
-            I16 => Value::Signed(i16::from_le_bytes(self.take(2, "value")?.try_into().expect("took 2")).into()),
-            U32 => Value::Unsigned(self.u32("value")?.into()),
-            I32 => Value::Signed((self.u32("value")? as i32).into()),
-            F32 => Value::F32(f32::from_bits(self.u32("value")?)),
-            U64 => Value::Unsigned(self.u64("value")?),
-            I64 => Value::Signed(self.u64("value")? as i64),
-            F64 => Value::F64(f64::from_bits(self.u64("value")?)),
+            U8 => Value::Unsigned(u8::from_le_bytes(self.array("value")?).into()),
+            I8 => Value::Signed(i8::from_le_bytes(self.array("value")?).into()),
+            U16 => Value::Unsigned(u16::from_le_bytes(self.array("value")?).into()),
+            I16 => Value::Signed(i16::from_le_bytes(self.array("value")?).into()),
+            U32 => Value::Unsigned(u32::from_le_bytes(self.array("value")?).into()),
+            I32 => Value::Signed(i32::from_le_bytes(self.array("value")?).into()),
+            F32 => Value::F32(f32::from_le_bytes(self.array("value")?)),
+            U64 => Value::Unsigned(u64::from_le_bytes(self.array("value")?)),
+            I64 => Value::Signed(i64::from_le_bytes(self.array("value")?)),
+            F64 => Value::F64(f64::from_le_bytes(self.array("value")?)),
             Bool => match self.take(1, "value")?[0] {
                 0 => Value::Bool(false),
                 1 => Value::Bool(true),
-                b => return Err(self.error("bad bool").at(at).got(b).limit("0 or 1")),
+                b => return Err(self.error("bad bool").at(at).got(b).limit("0 or 1").into()),
             },
             String => Value::String(self.string("string value")?),
             Array if depth >= MAX_ARRAY_DEPTH => {
-                return Err(self
-                    .error("arrays nested too deep")
-                    .at(at)
-                    .limit(format!("at most {MAX_ARRAY_DEPTH} levels")));
+                let e = self.error("arrays nested too deep").at(at);
+                return Err(e.limit(format!("at most {MAX_ARRAY_DEPTH} levels")).into());
             }
             Array => {
                 let element = self.value_type()?;
                 let len = self.count("array length", element.size().unwrap_or(8))?;
-                let start = self.base + self.pos;
+                let start = self.pos;
                 match element.size() {
-                    // `count` has checked that `len * size` is within the file.
-                    Some(size) => drop(self.take(len * size, "array")?),
+                    Some(size) => {
+                        let bytes = self.take(len * size, "array")?; // `count` knows that the product is in the file
+                        if element == Bool
+                            && let Some(i) = bytes.iter().position(|&b| b > 1)
+                        {
+                            let e = self.error("bad bool").at(start + i);
+                            return Err(e.got(bytes[i]).limit("0 or 1").into());
+                        }
+                    }
                     None if element == String => self.skip_strings(len)?,
                     None => {
                         for _ in 0..len {
@@ -487,26 +604,132 @@ impl<'a> Reader<'a> {
                         }
                     }
                 }
-                let bytes = Bytes::new(self.mapping, start..self.base + self.pos).expect("taken from the map");
+                let bytes = Bytes::new(self.mapping, start..self.pos).expect("taken from the map");
                 Value::Array(self::Array { element, len, bytes })
             }
         })
     }
 
     /// Steps over `n` strings. The vocabulary is most of a header, so this loop is most of `open`.
-    fn skip_strings(&mut self, n: usize) -> Result<(), FormatError> {
+    fn skip_strings(&mut self, n: usize) -> Result<()> {
         let mut rest = &self.data[self.pos..];
         for _ in 0..n {
             let next = rest
                 .split_first_chunk::<8>()
                 .and_then(|(len, tail)| tail.get(usize::try_from(u64::from_le_bytes(*len)).ok()?..));
             let Some(tail) = next else {
-                let at = self.base + self.data.len() - rest.len();
-                return Err(self.error("string of an array reaches past the end of the file").at(at));
+                let at = self.data.len() - rest.len();
+                return Err(self.error("string of an array reaches past the end of the file").at(at).into());
             };
             rest = tail;
         }
         self.pos = self.data.len() - rest.len();
         Ok(())
+    }
+
+    fn tensor_entry(&mut self, alignment: usize) -> Result<TensorEntry> {
+        let name = self.name("tensor name", MAX_NAME_LEN)?;
+        self.tensor_entry_named(name.clone(), alignment).map_err(|e| blame(e, &name))
+    }
+
+    fn tensor_entry_named(&mut self, name: Bytes, alignment: usize) -> Result<TensorEntry> {
+        let at = self.pos;
+        let n_dims = self.u32("number of dimensions")? as usize;
+        if !(1..=MAX_DIMS).contains(&n_dims) {
+            let e = self.error("bad number of dimensions").at(at).got(n_dims);
+            return Err(e.limit(format!("1 to {MAX_DIMS}")).into());
+        }
+        let dims_at = self.pos;
+        let mut shape = Vec::with_capacity(n_dims);
+        for _ in 0..n_dims {
+            let at = self.pos;
+            let n = self.u64("dimension")?;
+            match usize::try_from(n) {
+                Ok(n) if n > 0 && signed(n as u64) > 0 => shape.push(n),
+                _ => return Err(self.error("bad dimension").at(at).got(signed(n)).limit("at least 1").into()),
+            }
+        }
+
+        let at = self.pos;
+        let id = self.u32("tensor type")?;
+        let Some(dtype) = DType::from_id(id) else {
+            return Err(match unsupported_type(id) {
+                Some(dtype) => self.unsupported(format!("tensor {} of type {dtype}", utf8(&name))),
+                None => {
+                    self.error("unknown tensor type (the file is damaged or newer than this)").at(at).got(id).into()
+                }
+            });
+        };
+        let row = dtype.row_bytes(shape[0]).ok_or_else(|| {
+            let e = self.error("row is not a whole number of blocks").at(dims_at).got(shape[0]);
+            e.limit(format!("a multiple of {} for {dtype}", dtype.block_len()))
+        })?;
+        let size = shape[1..].iter().try_fold(row, |n, &d| n.checked_mul(d));
+        let size =
+            size.ok_or_else(|| self.error("tensor larger than any file").at(dims_at).got(format!("{shape:?}")))?;
+
+        let at = self.pos;
+        let offset = self.u64("tensor offset")?;
+        match usize::try_from(offset) {
+            Ok(offset) if offset.is_multiple_of(alignment) => Ok(TensorEntry { name, dtype, shape, offset, size }),
+            _ => {
+                let e = self.error("unaligned tensor offset").at(at).got(signed(offset));
+                Err(e.limit(format!("a multiple of {alignment}")).into())
+            }
+        }
+    }
+
+    /// Finds the tensors in the data that follows: none overlaps another, and all are there.
+    fn place(&self, entries: Vec<TensorEntry>, alignment: usize) -> Result<Vec<TensorInfo>> {
+        let past_end = |entry: &TensorEntry| -> Error {
+            let e = self.error("tensor reaches past the end of the file").at(entry.name.offset());
+            let e = e.named(utf8(&entry.name)).got(format!("{} bytes from {} of the data", entry.size, entry.offset));
+            e.limit(format!("a file of {} bytes", self.data.len())).into()
+        };
+        let mut order: Vec<&TensorEntry> = entries.iter().collect();
+        order.sort_by_key(|entry| entry.offset);
+        let mut end = 0; // of the data so far
+        let mut padded = 0usize; // what the tensors need if they lie without gaps
+        for (i, entry) in order.iter().enumerate() {
+            if entry.offset < end {
+                let e = self.error("tensors overlap").at(entry.name.offset()).named(utf8(&entry.name));
+                let e = e.got(format!("offset {}", entry.offset));
+                return Err(e.limit(format!("at least {end}, where {} ends", utf8(&order[i - 1].name))).into());
+            }
+            end = entry.offset.checked_add(entry.size).ok_or_else(|| past_end(entry))?;
+            padded = padded.saturating_add(entry.size.saturating_add(alignment - 1) / alignment * alignment);
+        }
+
+        let data_start = self.pos.checked_next_multiple_of(alignment).expect("far smaller than a usize");
+        let (have, needed) = (self.data.len(), data_start.saturating_add(end));
+        if let Some(last) = order.last()
+            && needed > have
+        {
+            if end > padded {
+                return Err(past_end(last)); // a hole: the offset lies
+            }
+            let percent = have as u128 * 100 / needed as u128;
+            let what = format!("the file has {have} of {needed} bytes ({percent} %)");
+            return Err(self.error(&format!("{what}: the download is incomplete, fetch it again")).into());
+        }
+        let place = |TensorEntry { name, dtype, shape, offset, size }| {
+            let start = data_start + offset;
+            let bytes = Bytes::new(self.mapping, start..start + size).expect("before the end of the last");
+            TensorInfo { name, view: TensorView { bytes, dtype, shape } }
+        };
+        Ok(entries.into_iter().map(place).collect())
+    }
+}
+
+/// A 64-bit number as people write it: what was meant as -1 is not 18446744073709551615.
+fn signed(n: u64) -> i64 {
+    n as i64
+}
+
+/// Says which key or tensor a report is about.
+fn blame(e: Error, name: &Bytes) -> Error {
+    match e {
+        Error::Format(e) if e.name.is_none() => e.named(utf8(name)).into(),
+        e => e,
     }
 }

@@ -79,6 +79,12 @@ impl Activations {
         &self.x.as_slice()[t * self.n..][..self.n]
     }
 
+    /// The floats of all rows, one after another.
+    pub fn x_mut(&mut self) -> &mut [f32] {
+        let n = self.tokens * self.n;
+        &mut self.x.as_mut_slice()[..n]
+    }
+
     /// The integers of row `t`, in the kernel set's order, with the padding.
     pub fn qs(&self, t: usize) -> &[i8] {
         &self.qs.as_slice()[t * self.stride()..][..self.n.next_multiple_of(STEP)]

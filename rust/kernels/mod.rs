@@ -49,11 +49,14 @@ pub trait Kernels: Sync {
     /// - No other worker writes the same rows and tokens of `job.out` at the same time.
     unsafe fn strip(&self, job: &Matmul, rows: Range<usize>, tokens: Range<usize>);
 
-    /// `out[i] = x[i] / sqrt(mean(x^2) + eps) * w[i]` (RMSNorm, Zhang and Sennrich 2019).
-    fn rms_norm(&self, out: &mut [f32], x: &[f32], w: &[f32], eps: f32);
+    /// `out[i] = x[i] / sqrt(mean(x^2) + eps) * w[i]` (RMSNorm, Zhang and Sennrich 2019); `w` is F32 as it lies in the file.
+    fn rms_norm(&self, out: &mut [f32], x: &[f32], w: &[u8], eps: f32);
 
     /// `out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]` (SwiGLU, Shazeer 2020).
     fn swiglu(&self, out: &mut [f32], gate: &[f32], up: &[f32]);
+
+    /// Rotates neighbours: the pair `(x[2i], x[2i + 1])` by the angle of `turns[i] = [cos, sin]` (RoPE, Su et al. 2021).
+    fn rope(&self, x: &mut [f32], turns: &[[f32; 2]]);
 
     /// Rounds to f16, to nearest even.
     fn to_f16(&self, out: &mut [u16], x: &[f32]);

@@ -10,10 +10,11 @@ use super::vector::{Vector, exp};
 use crate::quant::DType;
 use crate::threads::Disjoint;
 
-/// `out[i] = x[i] / sqrt(mean(x^2) + eps) * w[i]`
+/// `out[i] = x[i] / sqrt(mean(x^2) + eps) * w[i]`, `w` F32 as it lies in the file.
 #[inline(always)]
-pub unsafe fn rms_norm<V: Vector>(out: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
+pub unsafe fn rms_norm<V: Vector>(out: &mut [f32], x: &[f32], w: &[u8], eps: f32) {
     let n = out.len();
+    let w = w.as_chunks::<4>().0;
     assert!(x.len() == n && w.len() == n);
     let whole = n - n % V::LANES;
     // SAFETY: `i + LANES <= whole <= n`; the features are the caller's promise.
@@ -31,11 +32,19 @@ pub unsafe fn rms_norm<V: Vector>(out: &mut [f32], x: &[f32], w: &[f32], eps: f3
         let scale = 1.0 / (sum / n as f32 + eps).sqrt();
         for i in (0..whole).step_by(V::LANES) {
             let v = V::load(x.as_ptr().add(i)).mul(V::splat(scale));
-            v.mul(V::load(w.as_ptr().add(i))).store(out.as_mut_ptr().add(i));
+            v.mul(V::load(w.as_ptr().add(i).cast())).store(out.as_mut_ptr().add(i));
         }
         for i in whole..n {
-            out[i] = x[i] * scale * w[i];
+            out[i] = x[i] * scale * f32::from_le_bytes(w[i]);
         }
+    }
+}
+
+/// Rotates neighbours: the pair `(x[2i], x[2i + 1])` by the angle of `turns[i] = [cos, sin]`.
+#[inline(always)]
+pub fn rope(x: &mut [f32], turns: &[[f32; 2]]) {
+    for ([a, b], [cos, sin]) in x.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
     }
 }
 
@@ -240,24 +249,27 @@ unsafe fn gemm_tile<V: Vector, const R: usize, const N: usize>(
     unsafe {
         let mut sums = [[V::splat(0.0); N]; R];
         if accumulate {
-            for (i, sums) in sums.iter_mut().enumerate() {
-                for (j, sum) in sums.iter_mut().enumerate() {
-                    *sum = V::load(c.add(i * c_stride + j * V::LANES));
+            for i in 0..R {
+                for j in 0..N {
+                    sums[i][j] = V::load(c.add(i * c_stride + j * V::LANES));
                 }
             }
         }
         for k in 0..k {
-            let b: [V; N] = std::array::from_fn(|j| V::load(b.add(k * b_stride + j * V::LANES)));
-            for (i, sums) in sums.iter_mut().enumerate() {
+            let mut columns = [V::splat(0.0); N];
+            for j in 0..N {
+                columns[j] = V::load(b.add(k * b_stride + j * V::LANES));
+            }
+            for i in 0..R {
                 let a = V::splat(*a.add(i * a_stride + k));
-                for (sum, b) in sums.iter_mut().zip(b) {
-                    *sum = a.mul_add(b, *sum);
+                for j in 0..N {
+                    sums[i][j] = a.mul_add(columns[j], sums[i][j]);
                 }
             }
         }
-        for (i, sums) in sums.into_iter().enumerate() {
-            for (j, sum) in sums.into_iter().enumerate() {
-                sum.store(c.add(i * c_stride + j * V::LANES));
+        for i in 0..R {
+            for j in 0..N {
+                sums[i][j].store(c.add(i * c_stride + j * V::LANES));
             }
         }
     }
@@ -485,9 +497,9 @@ unsafe fn add_f16<V: Vector>(acc: &mut [f32], p: f32, y: *const u16, n: usize) {
 /// Implements the float part of [`super::Kernels`] for a set, over a register type and its features.
 macro_rules! float_kernels {
     ($vector:ty $(, $features:literal)?) => {
-        fn rms_norm(&self, out: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
+        fn rms_norm(&self, out: &mut [f32], x: &[f32], w: &[u8], eps: f32) {
             $(#[target_feature(enable = $features)])?
-            fn run(out: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
+            fn run(out: &mut [f32], x: &[f32], w: &[u8], eps: f32) {
                 // SAFETY: the features are those of this function.
                 unsafe { crate::kernels::ops::rms_norm::<$vector>(out, x, w, eps) }
             }
@@ -505,6 +517,16 @@ macro_rules! float_kernels {
             // SAFETY: `self` exists only where the CPU has the features.
             #[allow(unused_unsafe)]
             unsafe { run(out, gate, up) }
+        }
+
+        fn rope(&self, x: &mut [f32], turns: &[[f32; 2]]) {
+            $(#[target_feature(enable = $features)])?
+            fn run(x: &mut [f32], turns: &[[f32; 2]]) {
+                crate::kernels::ops::rope(x, turns);
+            }
+            // SAFETY: `self` exists only where the CPU has the features.
+            #[allow(unused_unsafe)]
+            unsafe { run(x, turns) }
         }
 
         fn to_f16(&self, out: &mut [u16], x: &[f32]) {

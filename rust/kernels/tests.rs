@@ -112,9 +112,17 @@ fn row_length(dtype: DType, blocks: usize) -> usize {
 fn integer_parts_equal_the_scalar_twin() {
     let mut random = Random(1);
     for dtype in QUANTIZED {
-        for (blocks, rows, tokens) in
-            [(1usize, 5, 1), (2, 33, 2), (3, 7, 3), (4, 40, 4), (5, 64, 5), (7, 31, 6), (8, 65, 7), (9, 32, 13), (17, 9, 20)]
-        {
+        for (blocks, rows, tokens) in [
+            (1usize, 5, 1),
+            (2, 33, 2),
+            (3, 7, 3),
+            (4, 40, 4),
+            (5, 64, 5),
+            (7, 31, 6),
+            (8, 65, 7),
+            (9, 32, 13),
+            (17, 9, 20),
+        ] {
             let blocks = if dtype.block_len() == 256 { blocks.div_ceil(8) } else { blocks };
             let n = row_length(dtype, blocks);
             let w = matrix(dtype, rows, n, &mut random, &|_| 1.0);
@@ -223,7 +231,7 @@ fn norm_and_swiglu_equal_plain_arithmetic() {
         let square = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / n as f64;
         for kernels in all() {
             let mut out = vec![0.0; n];
-            kernels.rms_norm(&mut out, &x, &w, 1e-5);
+            kernels.rms_norm(&mut out, &x, bytemuck::cast_slice(&w), 1e-5);
             for i in 0..n {
                 let expected = f64::from(x[i]) / (square + 1e-5).sqrt() * f64::from(w[i]);
                 assert!(close(out[i], expected, 1e-5), "{} norm {n}", kernels.name());

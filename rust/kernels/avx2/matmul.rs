@@ -5,11 +5,13 @@
 //! 16 bits. Integers up to 63 fit, and the sums of several pairs of small ones; larger ones (Q8_0, IQ4) go by
 //! magnitude and sign, `|w| * (a with the sign of w)`, one pair at a time.
 
+#![allow(clippy::needless_range_loop)] // see `dots`
+
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::unpack::{Group8, Unpack};
-use crate::kernels::activations::{Activations, QuantizedRow};
+use super::unpack::Unpack;
+use crate::kernels::activations::QuantizedRow;
 use crate::kernels::matmul::{Matmul, STRIP};
 
 /// How far ahead of a row's reads to prefetch, in bytes.
@@ -22,107 +24,117 @@ const PREFETCH: usize = 4096;
 /// - No other worker writes the same rows of `job.out`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub unsafe fn rows<U: Unpack>(job: &Matmul, rows: Range<usize>) {
-    let row_bytes = job.w.row_bytes();
-    let w = job.w.bytes.as_ptr();
     let tokens = job.x.tokens();
-    // SAFETY: rows and tokens are in range, and the caller has these rows to itself.
-    unsafe {
-        for t in (0..tokens).step_by(2) {
-            let mut r = rows.start;
-            while r < rows.end {
-                let two = r + 2 <= rows.end;
-                let p = w.add(r * row_bytes);
-                macro_rules! dots {
-                    ($rows:literal, $tokens:literal) => {
-                        for (i, sums) in dots::<U, $rows, $tokens>(p, row_bytes, job.x, t).iter().enumerate() {
-                            for (j, sum) in sums.iter().enumerate() {
-                                job.write(t + j, r + i, *sum);
-                            }
-                        }
-                    };
-                }
-                match (two, tokens - t) {
-                    (true, 1) => dots!(2, 1),
-                    (true, _) => dots!(2, 2),
-                    (false, 1) => dots!(1, 1),
-                    (false, _) => dots!(1, 2),
-                }
-                r += if two { 2 } else { 1 };
+    let mut t = 0;
+    while t < tokens {
+        // SAFETY: rows and tokens are in range, and the caller has these rows to itself.
+        unsafe {
+            match tokens - t {
+                1 => tokens_rows::<U, 1>(job, rows.clone(), t),
+                _ => tokens_rows::<U, 2>(job, rows.clone(), t),
             }
+        }
+        t += 2;
+    }
+}
+
+/// Rows for the `T` tokens from `t`, two rows at a time.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tokens_rows<U: Unpack, const T: usize>(job: &Matmul, rows: Range<usize>, t: usize) {
+    let mut r = rows.start;
+    // SAFETY: the caller's promises.
+    unsafe {
+        while r + 2 <= rows.end {
+            dots::<U, 2, T>(job, r, t);
+            r += 2;
+        }
+        if r < rows.end {
+            dots::<U, 1, T>(job, r, t);
         }
     }
 }
 
 /// Adds the products of the integers `q` with `a` in pairs of pairs: eight sums of four.
-#[inline(always)]
-unsafe fn dot<U: Unpack>(q: __m256i, a: __m256i) -> __m256i {
-    // SAFETY: register operations of features that the caller has.
-    unsafe {
-        let pairs = if U::SIGNED {
-            _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q))
-        } else {
-            _mm256_maddubs_epi16(q, a)
-        };
-        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-    }
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot<U: Unpack>(q: __m256i, a: __m256i) -> __m256i {
+    let pairs = if U::SIGNED {
+        _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q))
+    } else {
+        _mm256_maddubs_epi16(q, a)
+    };
+    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
 }
 
-/// The products of the `R` rows at `w` with the `T` tokens from `t`.
-#[inline(always)]
-unsafe fn dots<U: Unpack, const R: usize, const T: usize>(
-    w: *const u8,
-    row_bytes: usize,
-    x: &Activations,
-    t: usize,
-) -> [[f32; T]; R] {
-    let qs: [*const i8; T] = std::array::from_fn(|j| x.qs(t + j).as_ptr());
-    let d: [*const f32; T] = std::array::from_fn(|j| x.d(t + j).as_ptr());
+/// The products of the `R` rows from `r` with the `T` tokens from `t`.
+///
+/// No closures and no iterator adaptors from here on: code that is generic over a closure lacks the features of this
+/// module, and every intrinsic in it would be a call.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn dots<U: Unpack, const R: usize, const T: usize>(job: &Matmul, r: usize, t: usize) {
+    let row_bytes = job.w.row_bytes();
     let block = size_of::<U>();
     let groups = U::DTYPE.block_len() / 32;
-    // SAFETY: `w` holds R rows and the activations as many groups; register operations of features that the caller has.
+    let (mut qs, mut d) = ([std::ptr::null::<i8>(); T], [std::ptr::null::<f32>(); T]);
+    for j in 0..T {
+        qs[j] = job.x.qs(t + j).as_ptr();
+        d[j] = job.x.d(t + j).as_ptr();
+    }
+    // SAFETY: the matrix has these rows, and the activations as many groups; the caller has these rows to itself.
     unsafe {
+        let w = job.w.bytes.as_ptr().add(r * row_bytes);
+        let one = _mm256_set1_epi16(1);
         let mut sums = [[_mm256_setzero_ps(); T]; R];
         for b in 0..row_bytes / block {
-            let p: [*const u8; R] = std::array::from_fn(|i| w.add(i * row_bytes + b * block));
-            for p in p {
+            for i in 0..R {
+                let ahead = w.wrapping_add(i * row_bytes + b * block + PREFETCH);
                 for line in 0..block.div_ceil(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(PREFETCH + 64 * line).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
                 }
             }
-            let shared: [U::Shared; R] = std::array::from_fn(|i| U::shared(p[i]));
+            let mut shared = [U::shared(w.add(b * block)); R];
+            for i in 1..R {
+                shared[i] = U::shared(w.add(i * row_bytes + b * block));
+            }
             for g in 0..groups {
                 let at = b * groups + g;
-                let a: [__m256i; T] = std::array::from_fn(|j| _mm256_loadu_si256(qs[j].add(32 * at).cast()));
-                let da: [__m256; T] = std::array::from_fn(|j| _mm256_broadcast_ss(&*d[j].add(at)));
+                let mut a = [_mm256_setzero_si256(); T];
+                let mut da = [_mm256_setzero_ps(); T];
                 // BIAS times, or for MINS one times, the sums of four activations
-                let ones: [__m256i; T] = std::array::from_fn(|j| {
-                    let by = _mm256_set1_epi8(if U::MINS { 1 } else { U::BIAS as i8 });
-                    _mm256_madd_epi16(_mm256_maddubs_epi16(by, a[j]), _mm256_set1_epi16(1))
-                });
+                let mut four = [_mm256_setzero_si256(); T];
+                let by = _mm256_set1_epi8(if U::MINS { 1 } else { U::BIAS as i8 });
+                for j in 0..T {
+                    a[j] = _mm256_loadu_si256(qs[j].add(32 * at).cast());
+                    da[j] = _mm256_broadcast_ss(&*d[j].add(at));
+                    four[j] = _mm256_madd_epi16(_mm256_maddubs_epi16(by, a[j]), one);
+                }
                 for i in 0..R {
-                    let Group8 { q, d, m } = U::unpack(p[i], &shared[i], g);
+                    let w = U::unpack(w.add(i * row_bytes + b * block), &shared[i], g);
                     for j in 0..T {
-                        let mut product = dot::<U>(q, a[j]);
+                        let mut product = dot::<U>(w.q, a[j]);
                         if !U::MINS && !U::SIGNED {
-                            product = _mm256_sub_epi32(product, ones[j]);
+                            product = _mm256_sub_epi32(product, four[j]);
                         }
-                        let acc = &mut sums[i][j];
-                        *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), _mm256_mul_ps(d, da[j]), *acc);
+                        let scale = _mm256_mul_ps(w.d, da[j]);
+                        sums[i][j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), scale, sums[i][j]);
                         if U::MINS {
-                            let sum = _mm256_mul_ps(_mm256_cvtepi32_ps(ones[j]), da[j]);
-                            *acc = _mm256_fmadd_ps(m, sum, *acc);
+                            let sum = _mm256_mul_ps(_mm256_cvtepi32_ps(four[j]), da[j]);
+                            sums[i][j] = _mm256_fmadd_ps(w.m, sum, sums[i][j]);
                         }
                     }
                 }
             }
         }
-        sums.map(|row| {
-            row.map(|sum| {
-                let four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
-                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-                _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-            })
-        })
+        for i in 0..R {
+            for j in 0..T {
+                let sum = sums[i][j];
+                let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+                let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+                job.write(t + j, r + i, _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum))));
+            }
+        }
     }
 }
 
@@ -189,7 +201,8 @@ unsafe fn panel<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usiz
     }
 }
 
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn unpack_panel<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usize>, first: usize, n: usize) {
     let per_block = U::DTYPE.block_len() / 32;
     let row_bytes = job.w.row_bytes();
@@ -199,27 +212,29 @@ unsafe fn unpack_panel<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Ran
     unsafe {
         for eight in 0..PANEL / 8 {
             for b in 0..n / per_block {
-                let p: [*const u8; 8] = std::array::from_fn(|i| {
-                    let row = (rows.start + 8 * eight + i).min(rows.end - 1);
-                    w.add(row * row_bytes + (first / per_block + b) * size_of::<U>())
-                });
-                let shared: [U::Shared; 8] = std::array::from_fn(|i| U::shared(p[i]));
+                let mut shared = [None; 8];
                 for g in 0..per_block {
                     let at = b * per_block + g;
                     let mut q = [_mm256_setzero_si256(); 8];
                     for i in 0..8 {
-                        let group = U::unpack(p[i], &shared[i], g);
-                        q[i] = group.q;
                         let row = 8 * eight + i;
-                        let halves = |v: __m256| [_mm256_cvtss_f32(v), _mm_cvtss_f32(_mm256_extractf128_ps::<1>(v))];
-                        let (d, m) = (halves(group.d), halves(group.m));
-                        for half in 0..2 {
-                            scratch.d[at][half][row] = d[half];
-                            scratch.m[at][half][row] = m[half];
+                        let r = (rows.start + row).min(rows.end - 1);
+                        let p = w.add(r * row_bytes + (first / per_block + b) * size_of::<U>());
+                        if g == 0 {
+                            shared[i] = Some(U::shared(p));
                         }
+                        let Some(shared) = &shared[i] else { unreachable!("set for group 0") };
+                        let group = U::unpack(p, shared, g);
+                        q[i] = group.q;
+                        scratch.d[at][0][row] = _mm256_cvtss_f32(group.d);
+                        scratch.d[at][1][row] = _mm_cvtss_f32(_mm256_extractf128_ps::<1>(group.d));
+                        scratch.m[at][0][row] = _mm256_cvtss_f32(group.m);
+                        scratch.m[at][1][row] = _mm_cvtss_f32(_mm256_extractf128_ps::<1>(group.m));
                     }
-                    for (dword, column) in transpose(q).into_iter().enumerate() {
-                        _mm256_store_si256(scratch.q[at][dword].as_mut_ptr().add(8 * eight).cast(), column);
+                    let columns = transpose(q);
+                    for dword in 0..8 {
+                        let to = scratch.q[at][dword].as_mut_ptr().add(8 * eight);
+                        _mm256_store_si256(to.cast(), columns[dword]);
                     }
                 }
             }
@@ -228,35 +243,36 @@ unsafe fn unpack_panel<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Ran
 }
 
 /// Eight rows of eight dwords to eight columns.
-#[inline(always)]
-unsafe fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
-    // SAFETY: register operations of features that the caller has.
-    unsafe {
-        let pairs: [(__m256i, __m256i); 4] = std::array::from_fn(|i| {
-            (_mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]), _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]))
-        });
-        // Dwords 0 and 4, 1 and 5, 2 and 6, 3 and 7 of four rows.
-        let fours = |a: (__m256i, __m256i), b: (__m256i, __m256i)| {
-            [
-                _mm256_unpacklo_epi64(a.0, b.0),
-                _mm256_unpackhi_epi64(a.0, b.0),
-                _mm256_unpacklo_epi64(a.1, b.1),
-                _mm256_unpackhi_epi64(a.1, b.1),
-            ]
-        };
-        let (upper, lower) = (fours(pairs[0], pairs[1]), fours(pairs[2], pairs[3]));
-        std::array::from_fn(|i| {
-            if i < 4 {
-                _mm256_permute2x128_si256::<0x20>(upper[i], lower[i])
-            } else {
-                _mm256_permute2x128_si256::<0x31>(upper[i - 4], lower[i - 4])
-            }
-        })
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
+    let upper = transpose_four(r[0], r[1], r[2], r[3]);
+    let lower = transpose_four(r[4], r[5], r[6], r[7]);
+    let mut columns = r;
+    for i in 0..4 {
+        columns[i] = _mm256_permute2x128_si256::<0x20>(upper[i], lower[i]);
+        columns[4 + i] = _mm256_permute2x128_si256::<0x31>(upper[i], lower[i]);
     }
+    columns
+}
+
+/// Dwords 0 and 4, 1 and 5, 2 and 6, 3 and 7 of four rows, one of each pair in each half.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn transpose_four(a: __m256i, b: __m256i, c: __m256i, d: __m256i) -> [__m256i; 4] {
+    let (ab_low, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let (cd_low, cd_high) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+    [
+        _mm256_unpacklo_epi64(ab_low, cd_low),
+        _mm256_unpackhi_epi64(ab_low, cd_low),
+        _mm256_unpacklo_epi64(ab_high, cd_high),
+        _mm256_unpackhi_epi64(ab_high, cd_high),
+    ]
 }
 
 /// 16 rows times the `T` tokens from `t`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tile<U: Unpack, const T: usize>(
     scratch: &Scratch,
     job: &Matmul,
@@ -267,11 +283,16 @@ unsafe fn tile<U: Unpack, const T: usize>(
     accumulate: bool,
 ) {
     let x = job.x;
-    let qs: [*const i8; T] = std::array::from_fn(|j| x.qs(t + j)[32 * first..].as_ptr());
-    let d: [*const f32; T] = std::array::from_fn(|j| x.d(t + j)[first..].as_ptr());
-    let sums16: [*const f32; T] = std::array::from_fn(|j| x.sum16(t + j)[2 * first..].as_ptr());
-    let sums32: [*const f32; T] = std::array::from_fn(|j| x.sum32(t + j)[first..].as_ptr());
-    let bias16: [*const i32; T] = std::array::from_fn(|j| x.bias16(t + j)[2 * first..].as_ptr());
+    let (mut qs, mut bias16) = ([std::ptr::null::<i8>(); T], [std::ptr::null::<i32>(); T]);
+    let (mut d, mut sum16, mut sum32) =
+        ([std::ptr::null::<f32>(); T], [std::ptr::null::<f32>(); T], [std::ptr::null::<f32>(); T]);
+    for j in 0..T {
+        qs[j] = x.qs(t + j)[32 * first..].as_ptr();
+        d[j] = x.d(t + j)[first..].as_ptr();
+        bias16[j] = x.bias16(t + j)[2 * first..].as_ptr();
+        sum16[j] = x.sum16(t + j)[2 * first..].as_ptr();
+        sum32[j] = x.sum32(t + j)[first..].as_ptr();
+    }
     // Dwords whose products can be added in 16 bits: 2 * 127 * LARGEST each, up to 32767. The scales change every
     // 4 dwords with HALVES, else every 8.
     let together = match U::LARGEST {
@@ -290,7 +311,8 @@ unsafe fn tile<U: Unpack, const T: usize>(
             for half in 0..8 / span {
                 let mut acc = [[_mm256_setzero_si256(); 2]; T];
                 let run = if together < span { together } else { span };
-                for start in (0..span).step_by(run) {
+                let mut start = 0;
+                while start < span {
                     let mut pairs = [[_mm256_setzero_si256(); 2]; T];
                     for i in 0..run {
                         let dword = half * span + start + i;
@@ -315,6 +337,7 @@ unsafe fn tile<U: Unpack, const T: usize>(
                             acc[j][p] = if start == 0 { four } else { _mm256_add_epi32(acc[j][p], four) };
                         }
                     }
+                    start += run;
                 }
                 let dw = scratch.d[g][half].as_ptr();
                 let dw = [_mm256_load_ps(dw), _mm256_load_ps(dw.add(8))];
@@ -331,7 +354,7 @@ unsafe fn tile<U: Unpack, const T: usize>(
                         (*bias16[j].add(2 * g) + *bias16[j].add(2 * g + 1)) / (128 / i32::from(U::BIAS))
                     };
                     let bias = _mm256_set1_epi32(bias);
-                    let sum = if U::HALVES { *sums16[j].add(2 * g + half) } else { *sums32[j].add(g) };
+                    let sum = if U::HALVES { *sum16[j].add(2 * g + half) } else { *sum32[j].add(g) };
                     let sum = _mm256_set1_ps(sum);
                     for p in 0..2 {
                         let product = _mm256_cvtepi32_ps(_mm256_add_epi32(acc[j][p], bias));
@@ -343,10 +366,10 @@ unsafe fn tile<U: Unpack, const T: usize>(
                 }
             }
         }
-        for (j, sums) in sums.into_iter().enumerate() {
+        for j in 0..T {
             let mut products = [0.0f32; PANEL];
-            _mm256_storeu_ps(products.as_mut_ptr(), sums[0]);
-            _mm256_storeu_ps(products.as_mut_ptr().add(8), sums[1]);
+            _mm256_storeu_ps(products.as_mut_ptr(), sums[j][0]);
+            _mm256_storeu_ps(products.as_mut_ptr().add(8), sums[j][1]);
             let start = (t + j) * job.out_stride;
             let out = job.out.slice(start + rows.start..start + rows.end);
             for (out, product) in out.iter_mut().zip(products) {
@@ -364,22 +387,23 @@ pub fn quantize(x: &[f32], row: QuantizedRow) {
         *d = 0.0;
         let (mut first, mut second) = (0, 0);
         if let Some(x) = x.get(32 * g..32 * g + 32) {
-            // SAFETY: 32 floats are there.
-            let v: [__m256; 4] = std::array::from_fn(|i| unsafe { _mm256_loadu_ps(x[8 * i..].as_ptr()) });
             let minus = _mm256_set1_ps(-0.0);
-            let max = v.map(|v| _mm256_andnot_ps(minus, v)).into_iter().reduce(|a, b| _mm256_max_ps(a, b));
-            let max = max.expect("there are four");
+            let mut v = [_mm256_setzero_ps(); 4];
+            let mut max = _mm256_setzero_ps();
+            for i in 0..4 {
+                // SAFETY: 32 floats are there.
+                v[i] = unsafe { _mm256_loadu_ps(x.as_ptr().add(8 * i)) };
+                max = _mm256_max_ps(max, _mm256_andnot_ps(minus, v[i])); // NaN if v[i] is
+            }
             let max = _mm_max_ps(_mm256_castps256_ps128(max), _mm256_extractf128_ps::<1>(max));
             let max = _mm_max_ps(max, _mm_movehl_ps(max, max));
             let max = _mm_cvtss_f32(_mm_max_ss(max, _mm_movehdup_ps(max)));
             *d = max / 127.0;
             let inverse = _mm256_set1_ps(if max > 0.0 { 127.0 / max } else { 0.0 });
-            let q = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse)));
-            let sum = |v: __m256i| {
-                let four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
-                let two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-                _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
-            };
+            let mut q = [_mm256_setzero_si256(); 4];
+            for i in 0..4 {
+                q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+            }
             first = sum(_mm256_add_epi32(q[0], q[1]));
             second = sum(_mm256_add_epi32(q[2], q[3]));
             // Packing works within halves: dwords of four come out in the order 0 2 4 6 | 1 3 5 7.
@@ -395,4 +419,13 @@ pub fn quantize(x: &[f32], row: QuantizedRow) {
         row.sum16[2 * g + 1] = *d * second as f32;
         row.sum32[g] = *d * (first + second) as f32;
     }
+}
+
+/// Sum of the lanes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sum(v: __m256i) -> i32 {
+    let four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+    let two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
 }

@@ -46,7 +46,8 @@ pub trait Unpack: Block {
     unsafe fn unpack(p: *const u8, shared: &Self::Shared, i: usize) -> Group8;
 }
 
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn f16(p: *const u8, at: usize) -> f32 {
     // SAFETY: the caller's promise.
     unsafe {
@@ -55,20 +56,23 @@ unsafe fn f16(p: *const u8, at: usize) -> f32 {
     }
 }
 
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn load16(p: *const u8, at: usize) -> __m128i {
     // SAFETY: the caller's promise.
     unsafe { _mm_loadu_si128(p.add(at).cast()) }
 }
 
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn load32(p: *const u8, at: usize) -> __m256i {
     // SAFETY: the caller's promise.
     unsafe { _mm256_loadu_si256(p.add(at).cast()) }
 }
 
 /// 16 bytes: low nibbles, then high nibbles.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn nibbles(p: *const u8, at: usize) -> __m256i {
     // SAFETY: the caller's promise.
     unsafe {
@@ -79,17 +83,16 @@ unsafe fn nibbles(p: *const u8, at: usize) -> __m256i {
 }
 
 /// Bits `2j` and up of 32 bytes, as many as `mask` has.
-#[inline(always)]
-unsafe fn bits(z: __m256i, shift: usize, mask: i8) -> __m256i {
-    // SAFETY: register operations of features that the caller has.
-    unsafe {
-        let shifted = _mm256_srl_epi16(z, _mm_cvtsi32_si128(shift as i32));
-        _mm256_and_si256(shifted, _mm256_set1_epi8(mask))
-    }
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn bits(z: __m256i, shift: usize, mask: i8) -> __m256i {
+    let shifted = _mm256_srl_epi16(z, _mm_cvtsi32_si128(shift as i32));
+    _mm256_and_si256(shifted, _mm256_set1_epi8(mask))
 }
 
 /// 16 in the bytes whose bit of the dword at `p + at` is set, else zero.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn fifth_bits(p: *const u8, at: usize) -> __m256i {
     // SAFETY: the caller's promise.
     unsafe {
@@ -102,13 +105,21 @@ unsafe fn fifth_bits(p: *const u8, at: usize) -> __m256i {
 }
 
 /// Codes to the signed values of a table that is raised by `bias`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn look_up(table: &[u8; 16], codes: __m256i, bias: u8) -> __m256i {
     // SAFETY: 16 bytes are there.
     unsafe {
         let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
         _mm256_sub_epi8(_mm256_shuffle_epi8(table, codes), _mm256_set1_epi8(bias as i8))
     }
+}
+
+/// The two scales of group `i`, each in its half.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn pair(scales: &[f32; 16], i: usize) -> __m256 {
+    _mm256_set_m128(_mm_set1_ps(scales[2 * i + 1]), _mm_set1_ps(scales[2 * i]))
 }
 
 macro_rules! unpack_32 {
@@ -118,10 +129,12 @@ macro_rules! unpack_32 {
             const LARGEST: u8 = $largest;
             type Shared = ();
 
-            #[inline(always)]
+            #[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn shared(_: *const u8) {}
 
-            #[inline(always)]
+            #[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn unpack($p: *const u8, _: &(), _: usize) -> Group8 {
                 // SAFETY: all reads lie in the block; the features are the caller's promise.
                 unsafe {
@@ -152,7 +165,8 @@ macro_rules! unpack_256 {
             const LARGEST: u8 = $largest;
             type Shared = Scales;
 
-            #[inline(always)]
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn shared(p: *const u8) -> Scales {
                 // SAFETY: `p` is a whole block of alignment 1.
                 let block = unsafe { &*p.cast::<$block>() };
@@ -161,19 +175,13 @@ macro_rules! unpack_256 {
                 scales
             }
 
-            #[inline(always)]
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn unpack($p: *const u8, shared: &Scales, $i: usize) -> Group8 {
                 // SAFETY: all reads lie in the block; the features are the caller's promise.
                 unsafe {
-                    let pair = |v: &[f32; 16]| {
-                        if $halves {
-                            _mm256_set_m128(_mm_set1_ps(v[2 * $i + 1]), _mm_set1_ps(v[2 * $i]))
-                        } else {
-                            _mm256_set1_ps(v[2 * $i])
-                        }
-                    };
-                    let m = if $mins { pair(&shared.m) } else { _mm256_setzero_ps() };
-                    Group8 { q: $q, d: pair(&shared.d), m }
+                    let m = if $mins { pair(&shared.m, $i) } else { _mm256_setzero_ps() };
+                    Group8 { q: $q, d: pair(&shared.d, $i), m }
                 }
             }
         }

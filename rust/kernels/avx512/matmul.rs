@@ -10,11 +10,13 @@
 //! The integer products: `dpbusd` multiplies unsigned weights with signed activations. Weights are raised
 //! by `BIAS`; the sum is corrected by starting the accumulator at `-BIAS * sum(a)`, which is exact and free.
 
+#![allow(clippy::needless_range_loop)] // see `dots`
+
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::unpack::{Step, Unpack};
-use crate::kernels::activations::{Activations, STEP};
+use crate::kernels::activations::{Activations, QuantizedRow, STEP};
 use crate::kernels::matmul::{Matmul, STRIP};
 
 /// How far ahead of a row's reads to prefetch, in bytes. The hardware stops at each page; this does not.
@@ -25,7 +27,7 @@ const PREFETCH: usize = 4096;
 /// # Safety
 /// - The CPU has the features of this module.
 /// - No other worker writes the same rows of `job.out`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c,avx2")]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 pub unsafe fn rows<U: Unpack>(job: &Matmul, rows: Range<usize>) {
     let tokens = job.x.tokens();
     let mut t = 0;
@@ -44,135 +46,172 @@ pub unsafe fn rows<U: Unpack>(job: &Matmul, rows: Range<usize>) {
 }
 
 /// Rows for the `T` tokens from `t`, `R` rows at a time.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 unsafe fn tokens_rows<U: Unpack, const R: usize, const T: usize>(job: &Matmul, rows: Range<usize>, t: usize) {
     let row_bytes = job.w.row_bytes();
     let w = job.w.bytes.as_ptr();
-    let end = rows.end;
     let mut r = rows.start;
     // SAFETY: rows and tokens are in range, and the caller has these rows to itself.
     unsafe {
-        while r + R <= end {
-            let sums = dots::<U, R, T>(w.add(r * row_bytes), row_bytes, job.x, t);
-            for (i, sums) in sums.iter().enumerate() {
-                for (j, sum) in sums.iter().enumerate() {
-                    job.write(t + j, r + i, *sum);
-                }
-            }
+        while r + R <= rows.end {
+            dots::<U, R, T>(job, w.add(r * row_bytes), row_bytes, r, t);
             r += R;
         }
-        while r < end {
-            let [sums] = dots::<U, 1, T>(w.add(r * row_bytes), row_bytes, job.x, t);
-            for (j, sum) in sums.iter().enumerate() {
-                job.write(t + j, r, *sum);
-            }
+        while r < rows.end {
+            dots::<U, 1, T>(job, w.add(r * row_bytes), row_bytes, r, t);
             r += 1;
         }
     }
 }
 
-/// The products of the `R` rows at `w` with the `T` tokens from `t`.
-#[inline(always)]
+/// The products of the `R` rows from `r`, at `w`, with the `T` tokens from `t`.
+///
+/// No closures and no iterator adaptors from here on: code that is generic over a closure lacks the features of this
+/// module, and every intrinsic in it would be a call.
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 unsafe fn dots<U: Unpack, const R: usize, const T: usize>(
+    job: &Matmul,
     w: *const u8,
     row_bytes: usize,
-    x: &Activations,
+    r: usize,
     t: usize,
-) -> [[f32; T]; R] {
-    let qs: [*const i8; T] = std::array::from_fn(|j| x.qs(t + j).as_ptr());
-    let d: [*const f32; T] = std::array::from_fn(|j| x.d(t + j).as_ptr());
-    // SAFETY: `w` holds R rows, `x` padded rows; `step` covers the same k in all of them.
+) {
+    let x = Rows::<T>::new(job.x, t);
+    // SAFETY: `w` holds R rows, `x` padded rows; a step covers the same k in all of them.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); T]; R];
         let units = row_bytes / U::UNIT;
         for u in 0..units {
-            let p: [*const u8; R] = std::array::from_fn(|i| w.add(i * row_bytes + u * U::UNIT));
-            for p in p {
+            for i in 0..R {
+                let ahead = w.wrapping_add(i * row_bytes + u * U::UNIT + PREFETCH);
                 for line in 0..U::UNIT.div_ceil(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(PREFETCH + 64 * line).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
                 }
             }
-            let shared: [U::Shared; R] = std::array::from_fn(|i| U::shared::<false>(p[i], 0));
-            for s in 0..U::STEPS {
-                let step = |i: usize| U::step::<false>(p[i], 0, &shared[i], s);
-                add_step::<U, R, T>(&mut sums, step, qs, d, u * U::STEPS + s);
+            if U::STEPS == 1 {
+                let x = x.step::<U>(u);
+                for i in 0..R {
+                    let p = w.add(i * row_bytes + u * U::UNIT);
+                    let shared = U::shared::<false>(p, 0);
+                    add_step::<U, T>(&mut sums[i], &U::step::<false>(p, 0, &shared, 0), &x);
+                }
+            } else {
+                let first = x.step::<U>(2 * u);
+                let second = x.step::<U>(2 * u + 1);
+                for i in 0..R {
+                    let p = w.add(i * row_bytes + u * U::UNIT);
+                    let shared = U::shared::<false>(p, 0);
+                    add_step::<U, T>(&mut sums[i], &U::step::<false>(p, 0, &shared, 0), &first);
+                    add_step::<U, T>(&mut sums[i], &U::step::<false>(p, 0, &shared, 1), &second);
+                }
             }
         }
-        if U::STEPS == 1 && row_bytes % U::UNIT != 0 {
-            let left = row_bytes % U::UNIT;
-            let step = |i: usize| {
+        let left = row_bytes % U::UNIT;
+        if U::STEPS == 1 && left != 0 {
+            let x = x.step::<U>(units);
+            for i in 0..R {
                 let p = w.add(i * row_bytes + units * U::UNIT);
                 let shared = U::shared::<true>(p, left);
-                U::step::<true>(p, left, &shared, 0)
-            };
-            add_step::<U, R, T>(&mut sums, step, qs, d, units);
+                add_step::<U, T>(&mut sums[i], &U::step::<true>(p, left, &shared, 0), &x);
+            }
         }
-        sums.map(|row| row.map(|sum| _mm512_reduce_add_ps(sum)))
+        for i in 0..R {
+            for j in 0..T {
+                job.write(t + j, r + i, _mm512_reduce_add_ps(sums[i][j]));
+            }
+        }
     }
 }
 
-/// Adds the products of step `at` to `sums`.
-#[inline(always)]
-unsafe fn add_step<U: Unpack, const R: usize, const T: usize>(
-    sums: &mut [[__m512; T]; R],
-    step: impl Fn(usize) -> Step,
+/// The activations of `T` tokens.
+struct Rows<const T: usize> {
     qs: [*const i8; T],
     d: [*const f32; T],
-    at: usize,
-) {
-    // SAFETY: the rows of activations are padded to whole steps; register operations of features that the caller has.
-    unsafe {
-        let zero = _mm512_setzero_si512();
-        let lo: [__m512i; T] = std::array::from_fn(|j| _mm512_load_si512(qs[j].add(at * STEP).cast()));
-        let hi: [__m512i; T] = std::array::from_fn(|j| _mm512_load_si512(qs[j].add(at * STEP + 64).cast()));
-        let scale: [__m512; T] = std::array::from_fn(|j| {
-            let four = _mm512_castps128_ps512(_mm_loadu_ps(d[j].add(at * 4)));
-            _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), four)
-        });
-        // Sums over a lane's four activations: of first halves, of second halves.
-        let by = _mm512_set1_epi8(if U::MINS { 1 } else { U::BIAS as i8 });
-        let unbias = |a: __m512i, from: __m512i| {
-            // BIAS 128 does not fit a signed byte but is unsigned here, as it has to be.
-            _mm512_dpbusd_epi32(from, by, a)
-        };
-        let start: [(__m512i, __m512i); T] = std::array::from_fn(|j| {
-            if U::MINS {
-                (zero, zero)
-            } else if U::HALVES {
-                (_mm512_sub_epi32(zero, unbias(lo[j], zero)), _mm512_sub_epi32(zero, unbias(hi[j], zero)))
-            } else {
-                (_mm512_sub_epi32(zero, unbias(hi[j], unbias(lo[j], zero))), zero)
-            }
-        });
-        let sum: [(__m512, __m512); T] = std::array::from_fn(|j| {
-            let float = |i: __m512i| _mm512_mul_ps(_mm512_cvtepi32_ps(i), scale[j]);
-            if !U::MINS {
-                (_mm512_setzero_ps(), _mm512_setzero_ps())
-            } else if U::HALVES {
-                (float(unbias(lo[j], zero)), float(unbias(hi[j], zero)))
-            } else {
-                (float(unbias(hi[j], unbias(lo[j], zero))), _mm512_setzero_ps())
-            }
-        });
-        for i in 0..R {
-            let w = step(i);
+}
+
+/// 128 activations of each of `T` tokens, and what of the products depends on them alone.
+struct XStep<const T: usize> {
+    lo: [__m512i; T],
+    hi: [__m512i; T],
+    scale: [__m512; T],
+    /// `-BIAS` times the sums of four: where the integer sums start.
+    start: [__m512i; T],
+    start_hi: [__m512i; T], // apart with HALVES
+    /// `scale` times the sums of four: what offsets are multiplied with.
+    sum: [__m512; T],
+    sum_hi: [__m512; T], // apart with HALVES
+}
+
+impl<const T: usize> Rows<T> {
+    fn new(x: &Activations, t: usize) -> Self {
+        let mut rows = Self { qs: [std::ptr::null(); T], d: [std::ptr::null(); T] };
+        for j in 0..T {
+            rows.qs[j] = x.qs(t + j).as_ptr();
+            rows.d[j] = x.d(t + j).as_ptr();
+        }
+        rows
+    }
+
+    /// Step `at`.
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+    unsafe fn step<U: Unpack>(&self, at: usize) -> XStep<T> {
+        // SAFETY: the rows of activations are padded to whole steps.
+        unsafe {
+            let (zero, zero_ps) = (_mm512_setzero_si512(), _mm512_setzero_ps());
+            let mut x = XStep {
+                lo: [zero; T],
+                hi: [zero; T],
+                scale: [zero_ps; T],
+                start: [zero; T],
+                start_hi: [zero; T],
+                sum: [zero_ps; T],
+                sum_hi: [zero_ps; T],
+            };
+            let spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
             for j in 0..T {
-                let acc = &mut sums[i][j];
-                let first = _mm512_dpbusd_epi32(start[j].0, w.lo, lo[j]);
-                if U::HALVES {
-                    let second = _mm512_dpbusd_epi32(start[j].1, w.hi, hi[j]);
-                    *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(first), _mm512_mul_ps(w.d, scale[j]), *acc);
-                    *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), _mm512_mul_ps(w.d_hi, scale[j]), *acc);
-                } else {
-                    let both = _mm512_dpbusd_epi32(first, w.hi, hi[j]);
-                    *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(both), _mm512_mul_ps(w.d, scale[j]), *acc);
-                }
+                x.lo[j] = _mm512_load_si512(self.qs[j].add(at * STEP).cast());
+                x.hi[j] = _mm512_load_si512(self.qs[j].add(at * STEP + 64).cast());
+                let four = _mm512_castps128_ps512(_mm_loadu_ps(self.d[j].add(at * 4)));
+                x.scale[j] = _mm512_permutexvar_ps(spread, four);
+                // 128 does not fit a signed byte but is unsigned here, as it has to be.
+                let by = _mm512_set1_epi8(if U::MINS { 1 } else { U::BIAS as i8 });
+                let lo = _mm512_dpbusd_epi32(zero, by, x.lo[j]);
+                let hi = _mm512_dpbusd_epi32(if U::HALVES { zero } else { lo }, by, x.hi[j]);
+                let first = if U::HALVES { lo } else { hi };
                 if U::MINS {
-                    *acc = _mm512_fmadd_ps(w.m, sum[j].0, *acc);
-                    if U::HALVES {
-                        *acc = _mm512_fmadd_ps(w.m_hi, sum[j].1, *acc);
-                    }
+                    x.sum[j] = _mm512_mul_ps(_mm512_cvtepi32_ps(first), x.scale[j]);
+                    x.sum_hi[j] = _mm512_mul_ps(_mm512_cvtepi32_ps(hi), x.scale[j]);
+                } else {
+                    x.start[j] = _mm512_sub_epi32(zero, first);
+                    x.start_hi[j] = _mm512_sub_epi32(zero, hi);
                 }
+            }
+            x
+        }
+    }
+}
+
+/// Adds the products of a step of one row to its sums.
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+fn add_step<U: Unpack, const T: usize>(sums: &mut [__m512; T], w: &Step, x: &XStep<T>) {
+    for j in 0..T {
+        let first = _mm512_dpbusd_epi32(x.start[j], w.lo, x.lo[j]);
+        if U::HALVES {
+            let second = _mm512_dpbusd_epi32(x.start_hi[j], w.hi, x.hi[j]);
+            sums[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(first), _mm512_mul_ps(w.d, x.scale[j]), sums[j]);
+            sums[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), _mm512_mul_ps(w.d_hi, x.scale[j]), sums[j]);
+        } else {
+            let both = _mm512_dpbusd_epi32(first, w.hi, x.hi[j]);
+            sums[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(both), _mm512_mul_ps(w.d, x.scale[j]), sums[j]);
+        }
+        if U::MINS {
+            sums[j] = _mm512_fmadd_ps(w.m, x.sum[j], sums[j]);
+            if U::HALVES {
+                sums[j] = _mm512_fmadd_ps(w.m_hi, x.sum_hi[j], sums[j]);
             }
         }
     }
@@ -205,7 +244,7 @@ thread_local! {
 /// # Safety
 /// - The CPU has the features of this module.
 /// - No other worker writes the same rows and tokens of `job.out`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c,avx2")]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 pub unsafe fn strip<U: Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
     SCRATCH.with(|cell| {
         // SAFETY: this thread's own, and `strip` does not call itself.
@@ -219,7 +258,7 @@ pub unsafe fn strip<U: Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<u
     });
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c,avx2")]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 unsafe fn strip_in<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
     let steps = job.x.n().div_ceil(STEP);
     let mut first = 0;
@@ -250,7 +289,8 @@ unsafe fn strip_in<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<u
 }
 
 /// Unpacks the steps `first .. first + n` of rows `16 * panel ..` of the strip.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 unsafe fn unpack_panel<U: Unpack>(
     scratch: &mut Scratch,
     job: &Matmul,
@@ -281,65 +321,64 @@ unsafe fn unpack_panel<U: Unpack>(
                 let staged = scratch.staged[i].as_mut_ptr();
                 _mm512_store_si512(staged.cast(), _mm512_add_epi8(step.lo, raise));
                 _mm512_store_si512(staged.add(64).cast(), _mm512_add_epi8(step.hi, raise));
-                let four = |v: __m512| {
-                    let each = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-                    _mm512_castps512_ps128(_mm512_permutexvar_ps(each, v))
-                };
-                let mut stage = |which: usize, v: __m512| {
-                    _mm_storeu_ps(scratch.staged_scales[which][i].as_mut_ptr(), four(v));
-                };
-                stage(0, step.d);
+                stage(&mut scratch.staged_scales[0][i], step.d);
                 if U::HALVES {
-                    stage(1, step.d_hi);
+                    stage(&mut scratch.staged_scales[1][i], step.d_hi);
                 }
                 if U::MINS {
-                    stage(2, step.m);
+                    stage(&mut scratch.staged_scales[2][i], step.m);
                     if U::HALVES {
-                        stage(3, step.m_hi);
+                        stage(&mut scratch.staged_scales[3][i], step.m_hi);
                     }
                 }
             }
             for quad in 0..8 {
                 let columns = transpose(scratch.staged.as_ptr().cast::<u8>().add(16 * quad), STEP);
-                for (j, column) in columns.iter().enumerate() {
+                for j in 0..4 {
                     let to = scratch.q[s][4 * quad + j].as_mut_ptr().add(16 * panel);
-                    _mm512_store_si512(to.cast(), *column);
+                    _mm512_store_si512(to.cast(), columns[j]);
                 }
             }
-            let scales = |which: usize, to: &mut [[f32; STRIP]; 8], half: usize| {
-                let columns = transpose(scratch.staged_scales[which].as_ptr().cast(), 16);
-                for (g, column) in columns.iter().enumerate() {
+            for half in 0..if U::HALVES { 2 } else { 1 } {
+                let d = transpose(scratch.staged_scales[half].as_ptr().cast(), 16);
+                let m = transpose(scratch.staged_scales[2 + half].as_ptr().cast(), 16);
+                for g in 0..4 {
                     let at = if U::HALVES { 2 * g + half } else { g };
-                    _mm512_store_si512(to[at].as_mut_ptr().add(16 * panel).cast(), *column);
-                }
-            };
-            scales(0, &mut scratch.d[s], 0);
-            if U::HALVES {
-                scales(1, &mut scratch.d[s], 1);
-            }
-            if U::MINS {
-                scales(2, &mut scratch.m[s], 0);
-                if U::HALVES {
-                    scales(3, &mut scratch.m[s], 1);
+                    _mm512_store_si512(scratch.d[s][at].as_mut_ptr().add(16 * panel).cast(), d[g]);
+                    if U::MINS {
+                        _mm512_store_si512(scratch.m[s][at].as_mut_ptr().add(16 * panel).cast(), m[g]);
+                    }
                 }
             }
         }
     }
 }
 
+/// Keeps the scales of the four groups of a step.
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+fn stage(to: &mut [f32; 4], scales: __m512) {
+    let each = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    let four = _mm512_castps512_ps128(_mm512_permutexvar_ps(each, scales));
+    // SAFETY: four floats are there.
+    unsafe { _mm_storeu_ps(to.as_mut_ptr(), four) }
+}
+
 /// Four dwords of each of 16 rows, `stride` bytes apart, as four columns of 16.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 unsafe fn transpose(p: *const u8, stride: usize) -> [__m512i; 4] {
     // SAFETY: the caller has 16 rows of 16 bytes at `p`; register operations of features that it has.
     unsafe {
-        let load = |i: usize| _mm_loadu_si128(p.add(i * stride).cast());
         // Lane l of v[i] is row 4 * l + i.
-        let v: [__m512i; 4] = std::array::from_fn(|i| {
-            let v = _mm512_castsi128_si512(load(i));
-            let v = _mm512_inserti32x4::<1>(v, load(4 + i));
-            let v = _mm512_inserti32x4::<2>(v, load(8 + i));
-            _mm512_inserti32x4::<3>(v, load(12 + i))
-        });
+        let mut v = [_mm512_setzero_si512(); 4];
+        for i in 0..4 {
+            let row = p.add(i * stride);
+            let z = _mm512_castsi128_si512(_mm_loadu_si128(row.cast()));
+            let z = _mm512_inserti32x4::<1>(z, _mm_loadu_si128(row.add(4 * stride).cast()));
+            let z = _mm512_inserti32x4::<2>(z, _mm_loadu_si128(row.add(8 * stride).cast()));
+            v[i] = _mm512_inserti32x4::<3>(z, _mm_loadu_si128(row.add(12 * stride).cast()));
+        }
         let (ab_low, ab_high) = (_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
         let (cd_low, cd_high) = (_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
         [
@@ -363,18 +402,20 @@ struct Tile<'a, 'j> {
 
 impl Tile<'_, '_> {
     /// 32 rows times the `T` tokens from `t`.
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn run<U: Unpack, const T: usize>(&self, t: usize) {
         let x = self.job.x;
         let groups = self.first * 4;
-        let qs: [*const i8; T] = std::array::from_fn(|j| x.qs(t + j)[self.first * STEP..].as_ptr());
-        let d: [*const f32; T] = std::array::from_fn(|j| x.d(t + j)[groups..].as_ptr());
-        let bias: [*const i32; T] = std::array::from_fn(|j| {
-            if U::HALVES { x.bias16(t + j)[2 * groups..].as_ptr() } else { x.bias32(t + j)[groups..].as_ptr() }
-        });
-        let sum: [*const f32; T] = std::array::from_fn(|j| {
-            if U::HALVES { x.sum16(t + j)[2 * groups..].as_ptr() } else { x.sum32(t + j)[groups..].as_ptr() }
-        });
+        let (mut qs, mut d) = ([std::ptr::null(); T], [std::ptr::null(); T]);
+        let (mut bias, mut sum) = ([std::ptr::null(); T], [std::ptr::null(); T]);
+        for j in 0..T {
+            qs[j] = x.qs(t + j)[self.first * STEP..].as_ptr();
+            d[j] = x.d(t + j)[groups..].as_ptr();
+            bias[j] =
+                if U::HALVES { x.bias16(t + j)[2 * groups..].as_ptr() } else { x.bias32(t + j)[groups..].as_ptr() };
+            sum[j] = if U::HALVES { x.sum16(t + j)[2 * groups..].as_ptr() } else { x.sum32(t + j)[groups..].as_ptr() };
+        }
         let halves = if U::HALVES { 2 } else { 1 };
         // SAFETY: scratch holds `steps` steps, and the rows of activations reach as far; the caller has the
         // rows of `out` to itself; register operations of features that the caller has.
@@ -425,34 +466,35 @@ impl Tile<'_, '_> {
                     }
                 }
             }
-            for (j, sums) in sums.iter().enumerate() {
-                write(self.job, t + j, self.rows.clone(), *sums, self.accumulate);
+            for j in 0..T {
+                write(self.job, t + j, self.rows.clone(), sums[j], self.accumulate);
             }
         }
     }
 }
 
 /// Writes or adds the products of 32 rows with token `t`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 unsafe fn write(job: &Matmul, t: usize, rows: Range<usize>, sums: [__m512; 2], accumulate: bool) {
     let out = job.out.as_ptr(t * job.out_stride + rows.start);
-    for (p, sum) in sums.into_iter().enumerate() {
+    for p in 0..2 {
         let n = rows.len().saturating_sub(16 * p).min(16);
         let mask = ((1u32 << n) - 1) as u16;
         let out = out.wrapping_add(16 * p);
         // SAFETY: masked to the rows of the strip, which lie in `out` and are the caller's own.
         unsafe {
-            let sum = if accumulate { _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, out)) } else { sum };
+            let sum = if accumulate { _mm512_add_ps(sums[p], _mm512_maskz_loadu_ps(mask, out)) } else { sums[p] };
             _mm512_mask_storeu_ps(out, mask, sum);
         }
     }
 }
 
-/// Quantises a row, see [`crate::kernels::activations::QuantizedRow`].
+/// Quantises a row, see [`QuantizedRow`].
 ///
 /// Within a step the first halves of the four groups come first, then the second halves: the order of [`Step`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c,avx2")]
-pub fn quantize(x: &[f32], row: crate::kernels::activations::QuantizedRow) {
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+pub fn quantize(x: &[f32], row: QuantizedRow) {
     let groups = x.len() / 32;
     for g in 0..row.d.len() {
         let at = g / 4 * STEP + g % 4 * 16;

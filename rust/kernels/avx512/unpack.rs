@@ -50,7 +50,8 @@ pub trait Unpack: Block {
 }
 
 /// 64 bytes at `p + at`; with `TAIL` only those of the first `left` from `p`, then zeros.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 unsafe fn load<const TAIL: bool>(p: *const u8, at: usize, left: usize) -> __m512i {
     // SAFETY: the caller's promise about `p`; masked bytes are not accessed.
     unsafe {
@@ -65,7 +66,8 @@ unsafe fn load<const TAIL: bool>(p: *const u8, at: usize, left: usize) -> __m512
 }
 
 /// 32 bytes at `p + at`, in both halves.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 unsafe fn load_twice(p: *const u8, at: usize) -> __m512i {
     // SAFETY: the caller's promise about `p`.
     unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(p.add(at).cast())) }
@@ -75,8 +77,9 @@ unsafe fn load_twice(p: *const u8, at: usize) -> __m512i {
 struct Indices<T, const N: usize>([T; N]);
 
 impl<T, const N: usize> Indices<T, N> {
-    #[inline(always)]
-    unsafe fn get(&self) -> __m512i {
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+    fn get(&self) -> __m512i {
         // SAFETY: 64 bytes, aligned.
         unsafe { _mm512_load_si512(self.0.as_ptr().cast()) }
     }
@@ -134,31 +137,32 @@ const fn fifth_bits(first: u8) -> Indices<u8, 64> {
 }
 
 /// The four f16 that `words` index, as floats.
-#[inline(always)]
-unsafe fn scales4(z0: __m512i, z1: __m512i, at: &Indices<u16, 32>) -> __m512 {
-    // SAFETY: register operations of features that the caller has.
-    unsafe { _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutex2var_epi16(z0, at.get(), z1))) }
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+fn scales4(z0: __m512i, z1: __m512i, at: &Indices<u16, 32>) -> __m512 {
+    _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutex2var_epi16(z0, at.get(), z1)))
 }
 
-#[inline(always)]
-unsafe fn low_nibbles(z: __m512i) -> __m512i {
-    // SAFETY: register operations of features that the caller has.
-    unsafe { _mm512_and_si512(z, _mm512_set1_epi8(15)) }
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+fn low_nibbles(z: __m512i) -> __m512i {
+    _mm512_and_si512(z, _mm512_set1_epi8(15))
 }
 
-#[inline(always)]
-unsafe fn high_nibbles(z: __m512i) -> __m512i {
-    // SAFETY: register operations of features that the caller has.
-    unsafe { low_nibbles(_mm512_srli_epi16::<4>(z)) }
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+fn high_nibbles(z: __m512i) -> __m512i {
+    low_nibbles(_mm512_srli_epi16::<4>(z))
 }
 
-#[inline(always)]
-unsafe fn zero() -> __m512 {
-    // SAFETY: register operation of features that the caller has.
-    unsafe { _mm512_setzero_ps() }
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+fn zero() -> __m512 {
+    _mm512_setzero_ps()
 }
 
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 unsafe fn table(codes: &[u8; 16]) -> __m512i {
     // SAFETY: 16 bytes are there.
     unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(codes.as_ptr().cast())) }
@@ -175,10 +179,12 @@ macro_rules! unpack_32 {
             $(const MINS: bool = { let _: usize = $m; true };)?
             type Shared = ();
 
-            #[inline(always)]
+            #[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
             unsafe fn shared<const TAIL: bool>(_: *const u8, _: usize) {}
 
-            #[inline(always)]
+            #[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
             unsafe fn step<const TAIL: bool>(p: *const u8, left: usize, _: &(), _: usize) -> Step {
                 const BLOCK: usize = size_of::<$block>();
                 static QS: Indices<u8, 64> = quarters(BLOCK, $qs);
@@ -226,10 +232,12 @@ impl Unpack for BlockMXFP4 {
     const STEPS: usize = 1;
     type Shared = ();
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn shared<const TAIL: bool>(_: *const u8, _: usize) {}
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn step<const TAIL: bool>(p: *const u8, left: usize, _: &(), _: usize) -> Step {
         static QS: Indices<u8, 64> = quarters(17, 1);
         static E: Indices<u8, 64> = dwords(17, 0); // the exponent in the lowest byte of each dword
@@ -250,15 +258,34 @@ impl Unpack for BlockMXFP4 {
     }
 }
 
+/// The 32 bytes at `p + at` of one Q8_0 block, and those of the next.
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+unsafe fn two_blocks<const TAIL: bool>(p: *const u8, at: usize, left: usize) -> __m512i {
+    // SAFETY: the caller's promise about `p`.
+    unsafe {
+        if TAIL {
+            let first = load::<true>(p, at, left.min(at + 32));
+            let second = load::<true>(p, at + 34, left.min(at + 66));
+            _mm512_inserti64x4::<1>(first, _mm512_castsi512_si256(second))
+        } else {
+            let first = _mm512_castsi256_si512(_mm256_loadu_si256(p.add(at).cast()));
+            _mm512_inserti64x4::<1>(first, _mm256_loadu_si256(p.add(at + 34).cast()))
+        }
+    }
+}
+
 impl Unpack for BlockQ8_0 {
     const UNIT: usize = 4 * 34;
     const STEPS: usize = 1;
     type Shared = ();
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn shared<const TAIL: bool>(_: *const u8, _: usize) {}
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn step<const TAIL: bool>(p: *const u8, left: usize, _: &(), _: usize) -> Step {
         // Scales are the words 0, 17, 34, 51 of the unit: two in the load at 0, two in the load at 64.
         static D: Indices<u16, 32> = Indices([
@@ -266,17 +293,9 @@ impl Unpack for BlockQ8_0 {
         ]);
         // SAFETY: all loads lie within the unit; the features are the caller's promise.
         unsafe {
-            let block = |b: usize| {
-                let at = 34 * b + 2;
-                if TAIL {
-                    _mm512_castsi512_si256(load::<true>(p, at, left.min(at + 32)))
-                } else {
-                    _mm256_loadu_si256(p.add(at).cast())
-                }
-            };
             let sign = _mm512_set1_epi8(-128);
-            let b01 = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(block(0)), block(1));
-            let b23 = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(block(2)), block(3));
+            let b01 = two_blocks::<TAIL>(p, 2, left);
+            let b23 = two_blocks::<TAIL>(p, 70, left);
             let lo = _mm512_xor_si512(_mm512_shuffle_i64x2::<0x88>(b01, b23), sign);
             let hi = _mm512_xor_si512(_mm512_shuffle_i64x2::<0xdd>(b01, b23), sign);
             let d = scales4(load::<TAIL>(p, 0, left), load::<TAIL>(p, 64, left), &D);
@@ -286,47 +305,47 @@ impl Unpack for BlockQ8_0 {
 }
 
 /// One f16 in all lanes.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 unsafe fn scale(p: *const u8, at: usize) -> __m512 {
     // SAFETY: the caller's promise about `p`.
     unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(p.add(at).cast::<i16>().read_unaligned())) }
 }
 
 /// Lane `first + stride * g` of `scales` in the four lanes of group `g`.
-#[inline(always)]
-unsafe fn spread(scales: __m512, first: usize, stride: usize) -> __m512 {
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+fn spread(scales: __m512, first: usize, stride: usize) -> __m512 {
     let (f, s) = (first as i32, stride as i32);
-    // SAFETY: register operations of features that the caller has.
-    unsafe {
-        let of = _mm512_setr_epi32(
-            f,
-            f,
-            f,
-            f,
-            f + s,
-            f + s,
-            f + s,
-            f + s,
-            f + 2 * s,
-            f + 2 * s,
-            f + 2 * s,
-            f + 2 * s,
-            f + 3 * s,
-            f + 3 * s,
-            f + 3 * s,
-            f + 3 * s,
-        );
-        _mm512_permutexvar_ps(of, scales)
-    }
+
+    let of = _mm512_setr_epi32(
+        f,
+        f,
+        f,
+        f,
+        f + s,
+        f + s,
+        f + s,
+        f + s,
+        f + 2 * s,
+        f + 2 * s,
+        f + 2 * s,
+        f + 2 * s,
+        f + 3 * s,
+        f + 3 * s,
+        f + 3 * s,
+        f + 3 * s,
+    );
+    _mm512_permutexvar_ps(of, scales)
 }
 
 /// The 6-bit scales and minima of a Q4_K or Q5_K block: lanes 0..8 are `d * scale`, lanes 8..16 `-dmin * min`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 unsafe fn scales_6bit(p: *const u8) -> __m512 {
     // SAFETY: `p` is a whole block.
     unsafe {
-        let word = |i: usize| p.add(4 + 4 * i).cast::<u32>().read_unaligned();
-        let (a, b, c) = (word(0), word(1), word(2));
+        let [a, b, c] = p.add(4).cast::<[u32; 3]>().read_unaligned();
         let low_scales = a & 0x3f3f_3f3f;
         let low_mins = b & 0x3f3f_3f3f;
         let high_scales = c & 0x0f0f_0f0f | a >> 2 & 0x3030_3030;
@@ -342,32 +361,28 @@ unsafe fn scales_6bit(p: *const u8) -> __m512 {
 }
 
 /// Low and high nibbles of 64 bytes that hold groups 0 | 2 (low) and 1 | 3 (high), to first and second halves.
-#[inline(always)]
-unsafe fn halves_of_chunks(even: __m512i, odd: __m512i) -> (__m512i, __m512i) {
-    // SAFETY: register operations of features that the caller has.
-    unsafe {
-        let first = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
-        let second = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
-        (_mm512_permutex2var_epi64(even, first, odd), _mm512_permutex2var_epi64(even, second, odd))
-    }
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+fn halves_of_chunks(even: __m512i, odd: __m512i) -> (__m512i, __m512i) {
+    let first = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+    let second = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    (_mm512_permutex2var_epi64(even, first, odd), _mm512_permutex2var_epi64(even, second, odd))
 }
 
 /// Groups 0, 1 and groups 2, 3 to first and second halves.
-#[inline(always)]
-unsafe fn halves_of_pairs(g01: __m512i, g23: __m512i) -> (__m512i, __m512i) {
-    // SAFETY: register operations of features that the caller has.
-    unsafe { (_mm512_shuffle_i64x2::<0x88>(g01, g23), _mm512_shuffle_i64x2::<0xdd>(g01, g23)) }
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+fn halves_of_pairs(g01: __m512i, g23: __m512i) -> (__m512i, __m512i) {
+    (_mm512_shuffle_i64x2::<0x88>(g01, g23), _mm512_shuffle_i64x2::<0xdd>(g01, g23))
 }
 
 /// `value` in the bytes of 32-byte half `h` of which bit `bits[h]` of `z` is set, else zero.
-#[inline(always)]
-unsafe fn where_bit(z: __m512i, bits: [u32; 2], value: i8) -> __m512i {
-    // SAFETY: register operations of features that the caller has.
-    unsafe {
-        let (a, b) = ((1u32 << bits[0]) as i8, (1u32 << bits[1]) as i8);
-        let bit = _mm512_inserti64x4::<1>(_mm512_set1_epi8(a), _mm256_set1_epi8(b));
-        _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(z, bit), _mm512_set1_epi8(value))
-    }
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+fn where_bit(z: __m512i, bits: [u32; 2], value: i8) -> __m512i {
+    let (a, b) = ((1u32 << bits[0]) as i8, (1u32 << bits[1]) as i8);
+    let bit = _mm512_inserti64x4::<1>(_mm512_set1_epi8(a), _mm256_set1_epi8(b));
+    _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(z, bit), _mm512_set1_epi8(value))
 }
 
 impl Unpack for BlockQ4_K {
@@ -376,13 +391,15 @@ impl Unpack for BlockQ4_K {
     const MINS: bool = true;
     type Shared = __m512;
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn shared<const TAIL: bool>(p: *const u8, _: usize) -> __m512 {
         // SAFETY: `p` is a whole block: rows of this type have no tail.
         unsafe { scales_6bit(p) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn step<const TAIL: bool>(p: *const u8, _: usize, shared: &__m512, s: usize) -> Step {
         // SAFETY: as above.
         unsafe {
@@ -400,13 +417,15 @@ impl Unpack for BlockQ5_K {
     const MINS: bool = true;
     type Shared = __m512;
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn shared<const TAIL: bool>(p: *const u8, _: usize) -> __m512 {
         // SAFETY: `p` is a whole block: rows of this type have no tail.
         unsafe { scales_6bit(p) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn step<const TAIL: bool>(p: *const u8, _: usize, shared: &__m512, s: usize) -> Step {
         // SAFETY: as above.
         unsafe {
@@ -428,7 +447,8 @@ impl Unpack for BlockQ6_K {
     const HALVES: bool = true;
     type Shared = __m512;
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn shared<const TAIL: bool>(p: *const u8, _: usize) -> __m512 {
         // SAFETY: `p` is a whole block: rows of this type have no tail.
         unsafe {
@@ -437,7 +457,8 @@ impl Unpack for BlockQ6_K {
         }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn step<const TAIL: bool>(p: *const u8, _: usize, shared: &__m512, s: usize) -> Step {
         /// Bit offsets that bring bits `2j` and `2j + 1` of each byte to bits 4 and 5, `j = from` in the first
         /// 32 bytes, `from + 1` in the others.
@@ -468,15 +489,17 @@ impl Unpack for BlockQ6_K {
 }
 
 /// Groups 0 to 3 of a half whose 32 bytes hold two bits of each: as bytes, groups 0 | 1 and 2 | 3.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 unsafe fn two_bits(p: *const u8, at: usize) -> (__m512i, __m512i) {
     // SAFETY: the caller's promise about `p`.
     unsafe {
         let qs = load_twice(p, at);
         let three = _mm512_set1_epi8(3);
-        let shift = |a: i16, b: i16| _mm512_inserti64x4::<1>(_mm512_set1_epi16(a), _mm256_set1_epi16(b));
-        let g01 = _mm512_and_si512(_mm512_srlv_epi16(qs, shift(0, 2)), three);
-        let g23 = _mm512_and_si512(_mm512_srlv_epi16(qs, shift(4, 6)), three);
+        let by01 = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(2));
+        let by23 = _mm512_inserti64x4::<1>(_mm512_set1_epi16(4), _mm256_set1_epi16(6));
+        let g01 = _mm512_and_si512(_mm512_srlv_epi16(qs, by01), three);
+        let g23 = _mm512_and_si512(_mm512_srlv_epi16(qs, by23), three);
         (g01, g23)
     }
 }
@@ -488,7 +511,8 @@ impl Unpack for BlockQ2_K {
     const MINS: bool = true;
     type Shared = (__m512, __m512);
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn shared<const TAIL: bool>(p: *const u8, _: usize) -> (__m512, __m512) {
         // SAFETY: `p` is a whole block: rows of this type have no tail.
         unsafe {
@@ -500,7 +524,8 @@ impl Unpack for BlockQ2_K {
         }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn step<const TAIL: bool>(p: *const u8, _: usize, (scales, mins): &(__m512, __m512), s: usize) -> Step {
         // SAFETY: as above.
         unsafe {
@@ -519,12 +544,12 @@ impl Unpack for BlockQ3_K {
     const HALVES: bool = true;
     type Shared = __m512;
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn shared<const TAIL: bool>(p: *const u8, _: usize) -> __m512 {
         // SAFETY: `p` is a whole block: rows of this type have no tail.
         unsafe {
-            let word = |i: usize| p.add(96 + 4 * i).cast::<u32>().read_unaligned();
-            let (a, b, c) = (word(0), word(1), word(2));
+            let [a, b, c] = p.add(96).cast::<[u32; 3]>().read_unaligned();
             let (nibbles, pairs) = (0x0f0f_0f0f, 0x0303_0303);
             let bytes = _mm_setr_epi32(
                 (a & nibbles | (c & pairs) << 4) as i32,
@@ -537,7 +562,8 @@ impl Unpack for BlockQ3_K {
         }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn step<const TAIL: bool>(p: *const u8, _: usize, shared: &__m512, s: usize) -> Step {
         // SAFETY: as above.
         unsafe {
@@ -558,7 +584,8 @@ impl Unpack for BlockIQ4_XS {
     const STEPS: usize = 2;
     type Shared = __m512;
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn shared<const TAIL: bool>(p: *const u8, _: usize) -> __m512 {
         // SAFETY: `p` is a whole block: rows of this type have no tail.
         unsafe {
@@ -573,7 +600,8 @@ impl Unpack for BlockIQ4_XS {
         }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
     unsafe fn step<const TAIL: bool>(p: *const u8, _: usize, shared: &__m512, s: usize) -> Step {
         // SAFETY: as above.
         unsafe {

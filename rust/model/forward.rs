@@ -1,0 +1,226 @@
+//! The forward pass of a transformer, for a batch of tokens of one session.
+//!
+//! Each step is a region of the thread pool, or a plain loop where there is one token. Names of the steps follow the
+//! weights: attention norm, queries, keys and values, rotation, attention, output; feed-forward norm, gate and up,
+//! SwiGLU, down. Every activation is quantised once, by the step that makes it.
+
+use super::kv_cache::KvCache;
+use super::rope::Rope;
+use super::{Config, Weights};
+use crate::error::{Error, Result};
+use crate::kernels::Kernels;
+use crate::kernels::activations::{Activations, RowsMut};
+use crate::kernels::matmul::{Matmul, any_quantized, matmul};
+use crate::kernels::ops::{Attention, attention_tokens};
+use crate::quant;
+use crate::tensor::TensorView;
+use crate::threads::{self, Disjoint, Interrupt, Queue};
+
+/// What computes: kernels, workers, and whether to stop.
+pub struct Context<'a> {
+    pub kernels: &'static dyn Kernels,
+    pub threads: usize,
+    pub interrupt: &'a Interrupt<'a>,
+}
+
+/// The buffers of a session; they grow to the largest batch that it has seen.
+#[derive(Default)]
+pub struct Buffers {
+    x: Vec<f32>,           // (tokens, dim), the residual stream
+    q: Vec<f32>,           // (tokens, n_heads * head_dim)
+    k: Vec<f32>,           // (tokens, n_kv_heads * head_dim)
+    v: Vec<f32>,           // (tokens, n_kv_heads * head_dim)
+    gate: Vec<f32>,        // (tokens, hidden_dim)
+    up: Vec<f32>,          // (tokens, hidden_dim)
+    turns: Vec<[f32; 2]>,  // (tokens, rope_dim / 2)
+    normed: Activations,   // (tokens, dim)
+    attended: Activations, // (tokens, n_heads * head_dim)
+    hidden: Activations,   // (tokens, hidden_dim)
+}
+
+impl Buffers {
+    fn reset(&mut self, config: &Config, tokens: usize) {
+        let &Config { dim, hidden_dim, n_heads, n_kv_heads, head_dim, .. } = config;
+        let grow = |buffer: &mut Vec<f32>, width: usize| {
+            if buffer.len() < tokens * width {
+                *buffer = vec![0.0; tokens * width];
+            }
+        };
+        grow(&mut self.x, dim);
+        grow(&mut self.q, n_heads * head_dim);
+        grow(&mut self.k, n_kv_heads * head_dim);
+        grow(&mut self.v, n_kv_heads * head_dim);
+        grow(&mut self.gate, hidden_dim);
+        grow(&mut self.up, hidden_dim);
+        self.attended.reset(tokens, n_heads * head_dim);
+        self.hidden.reset(tokens, hidden_dim);
+    }
+}
+
+/// Computes `tokens` at the positions from `start` on: writes their keys and values to `cache` and the logits of the
+/// last `logits.len() / vocab_size` of them to `logits`.
+#[allow(clippy::too_many_arguments)] // the blueprint, the weights and the state, as in llama2.c
+pub fn forward(
+    cx: &Context,
+    config: &Config,
+    weights: &Weights,
+    rope: &Rope,
+    cache: &mut KvCache,
+    buffers: &mut Buffers,
+    tokens: &[u32],
+    start: usize,
+    logits: &mut [f32],
+) -> Result<()> {
+    let &Config { dim, hidden_dim, n_heads, n_kv_heads, head_dim, norm_eps, .. } = config;
+    let n = tokens.len();
+    buffers.reset(config, n);
+    let Buffers { x, q, k, v, gate, up, turns, normed, attended, hidden } = buffers;
+    rope.turns(turns, start, n);
+
+    // token embeddings
+    let embedding = &weights.token_embedding;
+    let rows = Disjoint::new(x);
+    each(cx, n, &|t| {
+        // SAFETY: each token has its own row.
+        let x = unsafe { rows.slice(t * dim..(t + 1) * dim) };
+        quant::dequantize(embedding.dtype, embedding.row(tokens[t] as usize), x);
+    });
+
+    for (i, layer) in weights.layers.iter().enumerate() {
+        // attention norm; queries, keys and values
+        norm(cx, normed, &x[..n * dim], &layer.attn_norm, norm_eps, &[&layer.wq, &layer.wk, &layer.wv]);
+        matmul(
+            cx.kernels,
+            cx.threads,
+            cx.interrupt,
+            &[Matmul::new(q, &layer.wq, normed), Matmul::new(k, &layer.wk, normed), Matmul::new(v, &layer.wv, normed)],
+        );
+
+        // rotation; keys and values to the cache
+        let pairs = config.rope_dim / 2;
+        let (q_rows, k_rows) = (Disjoint::new(q), Disjoint::new(k));
+        each(cx, n, &|t| {
+            let turns = &turns[t * pairs..(t + 1) * pairs];
+            for (rows, heads) in [(&q_rows, n_heads), (&k_rows, n_kv_heads)] {
+                // SAFETY: each token has its own row.
+                let row = unsafe { rows.slice(t * heads * head_dim..(t + 1) * heads * head_dim) };
+                for head in row.chunks_exact_mut(head_dim) {
+                    cx.kernels.rope(&mut head[..2 * pairs], turns);
+                }
+            }
+        });
+        for t in 0..n {
+            for head in 0..n_kv_heads {
+                let at = (t * n_kv_heads + head) * head_dim;
+                let (k_slot, v_slot) = cache.slot(i, head, start + t);
+                cx.kernels.to_f16(k_slot, &k[at..at + head_dim]);
+                cx.kernels.to_f16(v_slot, &v[at..at + head_dim]);
+            }
+        }
+
+        // attention
+        let (k_cache, v_cache) = cache.layer(i);
+        let job = Attention {
+            q: &q[..n * n_heads * head_dim],
+            k: k_cache,
+            v: v_cache,
+            out: Disjoint::new(attended.x_mut()),
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            capacity: cache.capacity,
+            start,
+        };
+        let block = attention_tokens(n_heads, n_kv_heads).min(n);
+        let blocks = n.div_ceil(block);
+        each(cx, n_kv_heads * blocks, &|task| {
+            // The longest blocks first: they are the last tokens.
+            let first = (blocks - 1 - task / n_kv_heads) * block;
+            // SAFETY: each head and block of tokens is one task.
+            unsafe { cx.kernels.attention(&job, task % n_kv_heads, first..(first + block).min(n)) };
+        });
+        let rows = attended.rows();
+        quantize(cx, n, &rows, &layer.wo);
+        matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::add(x, &layer.wo, attended)]);
+
+        // feed-forward norm; gate and up
+        norm(cx, normed, &x[..n * dim], &layer.ffn_norm, norm_eps, &[&layer.w_gate, &layer.w_up]);
+        matmul(
+            cx.kernels,
+            cx.threads,
+            cx.interrupt,
+            &[Matmul::new(gate, &layer.w_gate, normed), Matmul::new(up, &layer.w_up, normed)],
+        );
+
+        // SwiGLU; down
+        let rows = hidden.rows();
+        let quantized = layer.w_down.dtype.is_quantized();
+        each(cx, n, &|t| {
+            let range = t * hidden_dim..(t + 1) * hidden_dim;
+            // SAFETY: each token has its own row.
+            unsafe {
+                cx.kernels.swiglu(rows.x(t, 0..hidden_dim), &gate[range.clone()], &up[range]);
+                if quantized {
+                    rows.quantize(cx.kernels, t);
+                }
+            }
+        });
+        matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::add(x, &layer.w_down, hidden)]);
+
+        if cx.interrupt.poll(0) {
+            return Err(Error::Interrupted);
+        }
+    }
+
+    // output norm and logits, of the tokens that are asked for
+    let wanted = logits.len() / config.vocab_size;
+    if wanted > 0 {
+        norm(cx, normed, &x[(n - wanted) * dim..n * dim], &weights.output_norm, norm_eps, &[&weights.output]);
+        matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::new(logits, &weights.output, normed)]);
+    }
+    if cx.interrupt.poll(0) {
+        return Err(Error::Interrupted);
+    }
+    Ok(())
+}
+
+/// Calls `f` for `0..n`, shared out among the workers.
+fn each(cx: &Context, n: usize, f: &(dyn Fn(usize) + Sync)) {
+    let threads = cx.threads.min(n);
+    let queue = Queue::new(n, 1, threads);
+    threads::run(threads, &|worker| {
+        while let Some(chunk) = queue.take() {
+            for i in chunk {
+                if !cx.interrupt.poll(worker) {
+                    f(i);
+                }
+            }
+        }
+    });
+}
+
+/// `out[t] = rms_norm(x[t], w)`, quantised if one of `consumers` wants that.
+fn norm(cx: &Context, out: &mut Activations, x: &[f32], w: &TensorView, eps: f32, consumers: &[&TensorView]) {
+    let dim = w.row_len();
+    let n = x.len() / dim;
+    out.reset(n, dim);
+    let quantized = any_quantized(consumers);
+    let rows = out.rows();
+    each(cx, n, &|t| {
+        // SAFETY: each token has its own row.
+        unsafe {
+            cx.kernels.rms_norm(rows.x(t, 0..dim), &x[t * dim..(t + 1) * dim], &w.bytes, eps);
+            if quantized {
+                rows.quantize(cx.kernels, t);
+            }
+        }
+    });
+}
+
+/// Quantises all rows if `consumer` wants that.
+fn quantize(cx: &Context, n: usize, rows: &RowsMut, consumer: &TensorView) {
+    if consumer.dtype.is_quantized() {
+        // SAFETY: each token has its own row.
+        each(cx, n, &|t| unsafe { rows.quantize(cx.kernels, t) });
+    }
+}

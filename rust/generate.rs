@@ -5,12 +5,14 @@
 //! to `forward` and `sample` are the rules of when to stop, and that only text which is surely part of
 //! the answer goes out: whole characters, and nothing that a stop string may still swallow.
 
+use std::borrow::Borrow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::sampling::{Sampler, SamplingParams};
 use crate::threads::Interrupt;
+use crate::tokenizer::{StreamDecoder, Tokenizer};
 
 /// How to generate.
 #[derive(Debug, Clone, Default)]
@@ -75,6 +77,16 @@ pub trait Decode {
     fn push(&mut self, id: u32) -> Result<String>;
     /// What is left when no more tokens come.
     fn finish(&mut self) -> String;
+}
+
+impl<T: Borrow<Tokenizer>> Decode for StreamDecoder<T> {
+    fn push(&mut self, id: u32) -> Result<String> {
+        StreamDecoder::push(self, id)
+    }
+
+    fn finish(&mut self) -> String {
+        StreamDecoder::finish(self)
+    }
 }
 
 /// One answer in the making.

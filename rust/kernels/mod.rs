@@ -7,7 +7,7 @@
 
 pub mod activations;
 pub mod matmul;
-pub mod ops;
+mod ops;
 mod scalar;
 mod vector;
 
@@ -25,7 +25,7 @@ use std::sync::OnceLock;
 use crate::error::{Error, Result};
 use activations::QuantizedRow;
 use matmul::Matmul;
-use ops::Attention;
+pub use ops::{Attention, attention_tokens};
 
 /// A set of kernels for one instruction set.
 ///

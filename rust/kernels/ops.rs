@@ -3,6 +3,8 @@
 //! `#[inline(always)]` and without `#[target_feature]`: the kernel sets call them from functions that have
 //! the features (see [`float_kernels`]).
 
+#![allow(clippy::needless_range_loop)] // loops over registers stay plain, see the AVX-512 kernels
+
 use std::ops::Range;
 
 use super::matmul::{Matmul, STRIP};
@@ -88,12 +90,14 @@ pub unsafe fn to_f16<V: Vector>(out: &mut [u16], x: &[f32]) {
 /// Rows of a float matrix, times the tokens of `job`; see [`super::Kernels::rows`].
 #[inline(always)]
 pub unsafe fn float_rows<V: Vector>(job: &Matmul, rows: Range<usize>) {
-    // SAFETY (the closures): they read LANES numbers where the caller has them.
-    match job.w.dtype {
-        DType::F32 => unsafe { float_rows_of::<V, 4>(job, rows, |p| V::load(p.cast())) },
-        DType::F16 => unsafe { float_rows_of::<V, 2>(job, rows, |p| V::load_f16(p.cast())) },
-        DType::BF16 => unsafe { float_rows_of::<V, 2>(job, rows, |p| V::load_bf16(p.cast())) },
-        other => unreachable!("{other} is not a float type"),
+    // SAFETY: the caller's promises; the closures read LANES numbers where `float_rows_of` has them.
+    unsafe {
+        match job.w.dtype {
+            DType::F32 => float_rows_of::<V, 4>(job, rows, |p| V::load(p.cast())),
+            DType::F16 => float_rows_of::<V, 2>(job, rows, |p| V::load_f16(p.cast())),
+            DType::BF16 => float_rows_of::<V, 2>(job, rows, |p| V::load_bf16(p.cast())),
+            other => unreachable!("{other} is not a float type"),
+        }
     }
 }
 

@@ -16,9 +16,11 @@ pub use session::{Session, SessionOptions};
 pub use weights::{LayerWeights, Weights};
 
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::Result;
 use crate::formats::{self, Checkpoint};
+use crate::tokenizer::Tokenizer;
 
 /// A model, ready to run: nothing of its weights has been read.
 #[derive(Debug)]
@@ -26,6 +28,7 @@ pub struct Model {
     checkpoint: Checkpoint,
     config: Config,
     weights: Weights,
+    tokenizer: OnceLock<Arc<Tokenizer>>,
 }
 
 impl Model {
@@ -38,7 +41,7 @@ impl Model {
         let checkpoint = formats::open(path)?;
         let config = Config::from_checkpoint(&checkpoint)?;
         let weights = Weights::from_checkpoint(&checkpoint, &config)?;
-        Ok(Self { checkpoint, config, weights })
+        Ok(Self { checkpoint, config, weights, tokenizer: OnceLock::new() })
     }
 
     /// The hyper-parameters.
@@ -49,6 +52,18 @@ impl Model {
     /// The weights, as views of the file.
     pub fn weights(&self) -> &Weights {
         &self.weights
+    }
+
+    /// The tokenizer of the file's vocabulary. A model can run without one.
+    ///
+    /// # Errors
+    /// As for [`Tokenizer::from_metadata`].
+    pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>> {
+        if let Some(tokenizer) = self.tokenizer.get() {
+            return Ok(tokenizer);
+        }
+        let made = Arc::new(Tokenizer::from_metadata(&self.checkpoint.metadata)?);
+        Ok(self.tokenizer.get_or_init(|| made))
     }
 
     /// The file: metadata and tensors.

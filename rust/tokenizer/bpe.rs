@@ -11,7 +11,7 @@ use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 use super::merge::Merger;
 use super::pretokenize::Splitter;
-use super::vocabulary::{Kind, Matcher, Part, TextIndex, Texts, Vocabulary, get_or_try_init};
+use super::vocabulary::{Kind, Matcher, Part, TextIndex, Texts, Vocabulary, get_or_try_init, shown};
 use crate::error::{Error, FormatError, Result};
 use crate::formats::{Metadata, StringArray};
 
@@ -37,7 +37,7 @@ impl Bpe {
         let pre = metadata.str(PRE)?.unwrap_or("default");
         let splitter = Splitter::from_name(pre).ok_or_else(|| Error::Unsupported {
             path: metadata.path().to_path_buf(),
-            what: format!("pre-tokenizer {pre:.80?} ({PRE}); supported are {}", Splitter::NAMES),
+            what: format!("pre-tokenizer {} ({PRE}); supported are {}", shown(pre.as_bytes()), Splitter::NAMES),
         })?;
         let merges = metadata.strings(MERGES)?.ok_or_else(|| metadata.error("missing key", MERGES))?;
         if merges.len > MAX_MERGES {
@@ -114,9 +114,7 @@ impl Bpe {
     }
 
     fn merge_error(&self, what: &str, rank: usize, merge: &[u8]) -> Error {
-        let text = String::from_utf8_lossy(merge);
-        let shown = text.chars().take(40).collect::<String>();
-        FormatError::new(&self.path, what).named(format!("{MERGES}[{rank}]")).got(format!("{shown:?}")).into()
+        FormatError::new(&self.path, what).named(format!("{MERGES}[{rank}]")).got(shown(merge)).into()
     }
 }
 

@@ -20,7 +20,7 @@ pub use stream::StreamDecoder;
 
 use self::bpe::Bpe;
 use self::spm::Spm;
-use self::vocabulary::{Kind, Vocabulary, get_or_try_init};
+use self::vocabulary::{Kind, Vocabulary, get_or_try_init, shown};
 use crate::error::{Error, Result};
 use crate::formats::Metadata;
 
@@ -79,7 +79,8 @@ impl Tokenizer {
         let unsupported = |what| Error::Unsupported { path: metadata.path().to_path_buf(), what };
         let name = metadata.str(MODEL)?.ok_or_else(|| metadata.error("missing key", MODEL))?;
         if !matches!(name, "gpt2" | "llama") {
-            return Err(unsupported(format!("vocabulary of type {name:.80?} ({MODEL}); supported are gpt2 and llama")));
+            let name = shown(name.as_bytes());
+            return Err(unsupported(format!("vocabulary of type {name} ({MODEL}); supported are gpt2 and llama")));
         }
         let vocabulary = Vocabulary::from_metadata(metadata)?;
         let special = |name: &str| -> Result<Option<u32>> {

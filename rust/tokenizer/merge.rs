@@ -42,7 +42,7 @@ impl Merger {
         self.symbols.clear();
     }
 
-    /// Adds the next symbol of a text of less than 4 GiB.
+    /// Adds the next symbol of a text of less than 4 GiB, which [`super::MAX_TEXT_LEN`] sees to.
     pub(super) fn push(&mut self, len: usize, fixed: Option<u32>) {
         let at = self.symbols.len() as u32;
         let start = self.symbols.last().map_or(0, |last| last.start + last.len);

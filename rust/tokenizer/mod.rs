@@ -24,6 +24,10 @@ use self::vocabulary::{Kind, Vocabulary, get_or_try_init, shown};
 use crate::error::{Error, Result};
 use crate::formats::Metadata;
 
+/// Longest text, in bytes. Symbols are counted in 32 bits, and normalising and spelling may make a text six
+/// times as long.
+pub const MAX_TEXT_LEN: usize = 512 << 20;
+
 const MODEL: &str = "tokenizer.ggml.model";
 
 /// Control tokens that end an answer by what they are called, in whichever model they occur.
@@ -123,10 +127,13 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Format`] if the vocabulary is damaged: its contents are checked when they are first used.
-    /// [`Error::Argument`] for a text of 4 GiB or more.
+    /// [`Error::Argument`] for a text longer than [`MAX_TEXT_LEN`].
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
-        if u32::try_from(text.len()).is_err() {
-            return Err(Error::Argument("the text is too long: it must be less than 4 GiB".into()));
+        if text.len() > MAX_TEXT_LEN {
+            let got = text.len();
+            return Err(Error::Argument(format!(
+                "the text is too long: {got} bytes, at most {MAX_TEXT_LEN} can be encoded"
+            )));
         }
         let mut ids = Vec::new();
         ids.extend(self.add_bos.filter(|_| add_special));

@@ -86,9 +86,6 @@ impl Spm {
         // Each text between special tokens is a text of its own, as for sentencepiece, which knows no other.
         let prefix = if self.add_space_prefix { SPACE } else { "" };
         let text = &format!("{prefix}{}", text.replace(' ', SPACE));
-        if u32::try_from(text.len()).is_err() {
-            return Err(Error::Argument("the text is too long: with its spaces escaped it is over 4 GiB".into()));
-        }
         let mut merger = Merger::default();
         index.user_defined.split(text, |part| {
             match part {

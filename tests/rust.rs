@@ -4,3 +4,4 @@
 
 mod bad_gguf;
 mod gguf_builder;
+mod tokenizer;

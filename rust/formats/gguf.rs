@@ -39,6 +39,7 @@ pub const MAX_DIMS: usize = 4;
 pub const MAX_ARRAY_DEPTH: usize = 4;
 
 const DEFAULT_ALIGNMENT: usize = 32;
+const MIN_FILE_LEN: usize = 24; // magic, version and two counts
 
 /// A model file, open: metadata and tensors, all of them views of the map.
 #[derive(Debug)]
@@ -443,6 +444,13 @@ impl<'a> Reader<'a> {
         FormatError::new(self.mapping.path(), what)
     }
 
+    /// A report that the header wants `n` of something and the file ends. If that many could be, the file may be
+    /// cut short; a number larger than any file is a lie.
+    fn past_end(&self, what: &str, n: u64) -> FormatError {
+        let hint = if n < 1 << 40 { " (is the download complete?)" } else { "" };
+        self.error(&format!("{what}{hint}"))
+    }
+
     fn unsupported(&self, what: String) -> Error {
         Error::Unsupported { path: self.mapping.path().to_path_buf(), what }
     }
@@ -450,7 +458,7 @@ impl<'a> Reader<'a> {
     fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8]> {
         let rest = &self.data[self.pos..];
         let Some(taken) = rest.get(..n) else {
-            let e = self.error(&format!("{what} reaches past the end of the file")).at(self.pos);
+            let e = self.past_end(&format!("{what} reaches past the end of the file"), n as u64).at(self.pos);
             return Err(e.got(format!("{n} bytes")).limit(format!("at most {}", rest.len())).into());
         };
         self.pos += n;
@@ -477,7 +485,7 @@ impl<'a> Reader<'a> {
         match usize::try_from(n) {
             Ok(n) if n <= limit => Ok(n),
             _ => {
-                let e = self.error(&format!("{what} is more than the file has room for")).at(at);
+                let e = self.past_end(&format!("{what} is more than the file has room for"), n).at(at);
                 Err(e.got(signed(n)).limit(format!("at most {limit}")).into())
             }
         }
@@ -508,12 +516,17 @@ impl<'a> Reader<'a> {
     }
 
     fn magic_and_version(&mut self) -> Result<()> {
-        if self.data.is_empty() {
+        let len = self.data.len();
+        if len == 0 {
             return Err(self.error("the file is empty").into());
         }
         if !self.data.starts_with(b"GGUF") {
             let is = look_alike(self.data).map_or("not a GGUF file".into(), |is| format!("not a GGUF file, but {is}"));
             return Err(self.error(&is).into());
+        }
+        if len < MIN_FILE_LEN {
+            let e = self.error("the file is shorter than a header (is the download complete?)");
+            return Err(e.got(format!("{len} bytes")).limit(format!("at least {MIN_FILE_LEN}")).into());
         }
         self.pos = 4;
         match self.u32("version")? {
@@ -619,7 +632,8 @@ impl<'a> Reader<'a> {
                 .and_then(|(len, tail)| tail.get(usize::try_from(u64::from_le_bytes(*len)).ok()?..));
             let Some(tail) = next else {
                 let at = self.data.len() - rest.len();
-                return Err(self.error("string of an array reaches past the end of the file").at(at).into());
+                let n = rest.first_chunk().map_or(0, |len| u64::from_le_bytes(*len));
+                return Err(self.past_end("string of an array reaches past the end of the file", n).at(at).into());
             };
             rest = tail;
         }
@@ -660,11 +674,12 @@ impl<'a> Reader<'a> {
                 }
             });
         };
-        let row = dtype.row_bytes(shape[0]).ok_or_else(|| {
+        if !shape[0].is_multiple_of(dtype.block_len()) {
             let e = self.error("row is not a whole number of blocks").at(dims_at).got(shape[0]);
-            e.limit(format!("a multiple of {} for {dtype}", dtype.block_len()))
-        })?;
-        let size = shape[1..].iter().try_fold(row, |n, &d| n.checked_mul(d));
+            return Err(e.limit(format!("a multiple of {} for {dtype}", dtype.block_len())).into());
+        }
+        let size = dtype.row_bytes(shape[0]);
+        let size = size.and_then(|row| shape[1..].iter().try_fold(row, |n, &d| n.checked_mul(d)));
         let size =
             size.ok_or_else(|| self.error("tensor larger than any file").at(dims_at).got(format!("{shape:?}")))?;
 

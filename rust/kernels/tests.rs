@@ -206,9 +206,12 @@ fn a_nan_in_a_row_reaches_every_product() {
     let mut random = Random(4);
     let w = matrix(DType::Q4_0, 3, 64, &mut random, &|_| 1.0);
     for kernels in all() {
-        let row = vec![f32::NAN; 64];
-        let out = product_unchecked(kernels, &w, &activations(kernels, &[row]));
-        assert!(out.iter().all(|x| x.is_nan()), "{}: {out:?}", kernels.name());
+        for (at, bad) in (0..64).flat_map(|at| [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(|bad| (at, bad))) {
+            let mut row = vec![1.0; 64];
+            row[at] = bad;
+            let out = product_unchecked(kernels, &w, &activations(kernels, &[row]));
+            assert!(out.iter().all(|x| x.is_nan()), "{}: {out:?}", kernels.name());
+        }
     }
 }
 

@@ -35,6 +35,7 @@ pub struct Buffers {
     normed: Activations,   // (tokens, dim)
     attended: Activations, // (tokens, n_heads * head_dim)
     hidden: Activations,   // (tokens, hidden_dim)
+    halves: Vec<f32>,      // (2 * HEAD_BATCH, vocab_size), see `head`
 }
 
 impl Buffers {
@@ -70,10 +71,10 @@ pub fn forward(
     start: usize,
     logits: &mut [f32],
 ) -> Result<()> {
-    let &Config { dim, hidden_dim, n_heads, n_kv_heads, head_dim, norm_eps, .. } = config;
+    let &Config { dim, hidden_dim, n_heads, n_kv_heads, head_dim, norm_eps, vocab_size, .. } = config;
     let n = tokens.len();
     buffers.reset(config, n);
-    let Buffers { x, q, k, v, gate, up, turns, normed, attended, hidden } = buffers;
+    let Buffers { x, q, k, v, gate, up, turns, normed, attended, hidden, halves } = buffers;
     rope.turns(turns, start, n);
 
     // token embeddings
@@ -172,15 +173,76 @@ pub fn forward(
     }
 
     // output norm and logits, of the tokens that are asked for
-    let wanted = logits.len() / config.vocab_size;
-    if wanted > 0 {
-        norm(cx, normed, &x[(n - wanted) * dim..n * dim], &weights.output_norm, norm_eps, &[&weights.output]);
-        matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::new(logits, &weights.output, normed)]);
+    let wanted = logits.len() / vocab_size;
+    for (i, logits) in logits.chunks_mut(HEAD_BATCH * vocab_size).enumerate() {
+        let first = n - wanted + i * HEAD_BATCH;
+        let x = &x[first * dim..][..logits.len() / vocab_size * dim];
+        head(cx, normed, halves, logits, x, weights, norm_eps);
     }
     if cx.interrupt.poll(0) {
         return Err(Error::Interrupted);
     }
     Ok(())
+}
+
+/// Tokens whose logits are computed together.
+const HEAD_BATCH: usize = 32;
+
+/// Logits of the tokens whose residual stream is `x`.
+///
+/// The logits feel the rounding of the activations directly: a quarter of the whole model's error was theirs. So the
+/// rounding error is quantised as well, as a second row, and its product added: some 16 bits, and the weights are
+/// read once for both.
+fn head(
+    cx: &Context,
+    normed: &mut Activations,
+    halves: &mut Vec<f32>,
+    logits: &mut [f32],
+    x: &[f32],
+    weights: &Weights,
+    eps: f32,
+) {
+    let (w, output) = (&weights.output_norm, &weights.output);
+    let (dim, vocab_size) = (w.row_len(), output.n_rows());
+    if !output.dtype.is_quantized() {
+        norm(cx, normed, x, w, eps, &[output]);
+        matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::new(logits, output, normed)]);
+        return;
+    }
+    let n = x.len() / dim;
+    normed.reset(2 * n, dim);
+    let rows = normed.rows();
+    each(cx, n, &|t| {
+        // SAFETY: each token has its own two rows.
+        unsafe {
+            let row = rows.x(2 * t, 0..dim);
+            cx.kernels.rms_norm(row, &x[t * dim..(t + 1) * dim], &w.bytes, eps);
+            rounding_errors(rows.x(2 * t + 1, 0..dim), row);
+            rows.quantize(cx.kernels, 2 * t);
+            rows.quantize(cx.kernels, 2 * t + 1);
+        }
+    });
+    if halves.len() < 2 * n * vocab_size {
+        *halves = vec![0.0; 2 * n * vocab_size];
+    }
+    matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::new(halves, output, normed)]);
+    for (logits, pair) in logits.chunks_exact_mut(vocab_size).zip(halves.chunks_exact(2 * vocab_size)) {
+        let (row, errors) = pair.split_at(vocab_size);
+        for ((out, a), b) in logits.iter_mut().zip(row).zip(errors) {
+            *out = a + b;
+        }
+    }
+}
+
+/// What quantising `x` in groups of 32 rounds off, see [`crate::kernels::activations::QuantizedRow`].
+fn rounding_errors(out: &mut [f32], x: &[f32]) {
+    for (out, x) in out.chunks_exact_mut(32).zip(x.chunks_exact(32)) {
+        let max = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+        let (d, inverse) = (max / 127.0, if max > 0.0 { 127.0 / max } else { 0.0 });
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = x - d * (x * inverse).round_ties_even();
+        }
+    }
 }
 
 /// Calls `f` for `0..n`, shared out among the workers.

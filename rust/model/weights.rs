@@ -132,7 +132,10 @@ impl Source<'_> {
             };
             if !known {
                 let name: String = tensor.name().chars().take(80).flat_map(char::escape_debug).collect();
-                return Err(self.unsupported(format!("tensor {name}, which a plain {} has not", config.architecture)));
+                return Err(self.unsupported(format!(
+                    "tensor {name}; a plain {} has none, and without it the text is wrong",
+                    config.architecture
+                )));
             }
         }
         Ok(())

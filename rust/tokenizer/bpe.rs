@@ -2,22 +2,16 @@
 //! first is merged, again and again.
 //!
 //! The tokens of a file are spelt in an alphabet that gives each byte a printable character (a space is
-//! `Ġ`). Here that spelling is met only when the index is built and when a token is decoded: a word starts
-//! as the tokens of its bytes, and from then on all is pairs of ids. A merge is known by its place in
-//! `tokenizer.ggml.merges`, which is its rank.
+//! `Ġ`), and so is a word before it is merged. A merge's place in `tokenizer.ggml.merges` is its rank.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-use std::hash::BuildHasher;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use hashbrown::hash_table::Entry;
-use hashbrown::{DefaultHashBuilder, HashTable};
 use unicode_normalization::{UnicodeNormalization, is_nfc};
 
+use super::merge::Merger;
 use super::pretokenize::Splitter;
-use super::vocabulary::{Kind, Matcher, Part, TextIndex, Texts, Vocabulary, get_or_try_init};
+use super::vocabulary::{Kind, Matcher, Part, TextIndex, Texts, Vocabulary, get_or_try_init, shown};
 use crate::error::{Error, FormatError, Result};
 use crate::formats::{Metadata, StringArray};
 
@@ -43,7 +37,7 @@ impl Bpe {
         let pre = metadata.str(PRE)?.unwrap_or("default");
         let splitter = Splitter::from_name(pre).ok_or_else(|| Error::Unsupported {
             path: metadata.path().to_path_buf(),
-            what: format!("pre-tokenizer {pre:.80?} ({PRE}); supported are {}", Splitter::NAMES),
+            what: format!("pre-tokenizer {} ({PRE}); supported are {}", shown(pre.as_bytes()), Splitter::NAMES),
         })?;
         let merges = metadata.strings(MERGES)?.ok_or_else(|| metadata.error("missing key", MERGES))?;
         if merges.len > MAX_MERGES {
@@ -82,19 +76,29 @@ impl Bpe {
             let wanted = |kind| kind == Kind::UserDefined;
             get_or_try_init(&self.user_defined, || Matcher::new(texts, wanted, |text| text))?
         };
-        let mut merger = Merger { index, symbols: Vec::new(), queue: BinaryHeap::new() };
-        let mut spelling = Vec::new();
+        let mut merger = Merger::default();
+        let mut spelt = String::new();
         let mut encode_text = |text: &str, ids: &mut Vec<u32>| {
             for word in self.splitter.split(text) {
-                // Llama 3: a word that is a token is that token, whether merges lead there or not.
-                let whole = index.words.as_ref().and_then(|words| {
-                    spell(word.as_bytes(), &mut spelling);
-                    words.find(texts, &spelling).filter(|&id| !vocabulary.kind(id).is_special())
-                });
-                match whole {
-                    Some(id) => ids.push(id),
-                    None => merger.merge(word.as_bytes(), ids),
+                // A byte that is no token is left out, as HF's tokenizers does. Some vocabularies, SmolLM2's
+                // for one, lack bytes that their training text never had.
+                spelt.clear();
+                let known = word.bytes().filter(|&byte| index.has_byte[byte as usize]);
+                spelt.extend(known.map(|byte| CHAR_OF[byte as usize]));
+                if self.splitter == Splitter::Llama3 {
+                    // A word that is a token is that token, whether merges lead there or not.
+                    let whole = index.by_text.find(texts, spelt.as_bytes());
+                    if let Some(id) = whole.filter(|&id| !vocabulary.kind(id).is_special()) {
+                        ids.push(id);
+                        continue;
+                    }
                 }
+                merger.clear();
+                spelt.chars().for_each(|c| merger.push(c.len_utf8(), None));
+                merger.merge(&spelt, |joint, left_len| index.rank(texts, joint, left_len));
+                ids.extend(
+                    merger.symbols().filter_map(|symbol| index.by_text.find(texts, symbol.of(&spelt).as_bytes())),
+                );
             }
         };
         matcher.split(text, |part| {
@@ -110,29 +114,17 @@ impl Bpe {
     }
 
     fn merge_error(&self, what: &str, rank: usize, merge: &[u8]) -> Error {
-        let text = String::from_utf8_lossy(merge);
-        let shown = text.chars().take(40).collect::<String>();
-        FormatError::new(&self.path, what).named(format!("{MERGES}[{rank}]")).got(format!("{shown:?}")).into()
+        FormatError::new(&self.path, what).named(format!("{MERGES}[{rank}]")).got(shown(merge)).into()
     }
 }
 
 /// The bytes that a token spelt `text` stands for, or `None` if it is not in the alphabet.
 pub(super) fn unspell(text: &[u8]) -> Option<Vec<u8>> {
-    let text = std::str::from_utf8(text).ok()?;
-    text.chars().map(|c| BYTE_OF.get(c as usize).copied().flatten()).collect()
+    std::str::from_utf8(text).ok()?.chars().map(byte_of).collect()
 }
 
-/// Writes how `bytes` are spelt in the alphabet.
-fn spell(bytes: &[u8], out: &mut Vec<u8>) {
-    out.clear();
-    for &byte in bytes {
-        out.extend_from_slice(CHAR_OF[byte as usize].encode_utf8(&mut [0; 4]).as_bytes());
-    }
-}
-
-/// Whether all of `text` is in the alphabet.
-fn is_spelling(text: &[u8]) -> bool {
-    text.iter().all(u8::is_ascii_graphic) || unspell(text).is_some()
+fn byte_of(c: char) -> Option<u8> {
+    BYTE_OF.get(c as usize).copied().flatten()
 }
 
 /// The alphabet: printable characters of Latin-1 stand for themselves, the other bytes for the
@@ -164,154 +156,96 @@ const BYTE_OF: [Option<u8>; 0x144] = {
     bytes
 };
 
-const NONE: u32 = u32::MAX;
-
 /// What encoding needs to know.
+///
+/// A merge is found by the text that it makes: the token of that text, then those of the token's merges
+/// that cut it where its two halves meet. So the halves need no look-up and the pairs no table, which
+/// would be most of the time and most of the memory.
 struct Index {
-    byte_tokens: [u32; 256], // `NONE` where the vocabulary has none
-    merges: Vec<Merge>,      // in the order of the file: by rank
-    by_pair: HashTable<u32>, // ranks
-    hasher: DefaultHashBuilder,
-    words: Option<TextIndex>, // where a word that is a token needs no merges
+    by_text: TextIndex,
+    has_byte: Box<[bool; 256]>,
+    merges: Vec<Merge>, // (n_merges) in the order of the file: by rank
+    first: Vec<u32>,    // (vocab_size) of each token, the rank of a merge that makes it, or `NONE`
 }
 
-#[derive(Clone, Copy)]
 struct Merge {
-    left: u32,
-    right: u32,
-    merged: u32,
+    left_len: u32, // bytes of the left half's text
+    next: u32,     // rank of another merge that makes the same token, or `NONE`
 }
 
-impl Merge {
-    fn pair(self) -> u64 {
-        pair(self.left, self.right)
-    }
-}
-
-fn pair(left: u32, right: u32) -> u64 {
-    u64::from(left) << 32 | u64::from(right)
-}
+const NONE: u32 = u32::MAX;
 
 impl Index {
     fn new(bpe: &Bpe, vocabulary: &Vocabulary, texts: Texts<'_>) -> Result<Self> {
-        let mut byte_tokens = [NONE; 256];
+        let mut has_byte = Box::new([false; 256]);
         let mut by_text = TextIndex::with_capacity(vocabulary.len());
         for id in vocabulary.ids() {
             let text = texts.get(id).unwrap_or_default();
             if text.is_empty() {
                 return Err(texts.error("empty token", id).into());
             }
-            if vocabulary.check_kind(id)? == Kind::Normal && !is_spelling(text) {
-                return Err(texts.error("token is not spelt in the byte-level alphabet", id).into());
+            let mut chars = std::str::from_utf8(text).unwrap_or("\0").chars(); // which is not in the alphabet
+            let first = chars.next().and_then(byte_of);
+            if let (Some(byte), "") = (first, chars.as_str()) {
+                has_byte[byte as usize] = true;
             }
-            if let Some([byte]) = (text.len() <= 2).then(|| unspell(text)).flatten().as_deref() {
-                let token = &mut byte_tokens[*byte as usize];
-                *token = id.min(*token);
+            let is_spelt = first.is_some() && chars.all(|c| byte_of(c).is_some());
+            if vocabulary.check_kind(id)? == Kind::Normal && !is_spelt {
+                return Err(texts.error("token is not spelt in the byte-level alphabet", id).into());
             }
             by_text.insert(texts, id);
         }
 
-        let hasher = DefaultHashBuilder::default();
         let mut merges: Vec<Merge> = Vec::with_capacity(bpe.merges.len); // the file has 8 bytes for each
-        let mut by_pair = HashTable::with_capacity(bpe.merges.len);
-        let mut joined = Vec::new();
+        let mut first = vec![NONE; vocabulary.len()];
+        let mut joint = Vec::new();
         let mut guess = 0;
         for (rank, text) in bpe.merges.iter().enumerate() {
             let Some(space) = text.iter().position(|&b| b == b' ') else {
                 return Err(bpe.merge_error("merge without a space", rank, text));
             };
-            let halves = (&text[..space], &text[space + 1..]);
-            let (Some(left), Some(right)) = (by_text.find(texts, halves.0), by_text.find(texts, halves.1)) else {
+            let (left, right) = (&text[..space], &text[space + 1..]);
+            if !by_text.may_have(left) || !by_text.may_have(right) {
                 return Err(bpe.merge_error("merge of something that is not a token", rank, text));
-            };
+            }
             // Files list merges in the order of what they make: most make the next token, or the same once
-            // more. Looking there first saves a third of the look-ups, and it is only a guess.
-            let is_joined = |&id: &u32| texts.get(id).is_some_and(|t| t.strip_prefix(halves.0) == Some(halves.1));
-            let merged = if by_text.has_duplicates { None } else { [guess, guess + 1].into_iter().find(is_joined) };
-            let merged = merged.or_else(|| {
-                joined.clear();
-                joined.extend_from_slice(halves.0);
-                joined.extend_from_slice(halves.1);
-                by_text.find(texts, &joined)
+            // more. Looking there first saves most of the look-ups, and it is only a guess.
+            let is_joint = |&id: &u32| texts.get(id).and_then(|text| text.strip_prefix(left)) == Some(right);
+            let guessed = if by_text.has_duplicates { None } else { [guess, guess + 1].into_iter().find(is_joint) };
+            let found = guessed.or_else(|| {
+                joint.clear();
+                joint.extend_from_slice(left);
+                joint.extend_from_slice(right);
+                by_text.find(texts, &joint)
             });
-            let Some(merged) = merged else {
+            let Some(id) = found else {
                 return Err(bpe.merge_error("merge makes something that is not a token", rank, text));
             };
-            guess = merged;
-
-            let merge = Merge { left, right, merged };
-            let same = |&rank: &u32| merges[rank as usize].pair() == merge.pair();
-            match by_pair.entry(hasher.hash_one(merge.pair()), same, |&r| hasher.hash_one(merges[r as usize].pair())) {
-                Entry::Occupied(_) => return Err(bpe.merge_error("merge listed twice", rank, text)),
-                Entry::Vacant(slot) => drop(slot.insert(rank as u32)), // at most `MAX_MERGES`
+            guess = id;
+            let merge = Merge { left_len: space as u32, next: first[id as usize] };
+            if rank_of(&merges, merge.next, merge.left_len).is_some() {
+                return Err(bpe.merge_error("merge listed twice", rank, text));
             }
+            first[id as usize] = rank as u32; // at most `MAX_MERGES`
             merges.push(merge);
         }
-        let words = (bpe.splitter == Splitter::Llama3).then_some(by_text);
-        Ok(Self { byte_tokens, merges, by_pair, hasher, words })
+        Ok(Self { by_text, has_byte, merges, first })
     }
 
-    fn rank(&self, left: u32, right: u32) -> Option<u32> {
-        let pair = pair(left, right);
-        self.by_pair.find(self.hasher.hash_one(pair), |&rank| self.merges[rank as usize].pair() == pair).copied()
+    /// The rank of the merge that makes `joint` of two tokens, the left one `left_len` long.
+    fn rank(&self, texts: Texts<'_>, joint: &str, left_len: usize) -> Option<u32> {
+        let id = self.by_text.find(texts, joint.as_bytes())?;
+        rank_of(&self.merges, self.first[id as usize], left_len as u32)
     }
 }
 
-/// Merges words, one after another, in buffers that it keeps.
-///
-/// The symbols of a word are a linked list, and its possible merges a heap: a word of a million letters
-/// takes n log n steps, and no recursion.
-struct Merger<'i> {
-    index: &'i Index,
-    symbols: Vec<Symbol>,
-    queue: BinaryHeap<Reverse<(u32, u32)>>, // rank, index of the left symbol
-}
-
-#[derive(Clone, Copy)]
-struct Symbol {
-    token: u32, // `NONE` once it was merged into its left neighbour
-    prev: u32,
-    next: u32,
-}
-
-impl Merger<'_> {
-    fn merge(&mut self, word: &[u8], ids: &mut Vec<u32>) {
-        let Self { index, symbols, queue } = self;
-        symbols.clear();
-        // A byte that is no token is left out, as HF's tokenizers does. Some vocabularies, SmolLM2's for
-        // one, lack bytes that their training text never had.
-        for token in word.iter().map(|&byte| index.byte_tokens[byte as usize]).filter(|&token| token != NONE) {
-            let at = symbols.len() as u32; // `Tokenizer::encode` takes less than 2^32 bytes
-            symbols.push(Symbol { token, prev: at.wrapping_sub(1), next: at + 1 });
+/// The merge with this left half among those that make the same token, beginning with `rank`.
+fn rank_of(merges: &[Merge], mut rank: u32, left_len: u32) -> Option<u32> {
+    while let Some(merge) = merges.get(rank as usize) {
+        if merge.left_len == left_len {
+            return Some(rank);
         }
-        let Some(last) = symbols.last_mut() else { return };
-        last.next = NONE;
-
-        let offer = |symbols: &[Symbol], queue: &mut BinaryHeap<_>, left: u32, right: u32| {
-            if left != NONE && right != NONE {
-                let rank = index.rank(symbols[left as usize].token, symbols[right as usize].token);
-                queue.extend(rank.map(|rank| Reverse((rank, left))));
-            }
-        };
-        for left in 0..symbols.len() as u32 - 1 {
-            offer(symbols, queue, left, left + 1);
-        }
-        while let Some(Reverse((rank, left))) = queue.pop() {
-            let merge = index.merges[rank as usize];
-            let Symbol { token, prev, next: right } = symbols[left as usize];
-            // Out of date if one of the two has been merged since.
-            if token != merge.left || right == NONE || symbols[right as usize].token != merge.right {
-                continue;
-            }
-            let next = symbols[right as usize].next;
-            symbols[right as usize].token = NONE;
-            symbols[left as usize] = Symbol { token: merge.merged, prev, next };
-            if next != NONE {
-                symbols[next as usize].prev = left;
-            }
-            offer(symbols, queue, prev, left);
-            offer(symbols, queue, left, next);
-        }
-        ids.extend(symbols.iter().map(|symbol| symbol.token).filter(|&token| token != NONE));
+        rank = merge.next;
     }
+    None
 }

@@ -8,6 +8,7 @@
 //! `tokenizers`, and [`spm`] (`llama`), whose oracle is `sentencepiece`.
 
 mod bpe;
+mod merge;
 mod pretokenize;
 mod spm;
 mod stream;
@@ -19,9 +20,13 @@ pub use stream::StreamDecoder;
 
 use self::bpe::Bpe;
 use self::spm::Spm;
-use self::vocabulary::{Kind, Vocabulary, get_or_try_init};
+use self::vocabulary::{Kind, Vocabulary, get_or_try_init, shown};
 use crate::error::{Error, Result};
 use crate::formats::Metadata;
+
+/// Longest text, in bytes. Symbols are counted in 32 bits, and normalising and spelling may make a text six
+/// times as long.
+pub const MAX_TEXT_LEN: usize = 512 << 20;
 
 const MODEL: &str = "tokenizer.ggml.model";
 
@@ -78,7 +83,8 @@ impl Tokenizer {
         let unsupported = |what| Error::Unsupported { path: metadata.path().to_path_buf(), what };
         let name = metadata.str(MODEL)?.ok_or_else(|| metadata.error("missing key", MODEL))?;
         if !matches!(name, "gpt2" | "llama") {
-            return Err(unsupported(format!("vocabulary of type {name:.80?} ({MODEL}); supported are gpt2 and llama")));
+            let name = shown(name.as_bytes());
+            return Err(unsupported(format!("vocabulary of type {name} ({MODEL}); supported are gpt2 and llama")));
         }
         let vocabulary = Vocabulary::from_metadata(metadata)?;
         let special = |name: &str| -> Result<Option<u32>> {
@@ -121,10 +127,13 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Format`] if the vocabulary is damaged: its contents are checked when they are first used.
-    /// [`Error::Argument`] for a text of 4 GiB or more.
+    /// [`Error::Argument`] for a text longer than [`MAX_TEXT_LEN`].
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
-        if u32::try_from(text.len()).is_err() {
-            return Err(Error::Argument("the text is too long: it must be less than 4 GiB".into()));
+        if text.len() > MAX_TEXT_LEN {
+            let got = text.len();
+            return Err(Error::Argument(format!(
+                "the text is too long: {got} bytes, at most {MAX_TEXT_LEN} can be encoded"
+            )));
         }
         let mut ids = Vec::new();
         ids.extend(self.add_bos.filter(|_| add_special));

@@ -171,3 +171,41 @@ fn white_space(text: &str, numbers_apart: bool) -> usize {
 fn run(text: &str, like: impl Fn(char) -> bool) -> usize {
     text.find(|c| !like(c)).unwrap_or(text.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(splitter: Splitter, text: &str) -> Vec<&str> {
+        splitter.split(text).collect()
+    }
+
+    #[test]
+    fn words_take_the_space_before_them() {
+        let text = "It's  2024,\tok?\n\n  x";
+        assert_eq!(words(Splitter::Gpt2, text), ["It", "'s", " ", " 2024", ",", "\t", "ok", "?", "\n\n ", " x"]);
+        assert_eq!(
+            words(Splitter::Smollm, text),
+            ["It", "'s", "  ", "2", "0", "2", "4", ",", "\t", "ok", "?", "\n\n ", " x"]
+        );
+        assert_eq!(words(Splitter::Llama3, text), ["It", "'s", " ", " ", "202", "4", ",", "\tok", "?\n\n", " ", " x"]);
+        assert_eq!(
+            words(Splitter::Qwen2, text),
+            ["It", "'s", " ", " ", "2", "0", "2", "4", ",", "\tok", "?\n\n", " ", " x"]
+        );
+    }
+
+    #[test]
+    fn contractions_have_any_case_where_the_pattern_says_so() {
+        assert_eq!(words(Splitter::Gpt2, "he'LL've"), ["he", "'", "LL", "'ve"]);
+        assert_eq!(words(Splitter::Llama3, "he'LL'vE"), ["he", "'LL", "'vE"]);
+        assert_eq!(words(Splitter::Llama3, "it'ſo"), ["it", "'ſ", "o"]);
+        assert_eq!(words(Splitter::Llama3, "'l'x'"), ["'l", "'x", "'"]);
+    }
+
+    #[test]
+    fn white_space_ends_at_its_last_newline() {
+        assert_eq!(words(Splitter::Llama3, "a \r\n \n  b"), ["a", " \r\n \n", " ", " b"]);
+        assert_eq!(words(Splitter::Llama3, "a\u{a0}\u{3000}b  "), ["a", "\u{a0}", "\u{3000}b", "  "]);
+    }
+}

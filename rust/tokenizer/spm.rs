@@ -4,10 +4,10 @@
 //! A space is `▁` (U+2581) in the vocabulary, and one is put before a text so that its first word is like any
 //! other. There are no words: the whole text is one list of symbols.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::HashMap;
 use std::sync::OnceLock;
 
+use super::merge::Merger;
 use super::vocabulary::{Kind, Matcher, Part, TextIndex, Texts, Vocabulary, get_or_try_init};
 use crate::error::{Error, Result};
 use crate::formats::Metadata;
@@ -60,12 +60,7 @@ impl Spm {
     ) -> Result<()> {
         let texts = vocabulary.texts()?;
         let index = get_or_try_init(&self.index, || Index::new(self, vocabulary, texts))?;
-        let encode_text = |text: &str, ids: &mut Vec<u32>| {
-            // Each text between special tokens is a text of its own, as for sentencepiece, which knows no other.
-            let prefix = if self.add_space_prefix { SPACE } else { "" };
-            let escaped = format!("{prefix}{}", text.replace(' ', SPACE));
-            Merger { vocabulary, texts, index, text: &escaped }.encode(self.unknown, ids)
-        };
+        let encode_text = |text: &str, ids: &mut Vec<u32>| self.encode_text(vocabulary, texts, index, text, ids);
         if !parse_special {
             return if text.is_empty() { Ok(()) } else { encode_text(text, ids) };
         }
@@ -77,6 +72,65 @@ impl Spm {
                 Ok(())
             }
         })
+    }
+
+    /// Appends the tokens of a text in which only user-defined tokens are special.
+    fn encode_text(
+        &self,
+        vocabulary: &Vocabulary,
+        texts: Texts<'_>,
+        index: &Index,
+        text: &str,
+        ids: &mut Vec<u32>,
+    ) -> Result<()> {
+        // Each text between special tokens is a text of its own, as for sentencepiece, which knows no other.
+        let prefix = if self.add_space_prefix { SPACE } else { "" };
+        let text = &format!("{prefix}{}", text.replace(' ', SPACE));
+        let mut merger = Merger::default();
+        index.user_defined.split(text, |part| {
+            match part {
+                Part::Text(text) => text.chars().for_each(|c| merger.push(c.len_utf8(), None)),
+                Part::Token(id, text) => merger.push(text.len(), Some(id)),
+            }
+            Ok(())
+        })?;
+        let find = |text: &str| index.by_text.find(texts, text.as_bytes());
+        // How an unused token came to be, by its text: it is taken apart again.
+        let mut unused: HashMap<&str, usize> = HashMap::new();
+        merger.merge(text, |joint, left_len| {
+            let id = find(joint)?;
+            if vocabulary.kind(id) == Kind::Unused {
+                unused.insert(joint, left_len);
+            }
+            Some(descending(vocabulary.score(id)))
+        });
+
+        let mut in_unknown = false; // a run of unknown characters is one unknown token
+        let mut parts = Vec::new();
+        for symbol in merger.symbols() {
+            if let Some(id) = symbol.fixed {
+                ids.push(id);
+                in_unknown = false;
+                continue;
+            }
+            parts.push(symbol.of(text));
+            while let Some(part) = parts.pop() {
+                let found = find(part);
+                let is_unused = found.is_some_and(|id| vocabulary.kind(id) == Kind::Unused);
+                match (found, unused.get(part), &index.byte_tokens) {
+                    (_, Some(&left_len), _) if is_unused => {
+                        parts.extend([&part[left_len..], &part[..left_len]]); // the left one is next
+                        continue;
+                    }
+                    (Some(id), ..) => ids.push(id),
+                    (None, _, Some(byte_tokens)) => ids.extend(part.bytes().map(|byte| byte_tokens[byte as usize])),
+                    (None, _, None) if !in_unknown => ids.extend(self.unknown),
+                    (None, _, None) => {}
+                }
+                in_unknown = found.is_none() && index.byte_tokens.is_none();
+            }
+        }
+        Ok(())
     }
 }
 
@@ -100,7 +154,7 @@ const NONE: u32 = u32::MAX;
 /// What encoding needs to know.
 struct Index {
     by_text: TextIndex, // the tokens that text is merged into
-    byte_tokens: Option<[u32; 256]>,
+    byte_tokens: Option<Box<[u32; 256]>>,
     user_defined: Matcher, // never cut, never merged
 }
 
@@ -138,7 +192,7 @@ impl Index {
         let missing = byte_tokens.iter().position(|&token| token == NONE);
         let any = byte_tokens.iter().any(|&token| token != NONE);
         let byte_tokens = match missing {
-            None => Some(byte_tokens),
+            None => Some(Box::new(byte_tokens)),
             Some(byte) if any => {
                 return Err(vocabulary.error("missing byte token").limit(format!("<0x{byte:02X}>")).into());
             }
@@ -150,125 +204,6 @@ impl Index {
         let spell = |text: String| text.replace(' ', SPACE);
         let user_defined = Matcher::new(texts, |kind| kind == Kind::UserDefined, spell)?;
         Ok(Self { by_text, byte_tokens, user_defined })
-    }
-}
-
-/// Merges one text.
-struct Merger<'a> {
-    vocabulary: &'a Vocabulary,
-    texts: Texts<'a>,
-    index: &'a Index,
-    text: &'a str,
-}
-
-#[derive(Clone, Copy)]
-struct Symbol {
-    start: u32,
-    len: u32, // 0 once it was merged into its left neighbour
-    prev: u32,
-    next: u32,
-    frozen: u32, // the token, if it may not be merged; or `NONE`
-}
-
-/// A possible merge. The greatest is next: of the highest score, then the leftmost.
-type Candidate = Reverse<(u32, u32, u32)>; // descending(score), index of the left symbol, bytes of both
-
-impl<'a> Merger<'a> {
-    fn encode(&self, unknown: Option<u32>, ids: &mut Vec<u32>) -> Result<()> {
-        if u32::try_from(self.text.len()).is_err() {
-            return Err(Error::Argument("the text is too long: it must be less than 4 GiB".into()));
-        }
-        let mut symbols = self.symbols()?;
-        // How an unused token came to be, by its text: it is taken apart again.
-        let mut unused: HashMap<&str, usize> = HashMap::new();
-        let mut queue: BinaryHeap<Candidate> = BinaryHeap::new();
-        let mut offer = |symbols: &[Symbol], queue: &mut BinaryHeap<Candidate>, left: u32, right: u32| {
-            if left == NONE || right == NONE {
-                return;
-            }
-            let (l, r) = (symbols[left as usize], symbols[right as usize]);
-            if l.frozen != NONE || r.frozen != NONE {
-                return;
-            }
-            let text = self.slice(l.start, l.len + r.len);
-            let Some(id) = self.index.by_text.find(self.texts, text.as_bytes()) else { return };
-            queue.push(Reverse((descending(self.vocabulary.score(id)), left, l.len + r.len)));
-            if self.vocabulary.kind(id) == Kind::Unused {
-                unused.insert(text, l.len as usize);
-            }
-        };
-        for right in 1..symbols.len() as u32 {
-            offer(&symbols, &mut queue, right - 1, right);
-        }
-        while let Some(Reverse((_, left, len))) = queue.pop() {
-            let Symbol { next: right, prev, len: left_len, .. } = symbols[left as usize];
-            // Out of date if one of the two has been merged since.
-            if left_len == 0 || right == NONE || left_len + symbols[right as usize].len != len {
-                continue;
-            }
-            let next = symbols[right as usize].next;
-            symbols[right as usize].len = 0;
-            symbols[left as usize].len = len;
-            symbols[left as usize].next = next;
-            if next != NONE {
-                symbols[next as usize].prev = left;
-            }
-            offer(&symbols, &mut queue, prev, left);
-            offer(&symbols, &mut queue, left, next);
-        }
-
-        let mut after_unknown = false;
-        let mut parts = Vec::new();
-        for symbol in symbols.iter().filter(|symbol| symbol.len != 0) {
-            if symbol.frozen != NONE {
-                ids.push(symbol.frozen);
-                after_unknown = false;
-                continue;
-            }
-            parts.push(self.slice(symbol.start, symbol.len));
-            while let Some(part) = parts.pop() {
-                let found = self.index.by_text.find(self.texts, part.as_bytes());
-                match (found, unused.get(part), &self.index.byte_tokens) {
-                    (Some(id), Some(&left), _) if self.vocabulary.kind(id) == Kind::Unused => {
-                        parts.extend([&part[left..], &part[..left]]);
-                        continue;
-                    }
-                    (Some(id), ..) => ids.push(id),
-                    (None, _, Some(byte_tokens)) => ids.extend(part.bytes().map(|byte| byte_tokens[byte as usize])),
-                    // A run of unknown characters is one unknown token.
-                    (None, _, None) if !after_unknown => ids.extend(unknown),
-                    (None, ..) => {}
-                }
-                after_unknown = found.is_none() && self.index.byte_tokens.is_none();
-            }
-        }
-        Ok(())
-    }
-
-    /// The text as it is before any merge: its characters, and the user-defined tokens in it.
-    fn symbols(&self) -> Result<Vec<Symbol>> {
-        let mut symbols: Vec<Symbol> = Vec::with_capacity(self.text.len());
-        let mut start = 0;
-        let mut push = |len: usize, frozen| {
-            let at = symbols.len() as u32; // no more than bytes of text
-            symbols.push(Symbol { start, len: len as u32, prev: at.wrapping_sub(1), next: at + 1, frozen });
-            start += len as u32;
-        };
-        self.index.user_defined.split(self.text, |part| {
-            match part {
-                Part::Text(text) => text.chars().for_each(|c| push(c.len_utf8(), NONE)),
-                Part::Token(id, text) => push(text.len(), id),
-            }
-            Ok(())
-        })?;
-        if let Some(last) = symbols.last_mut() {
-            last.next = NONE;
-        }
-        Ok(symbols)
-    }
-
-    fn slice(&self, start: u32, len: u32) -> &'a str {
-        &self.text[start as usize..(start + len) as usize]
     }
 }
 

@@ -67,18 +67,20 @@ impl<T: Borrow<Tokenizer>> StreamDecoder<T> {
     }
 
     fn drain(&mut self, text: &mut String, to_the_end: bool) {
+        // The oracles differ: sentencepiece replaces each byte, HF's tokenizers what could have been the start
+        // of one character.
+        let replaces_each = matches!(self.tokenizer.borrow().model, Model::Spm(_));
+        let mut rest = self.pending.len();
         let mut kept = 0;
         for chunk in self.pending.utf8_chunks() {
             text.push_str(chunk.valid());
             let invalid = chunk.invalid();
-            let is_start = matches!(std::str::from_utf8(invalid), Err(e) if e.error_len().is_none());
-            if is_start && !to_the_end {
-                kept = invalid.len(); // only the last chunk can be one
+            rest -= chunk.valid().len() + invalid.len();
+            let may_go_on = matches!(std::str::from_utf8(invalid), Err(e) if e.error_len().is_none());
+            if rest == 0 && may_go_on && !to_the_end {
+                kept = invalid.len();
             } else {
-                // The oracles differ: sentencepiece replaces each byte, HF's tokenizers what could have
-                // been one character.
-                let is_spm = matches!(self.tokenizer.borrow().model, Model::Spm(_));
-                let replaced = if is_spm { invalid.len() } else { invalid.len().min(1) };
+                let replaced = if replaces_each { invalid.len() } else { invalid.len().min(1) };
                 text.extend(std::iter::repeat_n(char::REPLACEMENT_CHARACTER, replaced));
             }
         }

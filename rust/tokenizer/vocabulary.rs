@@ -3,13 +3,12 @@
 //! Nothing is copied. What has to be known to find a text, its offset in the map, is collected when the
 //! first text is asked for; finding a token *by* its text needs a [`TextIndex`], which only encoding builds.
 
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use aho_corasick::{AhoCorasick, MatchKind};
-use hashbrown::hash_table::Entry;
-use hashbrown::{DefaultHashBuilder, HashTable};
+use foldhash::quality::RandomState;
 
 use crate::error::{FormatError, Result};
 use crate::formats::{Metadata, StringArray, ValueType};
@@ -31,10 +30,11 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 6] = {
+    fn from_number(number: i32) -> Option<Self> {
         use Kind::*;
-        [Normal, Unknown, Control, UserDefined, Unused, Byte] // numbered from 1
-    };
+        let index = usize::try_from(number).ok()?.checked_sub(1)?;
+        [Normal, Unknown, Control, UserDefined, Unused, Byte].get(index).copied()
+    }
 
     /// Whether it stands for something other than text.
     pub(super) fn is_special(self) -> bool {
@@ -95,24 +95,22 @@ impl Vocabulary {
         self.scores.is_some()
     }
 
-    /// What the token `id` is. An id or a number that does not exist counts as normal; see [`Self::check_kind`].
+    /// What the token `id` is; normal if the file does not say, or says nonsense.
     pub(super) fn kind(&self, id: u32) -> Kind {
-        let number = self.kinds.as_ref().and_then(|kinds| element(kinds, id)).map_or(1, i32::from_le_bytes);
-        let index = usize::try_from(number).ok().and_then(|n| n.checked_sub(1));
-        index.and_then(|i| Kind::ALL.get(i)).copied().unwrap_or(Kind::Normal)
+        Kind::from_number(self.kind_number(id)).unwrap_or(Kind::Normal)
     }
 
-    /// What the token `id` is, if its number is one.
+    /// What the token `id` is, or an error if the file says nonsense.
     pub(super) fn check_kind(&self, id: u32) -> Result<Kind> {
-        let number = self.kinds.as_ref().and_then(|kinds| element(kinds, id)).map_or(1, i32::from_le_bytes);
-        match number {
-            1..=6 => Ok(Kind::ALL[number as usize - 1]),
-            _ => Err(FormatError::new(&self.path, "unknown token type")
-                .named(format!("{TOKEN_TYPE}[{id}]"))
-                .got(number)
-                .limit("1 to 6")
-                .into()),
-        }
+        let number = self.kind_number(id);
+        Kind::from_number(number).ok_or_else(|| {
+            let e = FormatError::new(&self.path, "unknown token type").named(format!("{TOKEN_TYPE}[{id}]"));
+            e.got(number).limit("1 to 6").into()
+        })
+    }
+
+    fn kind_number(&self, id: u32) -> i32 {
+        self.kinds.as_ref().and_then(|kinds| element(kinds, id)).map_or(1, i32::from_le_bytes)
     }
 
     /// The score of the token `id`; the higher, the earlier it is merged.
@@ -167,44 +165,75 @@ impl<'v> Texts<'v> {
 
     /// A report about the text of the token `id`.
     pub(super) fn error(self, what: &str, id: u32) -> FormatError {
-        let text = String::from_utf8_lossy(self.get(id).unwrap_or_default()).into_owned();
         let at = self.vocabulary.tokens.bytes.offset() + self.offsets[id as usize] as usize;
-        let shown = text.chars().take(40).collect::<String>();
-        FormatError::new(&self.vocabulary.path, what).named(format!("{TOKENS}[{id}]")).got(format!("{shown:?}")).at(at)
+        let text = shown(self.get(id).unwrap_or_default());
+        FormatError::new(&self.vocabulary.path, what).named(format!("{TOKENS}[{id}]")).got(text).at(at)
     }
 }
 
-/// Finds a token by its text. The table holds ids alone; the texts stay where they are.
+/// How a text of the file is shown in a message: quoted, escaped, and no more than its start.
+pub(super) fn shown(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let dots = if text.chars().nth(40).is_some() { "..." } else { "" };
+    format!("{:?}{dots}", text.chars().take(40).collect::<String>())
+}
+
+/// Finds a token by its text. The table holds ids and bits of hashes; the texts stay where they are.
 ///
-/// The hash is keyed at random for each table: a file cannot choose texts that fall on one another.
+/// Open addressing with linear probing. A slot is the upper half of the hash and the id plus one, so a
+/// look-up that finds nothing touches one cache line, and no text. The hash is keyed at random for each table:
+/// a file cannot choose texts that fall on one another.
 pub(super) struct TextIndex {
-    ids: HashTable<u32>,
-    hasher: DefaultHashBuilder,
+    slots: Vec<u64>, // (a power of two); 0 where there is nothing
+    hasher: RandomState,
     /// Whether two tokens have the same text; the first is found.
     pub(super) has_duplicates: bool,
 }
 
 impl TextIndex {
-    /// An index with room for `capacity` tokens.
+    /// An index with room for `capacity` tokens, which are fewer than 2^29.
     pub(super) fn with_capacity(capacity: usize) -> Self {
-        let hasher = DefaultHashBuilder::default();
-        Self { ids: HashTable::with_capacity(capacity), hasher, has_duplicates: false }
+        let slots = vec![0; (capacity + capacity / 2 + 1).next_power_of_two()];
+        Self { slots, hasher: RandomState::default(), has_duplicates: false }
     }
 
     /// Adds the token `id`, unless there is one with the same text.
     pub(super) fn insert(&mut self, texts: Texts<'_>, id: u32) {
         let Some(text) = texts.get(id) else { return };
-        let hash = self.hasher.hash_one(text);
-        let same = |&other: &u32| texts.get(other) == Some(text);
-        match self.ids.entry(hash, same, |&id| self.hasher.hash_one(texts.get(id).unwrap_or_default())) {
-            Entry::Occupied(_) => self.has_duplicates = true,
-            Entry::Vacant(slot) => drop(slot.insert(id)),
+        let hash = self.hash(text);
+        match self.probe(hash, |other| texts.get(other) == Some(text)) {
+            Ok(_) => self.has_duplicates = true,
+            Err(free) => self.slots[free] = hash >> 32 << 32 | u64::from(id + 1),
         }
     }
 
     /// The token that has this text.
     pub(super) fn find(&self, texts: Texts<'_>, text: &[u8]) -> Option<u32> {
-        self.ids.find(self.hasher.hash_one(text), |&id| texts.get(id) == Some(text)).copied()
+        self.probe(self.hash(text), |id| texts.get(id) == Some(text)).ok()
+    }
+
+    /// Whether there is a token with this text, by its hash alone: wrongly yes for one text in four thousand million.
+    pub(super) fn may_have(&self, text: &[u8]) -> bool {
+        self.probe(self.hash(text), |_| true).is_ok()
+    }
+
+    /// The id in a slot of this hash that `is_it`, or else the free slot where it would be.
+    fn probe(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Result<u32, usize> {
+        let mask = self.slots.len() - 1;
+        let mut at = hash as usize & mask;
+        loop {
+            match self.slots[at] {
+                0 => return Err(at), // comes to be: a third of the slots are free
+                slot if slot >> 32 == hash >> 32 && is_it(slot as u32 - 1) => return Ok(slot as u32 - 1),
+                _ => at = (at + 1) & mask,
+            }
+        }
+    }
+
+    fn hash(&self, text: &[u8]) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(text);
+        hasher.finish()
     }
 }
 

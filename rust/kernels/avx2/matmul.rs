@@ -386,17 +386,22 @@ pub fn quantize(x: &[f32], row: QuantizedRow) {
         let (mut first, mut second) = (0, 0);
         if let Some(x) = x.get(32 * g..32 * g + 32) {
             let minus = _mm256_set1_ps(-0.0);
+            let infinity = _mm256_set1_ps(f32::INFINITY);
             let mut v = [_mm256_setzero_ps(); 4];
             let mut max = _mm256_setzero_ps();
+            let mut finite = 0xff;
             for i in 0..4 {
                 // SAFETY: 32 floats are there.
                 v[i] = unsafe { _mm256_loadu_ps(x.as_ptr().add(8 * i)) };
-                max = _mm256_max_ps(max, _mm256_andnot_ps(minus, v[i])); // NaN if v[i] is
+                let abs = _mm256_andnot_ps(minus, v[i]);
+                max = _mm256_max_ps(max, abs);
+                finite &= _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(abs, infinity));
             }
             let max = _mm_max_ps(_mm256_castps256_ps128(max), _mm256_extractf128_ps::<1>(max));
             let max = _mm_max_ps(max, _mm_movehl_ps(max, max));
             let max = _mm_cvtss_f32(_mm_max_ss(max, _mm_movehdup_ps(max)));
-            *d = max / 127.0;
+            // A NaN or infinity must not vanish, and a maximum does not tell: its group becomes NaN.
+            *d = if finite == 0xff { max / 127.0 } else { f32::NAN };
             let inverse = _mm256_set1_ps(if max > 0.0 { 127.0 / max } else { 0.0 });
             let mut q = [_mm256_setzero_si256(); 4];
             for i in 0..4 {
@@ -410,12 +415,14 @@ pub fn quantize(x: &[f32], row: QuantizedRow) {
             // SAFETY: the slice has room for 32 bytes.
             unsafe { _mm256_storeu_si256(row.qs[32 * g..32 * g + 32].as_mut_ptr().cast(), bytes) };
         }
-        row.bias16[2 * g] = -128 * first;
-        row.bias16[2 * g + 1] = -128 * second;
-        row.bias32[g] = -128 * (first + second);
+        // Of NaN and infinity come integers of any size, and a NaN in `d`: wrap, for nobody will see them.
+        let both = first.wrapping_add(second);
+        row.bias16[2 * g] = first.wrapping_mul(-128);
+        row.bias16[2 * g + 1] = second.wrapping_mul(-128);
+        row.bias32[g] = both.wrapping_mul(-128);
         row.sum16[2 * g] = *d * first as f32;
         row.sum16[2 * g + 1] = *d * second as f32;
-        row.sum32[g] = *d * (first + second) as f32;
+        row.sum32[g] = *d * both as f32;
     }
 }
 

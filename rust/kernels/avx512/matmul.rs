@@ -19,8 +19,11 @@ use super::unpack::{Step, Unpack};
 use crate::kernels::activations::{Activations, QuantizedRow, STEP};
 use crate::kernels::matmul::{Matmul, STRIP};
 
-/// How far ahead of a row's reads to prefetch, in bytes. The hardware stops at each page; this does not.
-const PREFETCH: usize = 4096;
+/// How far ahead of a row's reads to prefetch, in bytes, at least: the hardware stops at each page, this does not.
+/// Rounded up to whole sets of the `R` rows that are read together, so that what is fetched is what the same stream
+/// reads next, not what another one reads at this moment. With both, Q4_K, Q6_K and Q8_0 stream at 91 to 98 % of a
+/// plain read of the file (Zen 5, 2 threads); 4096 without rounding made 73 to 85 %, 16 KiB is worse again.
+const PREFETCH: usize = 8192;
 
 /// `out[t][r] (+)= w[r] . x[t]` for the rows `rows` and all tokens of `job`.
 ///
@@ -79,13 +82,14 @@ unsafe fn dots<U: Unpack, const R: usize, const T: usize>(
     t: usize,
 ) {
     let x = Rows::<T>::new(job.x, t);
+    let ahead_by = PREFETCH.next_multiple_of(R * row_bytes);
     // SAFETY: `w` holds R rows, `x` padded rows; a step covers the same k in all of them.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); T]; R];
         let units = row_bytes / U::UNIT;
         for u in 0..units {
             for i in 0..R {
-                let ahead = w.wrapping_add(i * row_bytes + u * U::UNIT + PREFETCH);
+                let ahead = w.wrapping_add(i * row_bytes + u * U::UNIT + ahead_by);
                 for line in 0..U::UNIT.div_ceil(64) {
                     _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
                 }
@@ -503,8 +507,12 @@ pub fn quantize(x: &[f32], row: QuantizedRow) {
         } else {
             (_mm512_setzero_ps(), _mm512_setzero_ps())
         };
-        let max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(lo), _mm512_abs_ps(hi)));
-        let d = max / 127.0;
+        let (abs_lo, abs_hi) = (_mm512_abs_ps(lo), _mm512_abs_ps(hi));
+        let max = _mm512_reduce_max_ps(_mm512_max_ps(abs_lo, abs_hi));
+        // A NaN or infinity must not vanish, and a maximum does not tell: its group becomes NaN.
+        let infinity = _mm512_set1_ps(f32::INFINITY);
+        let finite = _mm512_cmplt_ps_mask(abs_lo, infinity) & _mm512_cmplt_ps_mask(abs_hi, infinity) == u16::MAX;
+        let d = if finite { max / 127.0 } else { f32::NAN };
         let inverse = _mm512_set1_ps(if max > 0.0 { 127.0 / max } else { 0.0 });
         let lo = _mm512_cvtps_epi32(_mm512_mul_ps(lo, inverse));
         let hi = _mm512_cvtps_epi32(_mm512_mul_ps(hi, inverse));
@@ -516,11 +524,13 @@ pub fn quantize(x: &[f32], row: QuantizedRow) {
             _mm_storeu_si128(qs.add(64).cast(), _mm512_cvtsepi32_epi8(hi));
         }
         row.d[g] = d;
-        row.bias16[2 * g] = -128 * first;
-        row.bias16[2 * g + 1] = -128 * second;
-        row.bias32[g] = -128 * (first + second);
+        // Of NaN and infinity come integers of any size, and a NaN in `d`: wrap, for nobody will see them.
+        let both = first.wrapping_add(second);
+        row.bias16[2 * g] = first.wrapping_mul(-128);
+        row.bias16[2 * g + 1] = second.wrapping_mul(-128);
+        row.bias32[g] = both.wrapping_mul(-128);
         row.sum16[2 * g] = d * first as f32;
         row.sum16[2 * g + 1] = d * second as f32;
-        row.sum32[g] = d * (first + second) as f32;
+        row.sum32[g] = d * both as f32;
     }
 }

@@ -1,0 +1,201 @@
+//! Writes GGUF files, good and bad: nothing here checks anything.
+
+use llama_rs::quant::DType;
+use llama_rs::sampling::Rng;
+
+/// A metadata value: its type and its bytes.
+pub struct Value(pub u32, pub Vec<u8>);
+
+pub fn u8(x: u8) -> Value {
+    Value(0, vec![x])
+}
+
+pub fn u32(x: u32) -> Value {
+    Value(4, x.to_le_bytes().to_vec())
+}
+
+pub fn i32(x: i32) -> Value {
+    Value(5, x.to_le_bytes().to_vec())
+}
+
+pub fn f32(x: f32) -> Value {
+    Value(6, x.to_le_bytes().to_vec())
+}
+
+pub fn bool(x: u8) -> Value {
+    Value(7, vec![x])
+}
+
+pub fn string(x: impl AsRef<[u8]>) -> Value {
+    Value(8, text(x))
+}
+
+pub fn u64(x: u64) -> Value {
+    Value(10, x.to_le_bytes().to_vec())
+}
+
+/// An array that says that it has `len` elements of type `element`.
+pub fn array(element: u32, len: u64, bytes: Vec<u8>) -> Value {
+    Value(9, [&element.to_le_bytes()[..], &len.to_le_bytes(), &bytes].concat())
+}
+
+pub fn strings<T: AsRef<[u8]>>(items: impl IntoIterator<Item = T>) -> Value {
+    let items: Vec<_> = items.into_iter().map(text).collect();
+    array(8, items.len() as u64, items.concat())
+}
+
+/// A length and so many bytes.
+pub fn text(x: impl AsRef<[u8]>) -> Vec<u8> {
+    let x = x.as_ref();
+    [&(x.len() as u64).to_le_bytes()[..], x].concat()
+}
+
+pub struct Tensor {
+    pub name: Vec<u8>,
+    pub dims: Vec<u64>,
+    pub dtype: u32,
+    pub offset: Option<u64>, // where the data lies, unless a test wants a lie
+    pub data: Vec<u8>,
+}
+
+pub struct Gguf {
+    pub version: u32,
+    pub n_tensors: Option<u64>,
+    pub n_kv: Option<u64>,
+    pub alignment: usize,
+    pub kv: Vec<(Vec<u8>, Value)>,
+    pub tensors: Vec<Tensor>,
+}
+
+impl Gguf {
+    pub fn empty() -> Self {
+        Self { version: 3, n_tensors: None, n_kv: None, alignment: 32, kv: vec![], tensors: vec![] }
+    }
+
+    /// A llama of one layer with a byte-level vocabulary, random but sane.
+    pub fn llama() -> Self {
+        Self::llama_of(DType::F32)
+    }
+
+    /// The same with matrices of another type. Their bytes are random: NaN, infinity and all.
+    pub fn llama_of(dtype: DType) -> Self {
+        let mut file = Self::empty();
+        let dim = (dtype.block_len() as u32).max(32);
+        let (hidden_dim, n_heads, n_kv_heads, vocab) = (2 * dim, 4, 2, 260);
+        file.set("general.architecture", string("llama"));
+        file.set("llama.block_count", u32(1));
+        file.set("llama.context_length", u32(64));
+        file.set("llama.embedding_length", u32(dim));
+        file.set("llama.feed_forward_length", u32(hidden_dim));
+        file.set("llama.attention.head_count", u32(n_heads));
+        file.set("llama.attention.head_count_kv", u32(n_kv_heads));
+        file.set("llama.attention.layer_norm_rms_epsilon", f32(1e-5));
+        file.set("llama.vocab_size", u32(vocab));
+
+        // The byte alphabet of GPT-2: printable bytes stand for themselves, the others come after U+0100.
+        let printable = |b: &u8| matches!(b, 33..=126 | 161..=172 | 174..=255);
+        let mut others = 256..;
+        let letters = (0..=255u8).map(|b| if printable(&b) { b.into() } else { others.next().unwrap() });
+        let letters = letters.map(|c: u32| char::from_u32(c).unwrap().to_string());
+        let merged = ["<|endoftext|>", "he", "ll", "hell"].map(String::from);
+        file.set("tokenizer.ggml.model", string("gpt2"));
+        file.set("tokenizer.ggml.pre", string("gpt-2"));
+        file.set("tokenizer.ggml.tokens", strings(letters.chain(merged)));
+        let types = (0..vocab).flat_map(|id| if id == 256 { 3i32 } else { 1 }.to_le_bytes()).collect();
+        file.set("tokenizer.ggml.token_type", array(5, vocab.into(), types));
+        file.set("tokenizer.ggml.merges", strings(["h e", "l l", "he ll"]));
+        file.set("tokenizer.ggml.bos_token_id", u32(256));
+        file.set("tokenizer.ggml.eos_token_id", u32(256));
+
+        let mut rng = Rng::new(1);
+        let mut add = |name: &str, dims: &[u32]| {
+            let dtype = if dims.len() == 1 { DType::F32 } else { dtype };
+            let n = dims.iter().product::<u32>() as usize;
+            let data = match dtype {
+                DType::F32 => (0..n).flat_map(|_| (rng.next_f64() as f32 - 0.5).to_le_bytes()).collect(),
+                _ => (0..dtype.row_bytes(n).unwrap()).map(|_| rng.next_u64() as u8).collect(),
+            };
+            let dims = dims.iter().map(|&d| d.into()).collect();
+            file.tensors.push(Tensor { name: name.into(), dims, dtype: dtype.id(), offset: None, data });
+        };
+        let kv_dim = dim / n_heads * n_kv_heads;
+        add("token_embd.weight", &[dim, vocab]);
+        add("blk.0.attn_norm.weight", &[dim]);
+        add("blk.0.attn_q.weight", &[dim, dim]);
+        add("blk.0.attn_k.weight", &[dim, kv_dim]);
+        add("blk.0.attn_v.weight", &[dim, kv_dim]);
+        add("blk.0.attn_output.weight", &[dim, dim]);
+        add("blk.0.ffn_norm.weight", &[dim]);
+        add("blk.0.ffn_gate.weight", &[dim, hidden_dim]);
+        add("blk.0.ffn_up.weight", &[dim, hidden_dim]);
+        add("blk.0.ffn_down.weight", &[hidden_dim, dim]);
+        add("output_norm.weight", &[dim]);
+        file
+    }
+
+    /// The same with a SentencePiece vocabulary: three special tokens, 256 bytes and a space.
+    pub fn llama_with_spm() -> Self {
+        let mut file = Self::llama();
+        let specials = ["<unk>", "<s>", "</s>"].map(String::from);
+        let bytes = (0..=255).map(|b| format!("<0x{b:02X}>"));
+        let tokens: Vec<String> = specials.into_iter().chain(bytes).chain(["▁".into()]).collect();
+        let n = tokens.len() as u64;
+        let kinds = [2, 3, 3].into_iter().chain([6; 256]).chain([1]);
+        file.set("tokenizer.ggml.model", string("llama"));
+        file.set("tokenizer.ggml.tokens", strings(tokens));
+        file.set("tokenizer.ggml.token_type", array(5, n, kinds.flat_map(i32::to_le_bytes).collect()));
+        file.set("tokenizer.ggml.scores", array(6, n, (0..n).flat_map(|i| (-(i as f32)).to_le_bytes()).collect()));
+        file.set("tokenizer.ggml.unknown_token_id", u32(0));
+        file.set("tokenizer.ggml.bos_token_id", u32(1));
+        file.set("tokenizer.ggml.eos_token_id", u32(2));
+        file.unset("tokenizer.ggml.merges");
+        file.unset("tokenizer.ggml.pre");
+        file
+    }
+
+    /// Sets a key, in its place if it is there.
+    pub fn set(&mut self, key: &str, value: Value) {
+        match self.kv.iter_mut().find(|(k, _)| k == key.as_bytes()) {
+            Some((_, v)) => *v = value,
+            None => self.kv.push((key.into(), value)),
+        }
+    }
+
+    pub fn unset(&mut self, key: &str) {
+        self.kv.retain(|(k, _)| k != key.as_bytes());
+    }
+
+    pub fn tensor(&mut self, name: &str) -> &mut Tensor {
+        self.tensors.iter_mut().find(|t| t.name == name.as_bytes()).expect("a tensor of this name")
+    }
+
+    /// The file up to the data.
+    pub fn header(&self) -> Vec<u8> {
+        let mut out = b"GGUF".to_vec();
+        out.extend(self.version.to_le_bytes());
+        out.extend(self.n_tensors.unwrap_or(self.tensors.len() as u64).to_le_bytes());
+        out.extend(self.n_kv.unwrap_or(self.kv.len() as u64).to_le_bytes());
+        for (key, Value(kind, bytes)) in &self.kv {
+            out.extend([text(key), kind.to_le_bytes().to_vec(), bytes.clone()].concat());
+        }
+        let mut end = 0;
+        for tensor in &self.tensors {
+            out.extend(text(&tensor.name));
+            out.extend((tensor.dims.len() as u32).to_le_bytes());
+            tensor.dims.iter().for_each(|d| out.extend(d.to_le_bytes()));
+            out.extend(tensor.dtype.to_le_bytes());
+            out.extend(tensor.offset.unwrap_or(end as u64).to_le_bytes());
+            end = (end + tensor.data.len()).next_multiple_of(self.alignment);
+        }
+        out
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut out = self.header();
+        for tensor in &self.tensors {
+            out.resize(out.len().next_multiple_of(self.alignment), 0);
+            out.extend(&tensor.data);
+        }
+        out
+    }
+}

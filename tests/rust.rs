@@ -1,0 +1,7 @@
+//! The one integration test binary of the crate. Each module is a file beside this one.
+
+#![allow(missing_docs)]
+
+mod bad_gguf;
+mod gguf_builder;
+mod tokenizer;

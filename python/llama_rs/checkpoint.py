@@ -43,8 +43,8 @@ class Tensor:
     def numpy(self) -> npt.NDArray[Any]:
         """A read-only view of the file, without a copy.
 
-        Float and integer types have the tensor's shape (BF16 as the ``uint16`` of its bits). Quantised types are ``uint8``
-        blocks as they lie in the file, of shape ``(..., bytes of a row)``.
+        Float and integer types have the tensor's shape (BF16 as the ``uint16`` of its bits). Quantised types are
+        ``uint8`` blocks as they lie in the file, of shape ``(..., bytes of a row)``.
         """
         import numpy as np
 

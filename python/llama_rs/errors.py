@@ -1,7 +1,7 @@
 """What can go wrong, by what a caller can do about it.
 
-All of them can be pickled, and all of them print the one line that says what is wrong, where, and what to do. An argument
-out of range is a ``ValueError``.
+All of them can be pickled, and all of them print the one line that says what is wrong, where, and what to do. An
+argument out of range is a ``ValueError``.
 """
 
 from typing import Any

@@ -49,8 +49,8 @@ class Timings(NamedTuple):
 class Completion(NamedTuple):
     """An answer.
 
-    ``finish_reason`` is ``"stop"`` if the model or a stop string ended it, ``"length"`` at ``max_tokens`` or at the end of
-    the context. ``seed`` is the one given, or the one drawn: with it the same answer comes again.
+    ``finish_reason`` is ``"stop"`` if the model or a stop string ended it, ``"length"`` at ``max_tokens`` or at the end
+    of the context. ``seed`` is the one given, or the one drawn: with it the same answer comes again.
     """
 
     text: str

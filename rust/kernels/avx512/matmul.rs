@@ -19,8 +19,11 @@ use super::unpack::{Step, Unpack};
 use crate::kernels::activations::{Activations, QuantizedRow, STEP};
 use crate::kernels::matmul::{Matmul, STRIP};
 
-/// How far ahead of a row's reads to prefetch, in bytes. The hardware stops at each page; this does not.
-const PREFETCH: usize = 4096;
+/// How far ahead of a row's reads to prefetch, in bytes, at least: the hardware stops at each page, this does not.
+/// Rounded up to whole sets of the `R` rows that are read together, so that what is fetched is what the same stream
+/// reads next, not what another one reads at this moment. With both, Q4_K, Q6_K and Q8_0 stream at 91 to 98 % of a
+/// plain read of the file (Zen 5, 2 threads); 4096 without rounding made 73 to 85 %, 16 KiB is worse again.
+const PREFETCH: usize = 8192;
 
 /// `out[t][r] (+)= w[r] . x[t]` for the rows `rows` and all tokens of `job`.
 ///
@@ -79,13 +82,14 @@ unsafe fn dots<U: Unpack, const R: usize, const T: usize>(
     t: usize,
 ) {
     let x = Rows::<T>::new(job.x, t);
+    let ahead_by = PREFETCH.next_multiple_of(R * row_bytes);
     // SAFETY: `w` holds R rows, `x` padded rows; a step covers the same k in all of them.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); T]; R];
         let units = row_bytes / U::UNIT;
         for u in 0..units {
             for i in 0..R {
-                let ahead = w.wrapping_add(i * row_bytes + u * U::UNIT + PREFETCH);
+                let ahead = w.wrapping_add(i * row_bytes + u * U::UNIT + ahead_by);
                 for line in 0..U::UNIT.div_ceil(64) {
                     _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
                 }

@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 use crate::error::{Error, Result};
 use crate::threads::Interrupt;
 
+pub use faults::page_size;
 pub use replace::replace_file;
 
 /// How a file comes into memory.

@@ -56,6 +56,7 @@ fn try_raise(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             let class = if missing { "ModelNotFoundError" } else { "ModelFileError" };
             (class, (message, path(p), source.raw_os_error()).into_pyobject(py)?)
         }
+        Error::Changed { path: p, .. } => ("ModelChangedError", (message, path(p)).into_pyobject(py)?),
         Error::Format(e) => ("ModelFormatError", (message, path(&e.path), e.offset, e.name.clone()).into_pyobject(py)?),
         Error::Unsupported { path: p, .. } => ("UnsupportedModelError", (message, path(p)).into_pyobject(py)?),
         Error::ContextOverflow { tokens, context_length } => {

@@ -9,6 +9,7 @@
 //! computed from a broken map is thrown away, and [`faults`] keeps the process alive until then.
 
 mod faults;
+mod memory;
 mod replace;
 mod residency;
 
@@ -24,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 use crate::error::{Error, Result};
 use crate::threads::Interrupt;
 
+pub use memory::{Memory, page_size};
 pub use replace::replace_file;
 
 /// How a file comes into memory.
@@ -62,7 +64,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    fn of(meta: &Metadata) -> Self {
+    /// The identity of the file that `meta` is about.
+    pub fn of(meta: &Metadata) -> Self {
         let modified = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
         Self { file: (meta.dev(), meta.ino()), size: meta.len(), modified }
     }

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::Identity;
-use super::faults::{Guard, page_size};
+use super::faults::{self, Guard, page_size};
 use crate::error::{Error, Result};
 
 /// Zeroed memory, straight from the system: a page costs nothing until it is written to.

@@ -1,0 +1,265 @@
+//! The kernels against the machine's own limits, measured in the same run.
+//!
+//! ```text
+//! cargo bench --bench kernels                      all sets and types, all threads
+//! cargo bench --bench kernels -- avx512 Q4_0 2     only these; the last is the number of threads
+//! ```
+//!
+//! Limits: bytes a second that plain loads read from a mapped file, multiply-adds a second of a loop that does nothing
+//! else, in int8 and in f32. One token is bound by bytes, a batch by multiply-adds, and each figure is printed as a share
+//! of its limit. Medians of `ROUNDS`, limits and kernels in turns: on a shared machine both drift together.
+
+#![allow(clippy::print_stdout, missing_docs)]
+
+use std::hint::black_box;
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use llama_rs::kernels::activations::Activations;
+use llama_rs::kernels::matmul::{Matmul, matmul};
+use llama_rs::kernels::{self, Kernels};
+use llama_rs::mapping::{Bytes, Mapping};
+use llama_rs::quant::DType;
+use llama_rs::tensor::TensorView;
+use llama_rs::threads::{self, Interrupt};
+
+const ROUNDS: usize = 7;
+const ROW: usize = 2048;
+/// Larger than the caches that a core can hope for.
+const MATRIX_BYTES: usize = 256 << 20;
+/// Rows of the matrix that a batch is multiplied with: the feed-forward of a model of a billion weights.
+const BATCH_ROWS: usize = 8192;
+const BATCHES: [usize; 4] = [4, 8, 16, 512];
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let threads = words.iter().find_map(|w| w.parse().ok()).unwrap_or_else(threads::available);
+    let wanted = |name: &str, known: &[&str]| {
+        let named: Vec<_> = words.iter().filter(|w| known.contains(&w.as_str())).collect();
+        named.is_empty() || named.iter().any(|w| *w == name)
+    };
+    let sets = kernels::all();
+    let set_names: Vec<_> = sets.iter().map(|k| k.name()).collect();
+    let types: Vec<_> = DType::ALL.iter().copied().filter(|t| t.is_supported()).collect();
+    let type_names: Vec<_> = types.iter().map(|t| t.name()).collect();
+
+    let file = mapped_file();
+    for n in 1..=threads {
+        let rate = median((0..ROUNDS).map(|_| read_rate(file.as_slice(), n)));
+        println!("read of a mapped file, {n} thread(s): {:.1} GB/s", rate / 1e9);
+    }
+    for set in &sets {
+        if wanted(set.name(), &set_names) {
+            let [int8, f32] = [peak_int8, peak_f32].map(|peak| median((0..ROUNDS).map(|_| peak(set.name(), threads))));
+            let (int8, f32) = (int8 / 1e9, f32 / 1e9);
+            println!("{} peak, {threads} thread(s): {int8:.0} int8 GMAC/s, {f32:.0} f32 GMAC/s", set.name());
+        }
+    }
+
+    println!("\n{:8} {:8} {:>22} {}", "set", "type", "1 token", BATCHES.map(|b| format!("{b:>18} tokens")).join(""));
+    for set in sets.iter().filter(|k| wanted(k.name(), &set_names)) {
+        // The scalar set is the reference, not a way to compute: a smaller matrix shows as much.
+        let smaller = if set.name() == "scalar" { 64 } else { 1 };
+        for &dtype in types.iter().filter(|t| wanted(t.name(), &type_names)) {
+            let row_bytes = dtype.row_bytes(ROW).expect("a multiple of every block");
+            let w = matrix(dtype, MATRIX_BYTES / smaller / row_bytes);
+            let (mut rates, mut shares) = (Vec::new(), Vec::new());
+            for _ in 0..ROUNDS {
+                let limit = read_rate(file.as_slice(), threads);
+                let rate = w.bytes.len() as f64 / time(*set, threads, &w, 1);
+                rates.push(rate);
+                shares.push(rate / limit);
+            }
+            print!("{:8} {:8}", set.name(), dtype.name());
+            print!("{:>8.1} GB/s {:>4.0} %   ", median(rates) / 1e9, 100.0 * median(shares));
+            let w = matrix(dtype, BATCH_ROWS / smaller);
+            let peak = if dtype.is_quantized() { peak_int8 } else { peak_f32 };
+            for tokens in BATCHES {
+                let macs = (w.n_rows() * ROW * tokens) as f64;
+                let (mut rates, mut shares) = (Vec::new(), Vec::new());
+                for _ in 0..ROUNDS {
+                    let limit = peak(set.name(), threads);
+                    let rate = macs / time(*set, threads, &w, tokens);
+                    rates.push(rate);
+                    shares.push(rate / limit);
+                }
+                print!("{:>8.0} GMAC/s {:>4.0} %   ", median(rates) / 1e9, 100.0 * median(shares));
+            }
+            println!();
+        }
+    }
+}
+
+/// Seconds of a product of `w` with `tokens` rows: the shortest time of a few that take a while together.
+fn time(kernels: &dyn Kernels, threads: usize, w: &TensorView, tokens: usize) -> f64 {
+    let mut x = Activations::default();
+    x.reset(tokens, ROW);
+    for (i, x) in x.x_mut().iter_mut().enumerate() {
+        *x = ((i * 7919) % 201) as f32 / 100.0 - 1.0;
+    }
+    let rows = x.rows();
+    for t in 0..tokens {
+        // SAFETY: one thread.
+        unsafe { rows.quantize(kernels, t) };
+    }
+    let mut out = vec![0.0; tokens * w.n_rows()];
+    let mut times = Vec::new();
+    let start = Instant::now();
+    while times.len() < 3 || (start.elapsed().as_secs_f64() < 0.03 && times.len() < 20) {
+        let start = Instant::now();
+        matmul(kernels, threads, &Interrupt::never(), &[Matmul::new(&mut out, w, &x)]);
+        times.push(start.elapsed().as_secs_f64());
+    }
+    black_box(&out);
+    times.into_iter().fold(f64::INFINITY, f64::min)
+}
+
+/// A matrix of `rows` rows with the same few blocks over and over: values do not matter here, but that they are finite.
+fn matrix(dtype: DType, rows: usize) -> TensorView {
+    let size = rows * dtype.row_bytes(ROW).expect("a multiple of every block");
+    let bytes: Vec<u8> = (0..size).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3] & 0x3b).collect();
+    let mapping = Mapping::from_vec(bytes, Path::new("matrix"));
+    TensorView { bytes: Bytes::new(&mapping, 0..size).expect("in range"), dtype, shape: vec![ROW, rows] }
+}
+
+fn mapped_file() -> std::sync::Arc<Mapping> {
+    let path = std::env::temp_dir().join(format!("llama_rs-bench-{}", std::process::id()));
+    let mut file = std::fs::File::create(&path).expect("a temporary file");
+    for i in 0..256u32 {
+        file.write_all(&vec![i as u8; 1 << 20]).expect("room for a temporary file");
+    }
+    let mapping = Mapping::open(&path).expect("it was just written");
+    std::fs::remove_file(&path).expect("it was just written");
+    mapping
+}
+
+/// Bytes a second that `threads` threads read from `data`.
+fn read_rate(data: &[u8], threads: usize) -> f64 {
+    let start = Instant::now();
+    let part = data.len() / threads / 4096 * 4096;
+    threads::run(threads, &|worker| {
+        let words: &[[u64; 8]] = bytemuck::cast_slice(&data[worker * part..(worker + 1) * part]);
+        let mut sums = [0u64; 8];
+        for word in words {
+            for (sum, x) in sums.iter_mut().zip(word) {
+                *sum = sum.wrapping_add(*x);
+            }
+        }
+        black_box(sums);
+    });
+    (part * threads) as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Multiply-adds a second of `threads` threads that each run `work`, which does `macs` of them.
+fn rate(threads: usize, macs: f64, work: &(dyn Fn() + Sync)) -> f64 {
+    let start = Instant::now();
+    threads::run(threads, &|_| work());
+    macs * threads as f64 / start.elapsed().as_secs_f64()
+}
+
+const TURNS: usize = 400_000;
+
+fn peak_int8(set: &str, threads: usize) -> f64 {
+    match set {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the set can be had, so the CPU has its features.
+        "avx512" => rate(threads, (TURNS * 12 * 64) as f64, &|| unsafe { x86::int8_avx512() }),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        "avx2" => rate(threads, (TURNS * 8 * 32) as f64, &|| unsafe { x86::int8_avx2() }),
+        _ => rate(threads, (TURNS * 16) as f64, &|| {
+            let mut sums = [0i32; 16];
+            for i in 0..TURNS as i32 {
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    *sum = sum.wrapping_add(black_box(i).wrapping_mul(j as i32));
+                }
+            }
+            black_box(sums);
+        }),
+    }
+}
+
+fn peak_f32(set: &str, threads: usize) -> f64 {
+    match set {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the set can be had, so the CPU has its features.
+        "avx512" => rate(threads, (TURNS * 12 * 16) as f64, &|| unsafe { x86::f32_avx512() }),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        "avx2" => rate(threads, (TURNS * 12 * 8) as f64, &|| unsafe { x86::f32_avx2() }),
+        _ => rate(threads, (TURNS * 16) as f64, &|| {
+            let mut sums = [0f32; 16];
+            for i in 0..TURNS {
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    *sum += black_box(i as f32) * j as f32;
+                }
+            }
+            black_box(sums);
+        }),
+    }
+}
+
+/// Loops of nothing but multiply-adds: enough chains that latency does not show.
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{TURNS, black_box};
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512vnni")]
+    pub fn int8_avx512() {
+        let (a, b) = (black_box(_mm512_set1_epi8(3)), black_box(_mm512_set1_epi8(5)));
+        let mut sums = [_mm512_setzero_si512(); 12];
+        for _ in 0..TURNS {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, a, b);
+            }
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub fn f32_avx512() {
+        let (a, b) = (black_box(_mm512_set1_ps(3.0)), black_box(_mm512_set1_ps(0.5)));
+        let mut sums = [_mm512_setzero_ps(); 12];
+        for _ in 0..TURNS {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(a, b, *sum);
+            }
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub fn int8_avx2() {
+        let (a, one) = (black_box(_mm256_set1_epi8(3)), _mm256_set1_epi16(1));
+        let mut sums = [_mm256_setzero_si256(); 8];
+        for _ in 0..TURNS {
+            for sum in &mut sums {
+                // black_box would cost a store: the sum itself as an operand keeps the product in the loop
+                let pairs = _mm256_maddubs_epi16(a, *sum);
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, one));
+            }
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn f32_avx2() {
+        let (a, b) = (black_box(_mm256_set1_ps(3.0)), black_box(_mm256_set1_ps(0.5)));
+        let mut sums = [_mm256_setzero_ps(); 12];
+        for _ in 0..TURNS {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(a, b, *sum);
+            }
+        }
+        black_box(sums);
+    }
+}
+
+/// The middle one.
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::matmul::{Matmul, STRIP};
+use super::matmul::Matmul;
 use super::vector::{Vector, exp};
 use crate::quant::DType;
 use crate::threads::Disjoint;
@@ -87,101 +87,60 @@ pub unsafe fn to_f16<V: Vector>(out: &mut [u16], x: &[f32]) {
     }
 }
 
-/// Rows of a float matrix, times the tokens of `job`; see [`super::Kernels::rows`].
+/// Rows of a float matrix times some tokens: the way through it for one token and for a batch.
+///
+/// A tile of rows and tokens has its sums in registers, whose lanes hold different `k`: a row is read and converted
+/// once for all tokens of the tile, and nothing is transposed. `k` goes in blocks, so that the tokens' part of a
+/// block stays in the L1 cache while all rows pass by.
 #[inline(always)]
-pub unsafe fn float_rows<V: Vector>(job: &Matmul, rows: Range<usize>) {
-    // SAFETY: the caller's promises; the closures read LANES numbers where `float_rows_of` has them.
+pub unsafe fn float_products<V: Vector>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+    // SAFETY: the caller's promises.
     unsafe {
         match job.w.dtype {
-            DType::F32 => float_rows_of::<V, 4>(job, rows, |p| V::load(p.cast())),
-            DType::F16 => float_rows_of::<V, 2>(job, rows, |p| V::load_f16(p.cast())),
-            DType::BF16 => float_rows_of::<V, 2>(job, rows, |p| V::load_bf16(p.cast())),
+            DType::F32 => float_blocks::<V, f32>(job, rows, tokens),
+            DType::F16 => float_blocks::<V, u16>(job, rows, tokens),
+            DType::BF16 => float_blocks::<V, Bf16>(job, rows, tokens),
             other => unreachable!("{other} is not a float type"),
         }
     }
 }
 
+/// `k` of a block: 24 KiB of six tokens.
+const FLOAT_BLOCK: usize = 1024;
+/// Bytes ahead of a row's reads to prefetch, where each row is read once.
+const FLOAT_PREFETCH: usize = 8192;
+
 #[inline(always)]
-unsafe fn float_rows_of<V: Vector, const BYTES: usize>(
-    job: &Matmul,
-    rows: Range<usize>,
-    load: impl Fn(*const u8) -> V + Copy,
-) {
-    const PREFETCH: usize = 4096;
+unsafe fn float_blocks<V: Vector, W: Number>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+    // Of 32 registers, 24 are sums, 4 a row each and one a token; of 16, 8 are sums.
+    const ROWS: usize = 4;
+    let tile_tokens = if V::LANES == 16 { 6 } else { 2 };
     let n = job.x.n();
-    let whole = n - n % V::LANES;
-    for r in rows {
-        let w = job.w.row(r);
-        for t in 0..job.x.tokens() {
-            let x = job.x.x(t);
-            // SAFETY: `i + LANES <= whole <= n`, and both rows hold n numbers; this row of `out` is the caller's.
-            unsafe {
-                let mut sums = [V::splat(0.0); 4];
-                let mut i = 0;
-                while i + 4 * V::LANES <= whole {
-                    #[cfg(target_arch = "x86_64")]
-                    std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
-                        w.as_ptr().wrapping_add(i * BYTES + PREFETCH).cast(),
-                    );
-                    for (c, sum) in sums.iter_mut().enumerate() {
-                        let at = i + c * V::LANES;
-                        *sum = load(w.as_ptr().add(at * BYTES)).mul_add(V::load(x.as_ptr().add(at)), *sum);
-                    }
-                    i += 4 * V::LANES;
-                }
-                while i < whole {
-                    sums[0] = load(w.as_ptr().add(i * BYTES)).mul_add(V::load(x.as_ptr().add(i)), sums[0]);
-                    i += V::LANES;
-                }
-                let mut sum = sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum();
-                for i in whole..n {
-                    sum += number(job.w.dtype, w, i) * x[i];
-                }
-                job.write(t, r, sum);
-            }
-        }
-    }
-}
-
-/// Number `i` of a row of floats.
-fn number(dtype: DType, row: &[u8], i: usize) -> f32 {
-    let mut out = [0.0];
-    let size = dtype.block_bytes();
-    crate::quant::dequantize(dtype, &row[i * size..(i + 1) * size], &mut out);
-    out[0]
-}
-
-/// `k` of a strip that are unpacked at a time: 32 KiB.
-const FLOAT_BLOCK: usize = 256;
-
-/// A strip of a float matrix, times some tokens; see [`super::Kernels::strip`].
-#[inline(always)]
-pub unsafe fn float_strip<V: Vector>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
-    let n = job.x.n();
-    let mut columns = [0.0f32; FLOAT_BLOCK * STRIP]; // [k][row]
-    let mut products = [0.0f32; 8 * STRIP]; // [token][row]
-    let mut row = [0.0f32; FLOAT_BLOCK];
-    let size = job.w.dtype.block_bytes();
     for first in (0..n).step_by(FLOAT_BLOCK) {
-        let k = FLOAT_BLOCK.min(n - first);
-        for (i, r) in rows.clone().enumerate() {
-            crate::quant::dequantize(job.w.dtype, &job.w.row(r)[first * size..(first + k) * size], &mut row[..k]);
-            for (j, x) in row[..k].iter().enumerate() {
-                columns[j * STRIP + i] = *x;
-            }
-        }
-        for t in tokens.clone().step_by(8) {
-            let m = 8.min(tokens.end - t);
-            let accumulate = job.accumulate || first > 0;
-            // SAFETY: the products of these rows and tokens are the caller's own, shapes as given.
-            unsafe {
-                let x = job.x.x(t)[first..].as_ptr();
-                gemm::<V, f32>(products.as_mut_ptr(), STRIP, x, n, columns.as_ptr(), STRIP, (m, STRIP, k), false);
-                for j in 0..m {
-                    let start = (t + j) * job.out_stride;
-                    let out = job.out.slice(start + rows.start..start + rows.end);
-                    for (out, product) in out.iter_mut().zip(&products[j * STRIP..]) {
-                        *out = if accumulate { *out + product } else { *product };
+        let k = first..(first + FLOAT_BLOCK).min(n);
+        for t in tokens.clone().step_by(tile_tokens) {
+            for r in rows.clone().step_by(ROWS) {
+                let (rows, tokens) = (ROWS.min(rows.end - r), tile_tokens.min(tokens.end - t));
+                // SAFETY: these rows and tokens are there and the caller's own.
+                unsafe {
+                    macro_rules! tile {
+                        ($tokens:literal) => {
+                            if rows == ROWS {
+                                float_tile::<V, W, ROWS, $tokens>(job, r, t, k.clone());
+                            } else {
+                                for r in r..r + rows {
+                                    float_tile::<V, W, 1, $tokens>(job, r, t, k.clone());
+                                }
+                            }
+                        };
+                    }
+                    match tokens {
+                        1 => tile!(1),
+                        2 => tile!(2),
+                        3 => tile!(3),
+                        4 => tile!(4),
+                        5 => tile!(5),
+                        _ => tile!(6),
                     }
                 }
             }
@@ -189,10 +148,74 @@ pub unsafe fn float_strip<V: Vector>(job: &Matmul, rows: Range<usize>, tokens: R
     }
 }
 
-/// A number as it lies in memory, read into a register of floats.
+#[inline(always)]
+unsafe fn float_tile<V: Vector, W: Number, const R: usize, const T: usize>(
+    job: &Matmul,
+    r: usize,
+    t: usize,
+    k: Range<usize>,
+) {
+    let whole = k.start + (k.len() - k.len() % V::LANES);
+    let row_len = job.x.n();
+    // SAFETY: R rows and T tokens of `row_len` numbers are there; these results are the caller's own.
+    unsafe {
+        let w = job.w.bytes.as_ptr().cast::<W>().wrapping_add(r * row_len);
+        let x = job.x.x(t).as_ptr();
+        let mut sums = [[V::splat(0.0); T]; R];
+        for i in (k.start..whole).step_by(V::LANES) {
+            let mut columns = [V::splat(0.0); R];
+            for a in 0..R {
+                let w = w.wrapping_add(a * row_len + i);
+                #[cfg(target_arch = "x86_64")]
+                if T == 1 {
+                    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                    _mm_prefetch::<_MM_HINT_T0>(w.cast::<i8>().wrapping_add(FLOAT_PREFETCH));
+                }
+                columns[a] = W::load::<V>(w);
+            }
+            for b in 0..T {
+                let x = V::load(x.add(b * row_len + i));
+                for a in 0..R {
+                    sums[a][b] = columns[a].mul_add(x, sums[a][b]);
+                }
+            }
+        }
+        let add = job.accumulate || k.start > 0;
+        for a in 0..R {
+            for b in 0..T {
+                let mut sum = sums[a][b].sum();
+                for i in whole..k.end {
+                    sum += w.wrapping_add(a * row_len + i).read_unaligned().to_f32() * *x.add(b * row_len + i);
+                }
+                let out = job.out.as_ptr((t + b) * job.out_stride + r + a);
+                *out = if add { *out + sum } else { sum };
+            }
+        }
+    }
+}
+
+/// A number as it lies in memory, at any alignment, read into a register of floats.
 trait Number: Copy {
     /// Reads `LANES` numbers.
     unsafe fn load<V: Vector>(p: *const Self) -> V;
+    fn to_f32(self) -> f32;
+}
+
+/// The bits of a bfloat16.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Bf16(u16);
+
+impl Number for Bf16 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(p: *const Self) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_bf16(p.cast()) }
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
 }
 
 impl Number for f32 {
@@ -200,6 +223,10 @@ impl Number for f32 {
     unsafe fn load<V: Vector>(p: *const Self) -> V {
         // SAFETY: the caller's promise.
         unsafe { V::load(p) }
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
     }
 }
 
@@ -209,6 +236,10 @@ impl Number for u16 {
     unsafe fn load<V: Vector>(p: *const Self) -> V {
         // SAFETY: the caller's promise.
         unsafe { V::load_f16(p) }
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        half::f16::from_bits(self).to_f32()
     }
 }
 

@@ -30,7 +30,7 @@ impl Kernels for Scalar {
             with_quantized!(
                 job.w.dtype,
                 |B| products::<B>(job, rows, 0..job.x.tokens()),
-                ops::float_rows::<One>(job, rows)
+                ops::float_products::<One>(job, rows, 0..job.x.tokens())
             );
         }
     }
@@ -41,7 +41,7 @@ impl Kernels for Scalar {
             with_quantized!(
                 job.w.dtype,
                 |B| products::<B>(job, rows, tokens),
-                ops::float_strip::<One>(job, rows, tokens)
+                ops::float_products::<One>(job, rows, tokens)
             );
         }
     }

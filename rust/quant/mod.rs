@@ -156,16 +156,6 @@ pub trait Block: bytemuck::Pod {
 
     /// Group `i` of the block: weights `32 * i ..`.
     fn group(&self, i: usize) -> Group;
-
-    /// Scales and offsets of all groups, per 16 weights.
-    #[inline(always)]
-    fn scales(&self, d: &mut [f32], m: &mut [f32]) {
-        for i in 0..Self::DTYPE.block_len() / 32 {
-            let group = self.group(i);
-            d[2 * i..2 * i + 2].copy_from_slice(&group.d);
-            m[2 * i..2 * i + 2].copy_from_slice(&group.m);
-        }
-    }
 }
 
 mod iq4_nl;

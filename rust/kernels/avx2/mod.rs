@@ -35,24 +35,21 @@ impl Kernels for Avx2 {
     }
 
     unsafe fn rows(&self, job: &Matmul, rows: Range<usize>) {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn float(job: &Matmul, rows: Range<usize>) {
-            // SAFETY: the features are those of this function; the rest is the caller's promise.
-            unsafe { ops::float_rows::<Eight>(job, rows) }
-        }
         // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
-        unsafe { with_quantized!(job.w.dtype, |B| matmul::rows::<B>(job, rows), float(job, rows)) }
+        unsafe { with_quantized!(job.w.dtype, |B| matmul::rows::<B>(job, rows), floats(job, rows, 0..job.x.tokens())) }
     }
 
     unsafe fn strip(&self, job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn float(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
-            // SAFETY: the features are those of this function; the rest is the caller's promise.
-            unsafe { ops::float_strip::<Eight>(job, rows, tokens) }
-        }
         // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
-        unsafe { with_quantized!(job.w.dtype, |B| matmul::strip::<B>(job, rows, tokens), float(job, rows, tokens)) }
+        unsafe { with_quantized!(job.w.dtype, |B| matmul::strip::<B>(job, rows, tokens), floats(job, rows, tokens)) }
     }
 
     float_kernels!(Eight, "avx2,fma,f16c");
+}
+
+/// Float matrices, see [`ops::float_products`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn floats(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+    // SAFETY: the features are those of this function; the rest is the caller's promise.
+    unsafe { ops::float_products::<Eight>(job, rows, tokens) }
 }

@@ -13,7 +13,7 @@ pub struct Group8 {
     pub m: __m256,
 }
 
-/// Scales and offsets of the groups of a block, per 16 weights.
+/// Scales and offsets of the groups of a block: of each group or, with HALVES, of each half.
 #[derive(Clone, Copy)]
 pub struct Scales {
     d: [f32; 16],
@@ -115,6 +115,13 @@ unsafe fn look_up(table: &[u8; 16], codes: __m256i, bias: u8) -> __m256i {
     }
 }
 
+/// The scale of group `i`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn both(scales: &[f32; 16], i: usize) -> __m256 {
+    _mm256_set1_ps(scales[i])
+}
+
 /// The two scales of group `i`, each in its half.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -156,9 +163,10 @@ unpack_32!(BlockQ8_0, largest: 255, |p| d: f16(p, 0), q: load32(p, 2));
 unpack_32!(BlockIQ4_NL, largest: 255, |p| d: f16(p, 0), q: look_up(&IQ4_TABLE, nibbles(p, 2), 128));
 unpack_32!(BlockMXFP4, largest: 31, |p| d: mxfp4_scale(*p), q: look_up(&MXFP4_TABLE, nibbles(p, 1), 0));
 
-/// The types of 256 weights a block, `$scales` from the file's own reference: once a block, it is cheap enough.
+/// The types of 256 weights a block: `$scales` reads the scales of a block, `$q` the integers of group `$i`.
 macro_rules! unpack_256 {
-    ($block:ident, largest: $largest:expr, halves: $halves:expr, mins: $mins:expr, q: |$p:ident, $i:ident| $q:expr) => {
+    ($block:ident, largest: $largest:expr, halves: $halves:expr, mins: $mins:expr, scales: $scales:ident,
+     q: |$p:ident, $i:ident| $q:expr) => {
         impl Unpack for $block {
             const HALVES: bool = $halves;
             const MINS: bool = $mins;
@@ -168,11 +176,8 @@ macro_rules! unpack_256 {
             #[inline]
             #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn shared(p: *const u8) -> Scales {
-                // SAFETY: `p` is a whole block of alignment 1.
-                let block = unsafe { &*p.cast::<$block>() };
-                let mut scales = Scales { d: [0.0; 16], m: [0.0; 16] };
-                block.scales(&mut scales.d, &mut scales.m);
-                scales
+                // SAFETY: the caller's promise.
+                unsafe { $scales(p) }
             }
 
             #[inline]
@@ -180,26 +185,128 @@ macro_rules! unpack_256 {
             unsafe fn unpack($p: *const u8, shared: &Scales, $i: usize) -> Group8 {
                 // SAFETY: all reads lie in the block; the features are the caller's promise.
                 unsafe {
-                    let m = if $mins { pair(&shared.m, $i) } else { _mm256_setzero_ps() };
-                    Group8 { q: $q, d: pair(&shared.d, $i), m }
+                    let d = if $halves { pair(&shared.d, $i) } else { both(&shared.d, $i) };
+                    let m = match ($mins, $halves) {
+                        (false, _) => _mm256_setzero_ps(),
+                        (true, true) => pair(&shared.m, $i),
+                        (true, false) => both(&shared.m, $i),
+                    };
+                    Group8 { q: $q, d, m }
                 }
             }
         }
     };
 }
 
-unpack_256!(BlockQ4_K, largest: 15, halves: false, mins: true, q: |p, i| bits(load32(p, 16 + i / 2 * 32), i % 2 * 4, 15));
-unpack_256!(BlockQ5_K, largest: 31, halves: false, mins: true, q: |p, i| {
+/// 16 bytes as floats times `by`, eight at a time.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn times(bytes: __m128i, by: f32) -> [__m256; 2] {
+    let by = _mm256_set1_ps(by);
+    let low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    let high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes)));
+    [_mm256_mul_ps(low, by), _mm256_mul_ps(high, by)]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn scales_of(d: [__m256; 2], m: [__m256; 2]) -> Scales {
+    let mut scales = Scales { d: [0.0; 16], m: [0.0; 16] };
+    // SAFETY: 16 floats are there.
+    unsafe {
+        _mm256_storeu_ps(scales.d.as_mut_ptr(), d[0]);
+        _mm256_storeu_ps(scales.d.as_mut_ptr().add(8), d[1]);
+        _mm256_storeu_ps(scales.m.as_mut_ptr(), m[0]);
+        _mm256_storeu_ps(scales.m.as_mut_ptr().add(8), m[1]);
+    }
+    scales
+}
+
+/// Q4_K and Q5_K: 8 scales and 8 minima of 6 bits.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn scales_6bit(p: *const u8) -> Scales {
+    // SAFETY: `p` is a whole block.
+    unsafe {
+        let [a, b, c] = p.add(4).cast::<[u32; 3]>().read_unaligned();
+        let low_scales = a & 0x3f3f_3f3f;
+        let low_mins = b & 0x3f3f_3f3f;
+        let high_scales = c & 0x0f0f_0f0f | a >> 2 & 0x3030_3030;
+        let high_mins = c >> 4 & 0x0f0f_0f0f | b >> 2 & 0x3030_3030;
+        let bytes = _mm_setr_epi32(low_scales as i32, high_scales as i32, low_mins as i32, high_mins as i32);
+        let (d, m) = (times(bytes, f16(p, 0)), times(bytes, -f16(p, 2)));
+        scales_of([d[0], d[0]], [m[1], m[1]])
+    }
+}
+
+/// Q6_K: 16 signed bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn scales_8bit(p: *const u8) -> Scales {
+    // SAFETY: `p` is a whole block.
+    unsafe { scales_of(times(load16(p, 192), f16(p, 208)), [_mm256_setzero_ps(); 2]) }
+}
+
+/// Q2_K: 16 scales and minima of 4 bits.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn scales_4bit(p: *const u8) -> Scales {
+    // SAFETY: `p` is a whole block.
+    unsafe {
+        let (bytes, nibble) = (load16(p, 0), _mm_set1_epi8(15));
+        let scales = _mm_and_si128(bytes, nibble);
+        let mins = _mm_and_si128(_mm_srli_epi16::<4>(bytes), nibble);
+        scales_of(times(scales, f16(p, 80)), times(mins, -f16(p, 82)))
+    }
+}
+
+/// Q3_K: 16 scales of 6 bits, raised by 32.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn scales_q3(p: *const u8) -> Scales {
+    // SAFETY: `p` is a whole block.
+    unsafe {
+        let [a, b, c] = p.add(96).cast::<[u32; 3]>().read_unaligned();
+        let (nibbles, pairs) = (0x0f0f_0f0f, 0x0303_0303);
+        let bytes = _mm_setr_epi32(
+            (a & nibbles | (c & pairs) << 4) as i32,
+            (b & nibbles | (c >> 2 & pairs) << 4) as i32,
+            (a >> 4 & nibbles | (c >> 4 & pairs) << 4) as i32,
+            (b >> 4 & nibbles | (c >> 6 & pairs) << 4) as i32,
+        );
+        scales_of(times(_mm_sub_epi8(bytes, _mm_set1_epi8(32)), f16(p, 108)), [_mm256_setzero_ps(); 2])
+    }
+}
+
+/// IQ4_XS: 8 scales of 6 bits, raised by 32.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn scales_iq4(p: *const u8) -> Scales {
+    // SAFETY: `p` is a whole block.
+    unsafe {
+        let i = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        let low = _mm256_set1_epi32(p.add(4).cast::<i32>().read_unaligned());
+        let high = _mm256_set1_epi32(i32::from(p.add(2).cast::<i16>().read_unaligned()));
+        let low = _mm256_and_si256(_mm256_srlv_epi32(low, _mm256_slli_epi32::<2>(i)), _mm256_set1_epi32(15));
+        let high = _mm256_and_si256(_mm256_srlv_epi32(high, _mm256_slli_epi32::<1>(i)), _mm256_set1_epi32(3));
+        let scales = _mm256_or_si256(low, _mm256_slli_epi32::<4>(high));
+        let scales = _mm256_cvtepi32_ps(_mm256_sub_epi32(scales, _mm256_set1_epi32(32)));
+        scales_of([_mm256_mul_ps(scales, _mm256_set1_ps(f16(p, 0))); 2], [_mm256_setzero_ps(); 2])
+    }
+}
+
+unpack_256!(BlockQ4_K, largest: 15, halves: false, mins: true,scales: scales_6bit, q: |p, i| bits(load32(p, 16 + i / 2 * 32), i % 2 * 4, 15));
+unpack_256!(BlockQ5_K, largest: 31, halves: false, mins: true,scales: scales_6bit, q: |p, i| {
     let low = bits(load32(p, 48 + i / 2 * 32), i % 2 * 4, 15);
     _mm256_or_si256(low, _mm256_slli_epi16::<4>(bits(load32(p, 16), i, 1)))
 });
-unpack_256!(BlockQ6_K, largest: 63, halves: true, mins: false, q: |p, i| {
+unpack_256!(BlockQ6_K, largest: 63, halves: true, mins: false,scales: scales_8bit, q: |p, i| {
     let low = bits(load32(p, i / 4 * 64 + i % 2 * 32), i % 4 / 2 * 4, 15);
     _mm256_or_si256(low, _mm256_slli_epi16::<4>(bits(load32(p, 128 + i / 4 * 32), i % 4 * 2, 3)))
 });
-unpack_256!(BlockQ2_K, largest: 3, halves: true, mins: true, q: |p, i| bits(load32(p, 16 + i / 4 * 32), i % 4 * 2, 3));
-unpack_256!(BlockQ3_K, largest: 7, halves: true, mins: false, q: |p, i| {
+unpack_256!(BlockQ2_K, largest: 3, halves: true, mins: true,scales: scales_4bit, q: |p, i| bits(load32(p, 16 + i / 4 * 32), i % 4 * 2, 3));
+unpack_256!(BlockQ3_K, largest: 7, halves: true, mins: false,scales: scales_q3, q: |p, i| {
     let low = bits(load32(p, 32 + i / 4 * 32), i % 4 * 2, 3);
     _mm256_or_si256(low, _mm256_slli_epi16::<2>(bits(load32(p, 0), i, 1)))
 });
-unpack_256!(BlockIQ4_XS, largest: 255, halves: false, mins: false, q: |p, i| look_up(&IQ4_TABLE, nibbles(p, 8 + 16 * i), 128));
+unpack_256!(BlockIQ4_XS, largest: 255, halves: false, mins: false,scales: scales_iq4, q: |p, i| look_up(&IQ4_TABLE, nibbles(p, 8 + 16 * i), 128));

@@ -42,24 +42,21 @@ impl Kernels for Avx512 {
     }
 
     unsafe fn rows(&self, job: &Matmul, rows: Range<usize>) {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx2")]
-        unsafe fn float(job: &Matmul, rows: Range<usize>) {
-            // SAFETY: the features are those of this function; the rest is the caller's promise.
-            unsafe { ops::float_rows::<Sixteen>(job, rows) }
-        }
         // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
-        unsafe { with_quantized!(job.w.dtype, |B| matmul::rows::<B>(job, rows), float(job, rows)) }
+        unsafe { with_quantized!(job.w.dtype, |B| matmul::rows::<B>(job, rows), floats(job, rows, 0..job.x.tokens())) }
     }
 
     unsafe fn strip(&self, job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx2")]
-        unsafe fn float(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
-            // SAFETY: the features are those of this function; the rest is the caller's promise.
-            unsafe { ops::float_strip::<Sixteen>(job, rows, tokens) }
-        }
         // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
-        unsafe { with_quantized!(job.w.dtype, |B| matmul::strip::<B>(job, rows, tokens), float(job, rows, tokens)) }
+        unsafe { with_quantized!(job.w.dtype, |B| matmul::strip::<B>(job, rows, tokens), floats(job, rows, tokens)) }
     }
 
     float_kernels!(Sixteen, "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx2");
+}
+
+/// Float matrices, see [`ops::float_products`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx2")]
+unsafe fn floats(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+    // SAFETY: the features are those of this function; the rest is the caller's promise.
+    unsafe { ops::float_products::<Sixteen>(job, rows, tokens) }
 }

@@ -4,6 +4,18 @@ import os
 from collections.abc import Sequence
 from typing import Any, final
 
+__all__ = [
+    "Checkpoint",
+    "Floats",
+    "Generation",
+    "Model",
+    "Session",
+    "Tensor",
+    "Tokenizer",
+    "available_threads",
+    "cpu",
+]
+
 def cpu() -> str: ...
 def available_threads() -> int: ...
 

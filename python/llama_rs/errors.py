@@ -22,9 +22,12 @@ class ModelFileError(LlamaError, OSError):
     """The operating system would not open, read or map the file."""
 
     def __init__(self, message: str, path: str | None = None, errno: int | None = None) -> None:
-        super().__init__(message, path, errno)
+        super().__init__(message)  # one argument: OSError would take more for its own errno, strerror and filename
         self.filename = path
         self.errno = errno
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.filename, self.errno)
 
 
 class ModelNotFoundError(ModelFileError, FileNotFoundError):

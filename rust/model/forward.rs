@@ -11,7 +11,7 @@ use super::{Config, Weights};
 use crate::error::{Error, Result};
 use crate::kernels::activations::{Activations, RowsMut};
 use crate::kernels::matmul::{Matmul, any_quantized, matmul};
-use crate::kernels::{Attention, Kernels, attention_tokens};
+use crate::kernels::{Attention, Kernels};
 use crate::mapping::Mapping;
 use crate::quant;
 use crate::tensor::TensorView;
@@ -39,6 +39,7 @@ pub struct Buffers {
     attended: Activations, // (tokens, n_heads * head_dim)
     hidden: Activations,   // (tokens, hidden_dim)
     halves: Vec<f32>,      // (2 * HEAD_BATCH, vocab_size), see `head`
+    parts: Vec<f32>,       // (tokens * n_heads, n_parts, head_dim + 2), see `Attention`
 }
 
 impl Buffers {
@@ -78,8 +79,12 @@ pub fn forward(
     let &Config { dim, hidden_dim, n_heads, n_kv_heads, head_dim, norm_eps, vocab_size, .. } = config;
     let n = tokens.len();
     buffers.reset(config, n);
-    let Buffers { x, q, k, v, gate, up, turns, normed, attended, hidden, halves } = buffers;
+    let Buffers { x, q, k, v, gate, up, turns, normed, attended, hidden, halves, parts } = buffers;
     rope.turns(turns, start, n);
+    let n_parts = Attention::parts_for(n_heads, n_kv_heads, start, n);
+    if n_parts > 1 {
+        parts.resize(n * n_heads * n_parts * (head_dim + 2), 0.0);
+    }
 
     // token embeddings
     let embedding = &weights.token_embedding;
@@ -133,20 +138,20 @@ pub fn forward(
             k: k_cache,
             v: v_cache,
             out: Disjoint::new(attended.x_mut()),
+            parts: Disjoint::new(parts),
             n_heads,
             n_kv_heads,
             head_dim,
             capacity: cache.capacity,
             start,
+            n_parts,
         };
-        let block = attention_tokens(n_heads, n_kv_heads).min(n);
-        let blocks = n.div_ceil(block);
-        each(cx, n_kv_heads * blocks, &|task| {
-            // The longest blocks first: they are the last tokens.
-            let first = (blocks - 1 - task / n_kv_heads) * block;
-            // SAFETY: each head and block of tokens is one task.
-            unsafe { cx.kernels.attention(&job, task % n_kv_heads, first..(first + block).min(n)) };
-        });
+        // SAFETY: each task is run once; merged when all are done.
+        each(cx, job.n_tasks(n), &|i| unsafe { cx.kernels.attention(&job, job.task(i, n)) });
+        if n_parts > 1 {
+            // SAFETY: the tasks are done.
+            unsafe { job.merge(n) };
+        }
         let rows = attended.rows();
         quantize(cx, n, &rows, &layer.wo);
         matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::add(x, &layer.wo, attended)]);
@@ -260,13 +265,13 @@ fn each(cx: &Context, n: usize, f: &(dyn Fn(usize) + Sync)) {
     let threads = cx.threads.min(n);
     let queue = Queue::new(n, 1, threads);
     threads::run(threads, &|worker| {
-        while let Some(chunk) = queue.take() {
+        queue.run(worker, |chunk| {
             for i in chunk {
                 if !cx.interrupt.poll(worker) {
                     f(i);
                 }
             }
-        }
+        });
     });
 }
 

@@ -29,7 +29,7 @@ ROUNDS = int(os.environ.get("LLAMA_RS_FAULT_ROUNDS", "10"))
 PROMPT = "The old lighthouse keeper"
 N_TOKENS = 400
 
-# Answers the prompt with each model that it is told of, until something happens; says what.
+# Answers the prompt with each model that it is told of, for as long as it can; says what happened.
 WORKER = f"""
 import json, sys
 from llama_rs import LlamaError, Model
@@ -40,7 +40,7 @@ for line in sys.stdin:
         print("started", flush=True)
         model = Model(line.strip(), threads=1)
         ids = model.tokenizer.encode({PROMPT!r})
-        stream = model.stream(ids, max_tokens={N_TOKENS}, temperature=0, ignore_eos=True)
+        stream = model.stream(ids, temperature=0, ignore_eos=True)
         for piece in stream:
             tokens = stream.token_ids
     except LlamaError as e:
@@ -109,18 +109,14 @@ def test_truncation_at_any_moment_is_an_error_and_no_wrong_token(
     rng = random.Random(n_processes)
     workers = [Worker() for _ in range(n_processes)]
     size = original.stat().st_size
-    path = tmp_path / "warm.gguf"
-    shutil.copy(original, path)
     start = time.perf_counter()
-    for worker in workers:
-        worker.start(path)
-    assert all(worker.result() == (expected, None) for worker in workers)
+    Model(original, threads=1).generate(PROMPT, max_tokens=N_TOKENS // 2, temperature=0, ignore_eos=True)
     duration = time.perf_counter() - start
     for i in range(ROUNDS):
         path = Path(shutil.copy(original, tmp_path / f"{i}.gguf"))
         for worker in workers:
             worker.start(path)
-        time.sleep(rng.uniform(0, 0.6 * duration))
+        time.sleep(rng.uniform(0, duration))
         os.truncate(path, rng.choice([0, rng.randrange(size), rng.randrange(size)]))
         for worker in workers:
             tokens, error = worker.result()
@@ -128,7 +124,8 @@ def test_truncation_at_any_moment_is_an_error_and_no_wrong_token(
             # Whoever comes late opens a file that was short from the beginning.
             assert error.startswith(("ModelChangedError", "ModelFormatError")), f"round {i}: {error}"
             assert str(path) in error
-            assert tokens == expected[: len(tokens)]
+            n = min(len(tokens), N_TOKENS)
+            assert tokens[:n] == expected[:n]
         path.unlink()
     assert [worker.end() for worker in workers] == [0] * n_processes
 

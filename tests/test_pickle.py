@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from llama_rs import Model, ModelChangedError, ModelClosedError, ModelNotFoundError, Session
 from tiny_model import write_tiny_model
 

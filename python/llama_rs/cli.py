@@ -339,7 +339,7 @@ def generate(
 
 
 def _with_progress(llama: Model, stream: Iterator[str]) -> Iterator[str]:
-    """The pieces of an answer; while the first is awaited and the model is still being read, a line says how far it is."""
+    """The pieces of an answer. While the first is awaited and the model is being read, a line says how far that is."""
     from .residency import watch
 
     with watch(llama._handle.checkpoint(), _say_in_place):
@@ -610,14 +610,16 @@ def bench(
 
 @cli.command()
 @click.argument("model", required=False)
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Speed of the disk in MB/s.  [default: measured]")
+@click.option(
+    "--rate", type=click.FloatRange(min=0, min_open=True), help="Speed of the disk in MB/s.  [default: measured]"
+)
 @json_option
 def status(model: str | None, rate: float | None, as_json: bool) -> None:
     """Show what of MODEL is in memory, and who has it there.
 
     A row for each layer, from its start to its end: what is filled in is in memory, shared by all processes. What a
-    process costs is its PSS: each page counts by one over the number of processes that share it. Processes of other users
-    are seen by root only. Nothing is read into memory.
+    process costs is its PSS: each page counts by one over the number of processes that share it. Processes of other
+    users are seen by root only. Nothing is read into memory.
 
     \b
       llama-rs status model.gguf
@@ -644,7 +646,9 @@ def status(model: str | None, rate: float | None, as_json: bool) -> None:
             }
         )
         return
-    _write(f"{path}\n{_bytes(what.resident)} of {_bytes(what.bytes)} in memory ({_percent(what.resident, what.bytes)})\n\n")
+    _write(
+        f"{path}\n{_bytes(what.resident)} of {_bytes(what.bytes)} in memory ({_percent(what.resident, what.bytes)})\n\n"
+    )
     rows = [("", "bytes", "in memory", "", "")]
     for part in what.layers:
         picture = strip(checkpoint._core, part)
@@ -658,7 +662,9 @@ def status(model: str | None, rate: float | None, as_json: bool) -> None:
             command = _printable(user.command)
             command = command if len(command) <= 60 else command[:57] + "..."
             processes_rows.append((str(user.pid), _bytes(user.pss), _bytes(user.pss_total), command))
-        processes_rows.append(("", _bytes(sum(u.pss for u in users)), _bytes(sum(u.pss_total for u in users)), "together"))
+        processes_rows.append(
+            ("", _bytes(sum(u.pss for u in users)), _bytes(sum(u.pss_total for u in users)), "together")
+        )
         _table(processes_rows, right=(0, 1, 2))
     else:
         _write("\nNo process has it mapped.\n")
@@ -685,13 +691,15 @@ def _percent(part: int, whole: int) -> str:
 def warm(model: str | None, lock: bool, as_json: bool) -> None:
     """Read MODEL into memory, where all processes find it.
 
-    A line on a terminal says how far it is. What is in memory stays there while nothing else needs the room; with --lock
-    it stays in any case.
+    A line on a terminal says how far it is. What is in memory stays there while nothing else needs the room; with
+    --lock it stays in any case.
 
     \b
       llama-rs warm model.gguf
       llama-rs warm --lock model.gguf &
     """
+    import signal
+
     from .residency import progress, read_in
 
     path = find_model(model)
@@ -708,18 +716,16 @@ def warm(model: str | None, lock: bool, as_json: bool) -> None:
         if line:
             line("")
     seconds = time.perf_counter() - start
+    stops = {signal.SIGINT, signal.SIGTERM}
     if lock:
         core.lock()
+        signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # they are waited for below
     if as_json:
         _write_json({"path": path, "bytes": size, "resident_before": before, "seconds": seconds, "locked": lock})
     else:
         _write(f"{path}: {_bytes(size)} in memory, {_bytes(size - before)} of it read in {seconds:.2f} s\n")
     if lock:
-        import signal
-
         sys.stdout.flush()
         if _someone_waits():
             _say("Locked in memory. Ctrl-C lets it go.")
-        stops = {signal.SIGINT, signal.SIGTERM}
-        signal.pthread_sigmask(signal.SIG_BLOCK, stops)
         signal.sigwait(stops)

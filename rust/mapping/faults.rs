@@ -92,7 +92,8 @@ fn is_enabled() -> bool {
     *ENABLED.get_or_init(|| std::env::var_os("LLAMA_RS_SIGBUS").is_none_or(|value| value != "0"))
 }
 
-pub(super) fn page_size() -> usize {
+/// Bytes of a page of memory.
+pub fn page_size() -> usize {
     static PAGE: AtomicUsize = AtomicUsize::new(0);
     if PAGE.load(Ordering::Relaxed) == 0 {
         // SAFETY: no preconditions.

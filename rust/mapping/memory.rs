@@ -11,13 +11,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::Identity;
-use super::faults::{self, Guard};
+use super::faults::{self, Guard, page_size};
 use crate::error::{Error, Result};
-
-/// Bytes of a page, the unit in which files are laid over memory.
-pub fn page_size() -> usize {
-    faults::page_size()
-}
 
 /// Zeroed memory, straight from the system: a page costs nothing until it is written to.
 pub struct Memory {

@@ -25,7 +25,8 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 use crate::error::{Error, Result};
 use crate::threads::Interrupt;
 
-pub use memory::{Memory, page_size};
+pub use faults::page_size;
+pub use memory::Memory;
 pub use replace::replace_file;
 
 /// How a file comes into memory.

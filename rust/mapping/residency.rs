@@ -88,7 +88,11 @@ impl Mapping {
         self.read_in(0..self.as_slice().len(), interrupt)
     }
 
-    pub(super) fn lock(&self) -> Result<()> {
+    /// Keeps the file in memory for as long as it is open.
+    ///
+    /// # Errors
+    /// [`Error::File`] if this process may not lock so much.
+    pub fn lock(&self) -> Result<()> {
         let bytes = self.as_slice();
         // SAFETY: the bytes are ours. Unmapping or freeing them unlocks them.
         if unsafe { libc::mlock(bytes.as_ptr().cast(), bytes.len()) } == 0 {

@@ -5,12 +5,14 @@
 //! SwiGLU, down. Every activation is quantised once, by the step that makes it.
 
 use super::kv_cache::KvCache;
+use super::read_ahead::{self, ReadAhead};
 use super::rope::Rope;
 use super::{Config, Weights};
 use crate::error::{Error, Result};
 use crate::kernels::activations::{Activations, RowsMut};
 use crate::kernels::matmul::{Matmul, any_quantized, matmul};
 use crate::kernels::{Attention, Kernels};
+use crate::mapping::Mapping;
 use crate::quant;
 use crate::tensor::TensorView;
 use crate::threads::{self, Disjoint, Interrupt, Queue};
@@ -20,6 +22,7 @@ pub struct Context<'a> {
     pub kernels: &'static dyn Kernels,
     pub threads: usize,
     pub interrupt: &'a Interrupt<'a>,
+    pub mapping: &'a Mapping,
 }
 
 /// The buffers of a session; they grow to the largest batch that it has seen.
@@ -68,6 +71,7 @@ pub fn forward(
     rope: &Rope,
     cache: &mut KvCache,
     buffers: &mut Buffers,
+    ahead: &mut ReadAhead,
     tokens: &[u32],
     start: usize,
     logits: &mut [f32],
@@ -84,6 +88,8 @@ pub fn forward(
 
     // token embeddings
     let embedding = &weights.token_embedding;
+    ahead.before_layer(cx.mapping, 0);
+    read_ahead::before_embedding(cx.mapping, embedding, tokens);
     let rows = Disjoint::new(x);
     each(cx, n, &|t| {
         // SAFETY: each token has its own row.
@@ -92,6 +98,8 @@ pub fn forward(
     });
 
     for (i, layer) in weights.layers.iter().enumerate() {
+        ahead.before_layer(cx.mapping, i);
+
         // attention norm; queries, keys and values
         norm(cx, normed, &x[..n * dim], &layer.attn_norm, norm_eps, &[&layer.wq, &layer.wk, &layer.wv]);
         matmul(
@@ -172,12 +180,14 @@ pub fn forward(
         });
         matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::add(x, &layer.w_down, hidden)]);
 
+        cx.mapping.check_pages()?; // early: what is computed from zeros is thrown away in the end
         if cx.interrupt.poll(0) {
             return Err(Error::Interrupted);
         }
     }
 
     // output norm and logits, of the tokens that are asked for
+    ahead.before_layer(cx.mapping, weights.layers.len());
     let wanted = logits.len() / vocab_size;
     for (i, logits) in logits.chunks_mut(HEAD_BATCH * vocab_size).enumerate() {
         let first = n - wanted + i * HEAD_BATCH;

@@ -52,14 +52,7 @@ impl KvCache {
     /// at their new position from the start, the largest error found is 1.0e-3 of the largest key of its head (2^-10; half
     /// of it is what f16 has anyway). It does not grow: with half of the rest discarded each time, no key is there
     /// long enough to be moved twice.
-    pub fn shift(
-        &mut self,
-        kernels: &dyn Kernels,
-        turns: &[[f32; 2]],
-        n_keep: usize,
-        n_discard: usize,
-        end: usize,
-    ) {
+    pub fn shift(&mut self, kernels: &dyn Kernels, turns: &[[f32; 2]], n_keep: usize, n_discard: usize, end: usize) {
         let hd = self.head_dim;
         let mut key = vec![0.0; hd];
         for layer in 0..self.layers {
@@ -118,7 +111,8 @@ impl KvCache {
     fn head(&mut self, layer: usize, head: usize) -> (&mut [u16], &mut [u16]) {
         let region = self.capacity * self.head_dim;
         let all: &mut [u16] = bytemuck::cast_slice_mut(self.memory.as_mut_slice());
-        let (keys, values) = all[2 * layer * self.heads * region..][..2 * self.heads * region].split_at_mut(self.heads * region);
+        let (keys, values) =
+            all[2 * layer * self.heads * region..][..2 * self.heads * region].split_at_mut(self.heads * region);
         (&mut keys[head * region..][..region], &mut values[head * region..][..region])
     }
 }

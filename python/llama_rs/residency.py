@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from time import perf_counter
 from typing import NamedTuple
 
@@ -29,8 +29,8 @@ class Residency(NamedTuple):
 
     The kernel tells only who owns the file or may write to it; to others it says that all is there.
 
-    ``layers`` are the header, the layers and what belongs to none of them (``token_embd``, ``output``), in the order of the
-    file. ``tensors`` are the same, one by one.
+    ``layers`` are the header, the layers and what belongs to none of them (``token_embd``, ``output``), in the order of
+    the file. ``tensors`` are the same, one by one.
     """
 
     bytes: int
@@ -71,7 +71,7 @@ def residency(checkpoint: _core.Checkpoint) -> Residency:
     header = part("header", 0, min((t.start for t in tensors), default=size))
     # A layer whose tensors are spread over the file counts those and not what lies between them.
     layers = []
-    for key, (start, end) in sorted(spans.items(), key=lambda item: item[1]):
+    for key, (start, _) in sorted(spans.items(), key=lambda item: item[1]):
         own = [t for t in tensors if t.name == key or t.name.startswith(key + ".")]
         layers.append(Part(key, start, sum(t.bytes for t in own), sum(t.resident for t in own)))
     return Residency(size, checkpoint.resident(0, size), [header, *layers], tensors)
@@ -137,10 +137,62 @@ def read_rate(path: str, residency: Residency, seconds: float = 0.2) -> float | 
         os.close(file)
 
 
-def warm(checkpoint: _core.Checkpoint) -> Iterator[int]:
+def read_in(checkpoint: _core.Checkpoint) -> Iterator[int]:
     """Reads the file into memory, step by step; gives the bytes done so far."""
     size = checkpoint.size()
     for start in range(0, size, STEP):
         end = min(start + STEP, size)
         checkpoint.read_in(start, end)
         yield end
+
+
+def strip(checkpoint: _core.Checkpoint, part: Part, width: int = 32) -> str:
+    """A picture of a part of the file from its start to its end: the fuller, the more of it is in memory."""
+    shades = " ░▒▓█"
+    cells = []
+    for i in range(width):
+        start, end = (part.start + part.bytes * j // width for j in (i, i + 1))
+        share = checkpoint.resident(start, end) / (end - start) if end > start else 0
+        # The extremes mean all and nothing.
+        cells.append(shades[4 if share == 1 else 0 if share == 0 else min(max(round(4 * share), 1), 3)])
+    return "".join(cells)
+
+
+def progress(done: int, whole: int, rate: float, width: int = 24) -> str:
+    """A line that says how far the reading is."""
+    filled = width * done // max(whole, 1)
+    left = f", {(whole - done) / rate:.0f} s left" if rate > 0 and done < whole else ""
+    return f"[{'#' * filled}{'.' * (width - filled)}] {done >> 20} of {whole >> 20} MiB, {rate / 1e6:.0f} MB/s{left}"
+
+
+@contextmanager
+def watch(checkpoint: _core.Checkpoint, say: Callable[[str], None], period: float = 0.2) -> Iterator[None]:
+    """Says now and then how much of what a pass needs is in memory, if not all of it is, until the end of the block.
+
+    What a pass needs is all but the embedding, of which it reads a few rows, and the header, which has been read.
+    """
+    needed = residency(checkpoint).layers
+    needed = [part for part in needed if part.name not in ("header", "token_embd")] or needed
+    whole = sum(part.bytes for part in needed)
+    before = sum(part.resident for part in needed)
+    if before > 0.98 * whole:
+        yield
+        return
+    from threading import Event, Thread
+
+    end, start = Event(), perf_counter()
+
+    def run() -> None:
+        done = before
+        while not end.wait(period) and done < whole:
+            done = sum(checkpoint.resident(part.start, part.start + part.bytes) for part in needed)
+            say(progress(done, whole, (done - before) / (perf_counter() - start)))
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+        say("")

@@ -340,3 +340,117 @@ impl std::fmt::Debug for Bytes {
         write!(f, "Bytes({:?} of {})", self.range, self.mapping.path.display())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use super::*;
+
+    struct TempFile(PathBuf);
+
+    impl TempFile {
+        fn new(name: &str, contents: &[u8]) -> Self {
+            let path = std::env::temp_dir().join(format!("llama_rs-mapping-{name}-{}", std::process::id()));
+            fs::write(&path, contents).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for TempFile {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+
+    const LEN: usize = 1 << 20;
+
+    fn truncate(file: &TempFile, len: u64) {
+        File::options().write(true).open(&file.0).unwrap().set_len(len).unwrap();
+    }
+
+    fn changed(result: Result<()>) -> String {
+        match result {
+            Err(Error::Changed { what, .. }) => what,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_file_opened_twice_is_mapped_once() {
+        let file = TempFile::new("twice", &[1; LEN]);
+        let (a, b) = (Mapping::open(&file.0).unwrap(), Mapping::open(&file.0).unwrap());
+        assert!(Arc::ptr_eq(&a, &b));
+        let read = LoadOptions { load: Load::Read, ..LoadOptions::default() };
+        let c = Mapping::open_with(&file.0, read, &Interrupt::never()).unwrap();
+        assert!(!c.is_mapped() && c.as_slice() == a.as_slice());
+        File::options().append(true).open(&file.0).unwrap().write_all(b"more").unwrap();
+        assert!(!Arc::ptr_eq(&a, &Mapping::open(&file.0).unwrap()), "another state of the file is another map");
+    }
+
+    #[test]
+    fn a_page_that_is_gone_reads_as_zeros_and_is_an_error() {
+        let file = TempFile::new("gone", &[1; LEN]);
+        let map = Mapping::open(&file.0).unwrap();
+        truncate(&file, 10_000);
+        assert_eq!(map.as_slice()[20_000..].iter().max(), Some(&0));
+        assert_eq!(map.as_slice()[9_999], 1);
+        assert!(changed(map.check_pages()).contains("has 10000 now"));
+        truncate(&file, LEN as u64);
+        changed(map.check()); // for good
+        assert!(!Arc::ptr_eq(&map, &Mapping::open(&file.0).unwrap()));
+    }
+
+    #[test]
+    fn a_page_that_was_gone_for_a_while_is_an_error() {
+        let file = TempFile::new("while", &[1; LEN]);
+        let map = Mapping::open(&file.0).unwrap();
+        let modified = fs::metadata(&file.0).unwrap().modified().unwrap();
+        truncate(&file, 0);
+        assert_eq!(map.as_slice()[LEN - 1], 0);
+        truncate(&file, LEN as u64);
+        File::options().write(true).open(&file.0).unwrap().set_modified(modified).unwrap();
+        assert!(changed(map.check()).contains("gone for a while"));
+    }
+
+    #[test]
+    fn writing_is_a_change_and_a_new_name_is_not() {
+        let file = TempFile::new("rename", &[1; LEN]);
+        let map = Mapping::open(&file.0).unwrap();
+        let moved = TempFile(file.0.with_extension("moved"));
+        fs::rename(&file.0, &moved.0).unwrap();
+        map.check().unwrap();
+        let held = File::options().write(true).open(&moved.0).unwrap();
+        fs::remove_file(&moved.0).unwrap();
+        map.check().unwrap();
+        (&held).write_all(b"x").unwrap();
+        assert_eq!(changed(map.check()), "it was written to");
+        assert!(map.checked(|| Ok(())).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_mapped_is_read_and_says_so() {
+        let map = Mapping::open(Path::new("/sys/kernel/uevent_seqnum")).unwrap(); // sysfs refuses with ENODEV
+        assert!(!map.is_mapped() && map.as_slice().ends_with(b"\n"));
+        assert!(map.note().unwrap().contains("read into memory"));
+    }
+
+    #[test]
+    fn residency_counts_bytes() {
+        let file = TempFile::new("resident", &[1; LEN]);
+        let map = Mapping::open(&file.0).unwrap();
+        map.read_in(0..LEN, &Interrupt::never()).unwrap();
+        assert_eq!(map.resident(0..LEN), LEN);
+        assert_eq!(map.resident(5..4099), 4094);
+        assert_eq!(map.resident(7..7), 0);
+    }
+
+    #[test]
+    fn reading_in_what_is_gone_is_an_error() {
+        let file = TempFile::new("read-in", &[1; LEN]);
+        let map = Mapping::open(&file.0).unwrap();
+        truncate(&file, 4096);
+        changed(map.read_in(0..LEN, &Interrupt::never()));
+    }
+}

@@ -1,0 +1,155 @@
+"""Processes that use one model share one copy of it: counted in PSS, where each page counts by one over its users."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_rs import Model
+from llama_rs.residency import processes
+
+MIB = 1 << 20
+LLAMA_RS = [sys.executable, "-m", "llama_rs"]
+
+# Answers, says so, and waits with the session open.
+WORKER = """
+import sys
+from llama_rs import Model
+
+model = Model(sys.argv[1], threads=1, context_length=512)
+stream = model.stream("Once upon a time", temperature=0, ignore_eos=True)
+for _ in range(16):
+    next(stream)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def worker(path: Path) -> Iterator[int]:
+    command = [sys.executable, "-c", WORKER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        yield process.pid
+
+
+def pss(pid: int) -> int:
+    with open(f"/proc/{pid}/smaps_rollup") as f:
+        return sum(int(line.split()[1]) << 10 for line in f if line.startswith("Pss:"))
+
+
+def test_one_more_process_costs_little(smollm2: Path) -> None:
+    size = smollm2.stat().st_size
+    with ExitStack() as stack:
+        pids = [stack.enter_context(worker(smollm2))]
+        alone = pss(pids[0])
+        pids += [stack.enter_context(worker(smollm2)) for _ in range(3)]
+        together = sum(map(pss, pids))
+    assert alone > 0.6 * size, "the model is part of the sum"
+    assert together - alone < 3 * 40 * MIB, f"{(together - alone) / MIB:.0f} MiB for three more processes"
+
+
+def test_the_whole_file_is_mapped_shared_and_never_written(smollm2: Path) -> None:
+    with worker(smollm2) as pid, open(f"/proc/{pid}/smaps") as f:
+        lines = f.read().splitlines()
+    at = next(i for i, line in enumerate(lines) if line.endswith(str(smollm2)))
+    values = {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines[at + 1 : at + 20])}
+    assert lines[at].split()[1] == "r--s"
+    assert values["Private_Dirty"] == values["Shared_Dirty"] == 0
+
+
+def test_the_processes_that_map_a_file_are_found(tiny: Path) -> None:
+    model = Model(tiny)
+    model.generate([1], max_tokens=1)
+    core = model._handle.checkpoint()
+    assert [p.pid for p in processes(str(tiny), core)] == [os.getpid()]
+    with worker(tiny) as pid:
+        found = {p.pid: p for p in processes(str(tiny), core)}
+    assert found.keys() == {os.getpid(), pid}
+    assert 0 < found[pid].pss <= tiny.stat().st_size
+    assert found[pid].pss < found[pid].pss_total
+    assert "python" in found[pid].command
+
+
+def drop_from_memory(path: Path) -> None:
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def good(*arguments: str | Path) -> str:
+    command = [*LLAMA_RS, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.fixture
+def cold(tmp_path: Path, smollm2: Path) -> Path:
+    path = tmp_path / "cold.gguf"
+    path.write_bytes(smollm2.read_bytes())
+    drop_from_memory(path)
+    return path
+
+
+def status(path: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(good("status", "--json", path))
+    return data
+
+
+def test_status_shows_what_is_missing_and_reads_nothing(cold: Path) -> None:
+    assert "missing" in good("status", cold)
+    first, second = status(cold), status(cold)
+    assert first["resident"] == second["resident"] < first["bytes"] / 4
+    assert first["bytes"] == cold.stat().st_size
+    assert sum(t["resident"] for t in first["tensors"]) <= first["resident"]
+    assert [part["name"] for part in first["layers"]][:3] == ["header", "token_embd", "blk.0"]
+    assert len(first["tensors"]) == 272
+    assert first["processes"] == []
+
+
+def test_warm_reads_all_of_it(cold: Path) -> None:
+    assert "in memory" in good("warm", cold)
+    data = status(cold)
+    assert data["resident"] == data["bytes"]
+    text = good("status", cold)
+    assert "All of it is there." in text
+    assert "100%  ████████████████████████████████" in text
+
+
+def test_an_answer_reads_of_the_embedding_only_some_rows(tmp_path: Path) -> None:
+    from tiny_model import write_tiny_model
+
+    # Rows of 64 KiB, and more of them than the system reads ahead when the header is read.
+    path = write_tiny_model(tmp_path / "wide.gguf", "F16", dim=32768, head_dim=16, hidden_dim=64, n_layers=1)
+    drop_from_memory(path)
+    with Model(path) as model:
+        model.generate([1, 200], max_tokens=1, temperature=0)
+        parts = {part.name: part for part in model.residency().layers}
+    embedding = parts["token_embd"]
+    assert embedding.resident < 0.6 * embedding.bytes
+    assert parts["blk.0"].resident == parts["blk.0"].bytes
+    assert parts["output"].resident == parts["output"].bytes
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_warm_keeps_it_locked_until_told_to_stop(tiny: Path, stop: signal.Signals) -> None:
+    command = [*LLAMA_RS, "warm", "--lock", str(tiny)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert "in memory" in process.stdout.readline()
+        with open(f"/proc/{process.pid}/status") as f:
+            locked = next(int(line.split()[1]) for line in f if line.startswith("VmLck:"))
+        assert locked >= tiny.stat().st_size >> 10
+        process.send_signal(stop)
+        assert process.communicate(timeout=10) == ("", "")
+    assert process.returncode == 0

@@ -236,7 +236,7 @@ def test_a_save_that_fails_leaves_the_file_as_it_was(model: Model, saved: Path) 
 def test_ten_processes_hold_one_copy_of_a_saved_session(smollm2: Path, tmp_path: Path) -> None:
     path = tmp_path / "prompt.kv"
     model = Model(smollm2)
-    prompt = (model.tokenizer.encode(TEXT) * 30)[:500]
+    prompt = (model.tokenizer.encode(TEXT) * 80)[:1500]
     with model.session() as session:
         session.forward(prompt)
         session.save(path)
@@ -267,9 +267,9 @@ def test_ten_processes_hold_one_copy_of_a_saved_session(smollm2: Path, tmp_path:
             process.communicate()
     size = path.stat().st_size / 2**20
     # One copy of the file, and of each process the pages it wrote to: the last one of each region.
-    assert pss - private < 1.01 * size
-    assert pss - private > 0.9 * size
-    assert private <= 10 * (180 * 4096) / 2**20 + 1
+    # (smaps rounds each region of each process down to 1 KiB, which is up to 5 % here.)
+    assert 0.9 * size < pss - private < 1.01 * size
+    assert private < 10 * 180 * 4096 / 2**20 + 1
 
 
 # Continued
@@ -379,7 +379,7 @@ def test_what_was_shifted_is_not_taken_for_a_prompt(model: Model, tmp_path: Path
 def test_a_prompt_cache_is_made_then_used_then_extended(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "prompt.kv"
 
-    def cached(prompt: str, **options: Any) -> int:
+    def cached(prompt: str | list[int], **options: Any) -> int:
         done = model.generate(prompt, temperature=0, max_tokens=4, prompt_cache=path, **options)
         assert done.text == model.generate(prompt, temperature=0, max_tokens=4).text
         return done.timings.cached_tokens
@@ -390,9 +390,9 @@ def test_a_prompt_cache_is_made_then_used_then_extended(model: Model, tmp_path: 
     assert cached(TEXT) == 0
     made = path.stat()
     assert cached(TEXT) == n - 1
-    assert cached(TEXT[:40]) > 5
+    assert cached(model.tokenizer.encode(TEXT)[:20]) == 19
     assert cached(TEXT + "The ship", prompt_cache_readonly=True) >= n - 1
-    assert path.stat() == made or path.stat().st_mtime_ns == made.st_mtime_ns  # not written again
+    assert path.stat().st_ino == made.st_ino  # not written again
     assert cached(TEXT + "The ship") >= n - 1
     assert path.stat().st_ino != made.st_ino
     assert cached(TEXT + "The ship") == len(model.tokenizer.encode(TEXT + "The ship")) - 1
@@ -447,4 +447,4 @@ def test_the_prompt_cache_on_the_command_line(
     assert f"{path}: not a saved session" in fail(1, "--prompt-cache", str(path))
     assert path.read_bytes() == b"no such thing"
     assert "do not fit in a context of 8" in fail(1, "-c", "8")
-    assert len(run("-c", "40", "--on-overflow", "shift", "--keep", "2", "-n", "100", "--ignore-eos")["token_ids"]) == 100
+    assert len(run("-c", "60", "--on-overflow", "shift", "--keep", "2", "-n", "100", "--ignore-eos")["token_ids"]) == 100

@@ -278,8 +278,8 @@ class Model:
         prompt_cache_readonly: bool = False,
     ) -> Stream:
         """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text."""
-        local = ("self", "prompt", "prompt_cache", "prompt_cache_readonly")
-        options = {name: value for name, value in locals().items() if name not in local}
+        given = locals()
+        options = {name: given[name] for name in GenerateOptions.__annotations__}
         if prompt_cache is None:
             return self.session()._stream(prompt, options, owned=True)
         is_there = prompt_cache_readonly or os.path.exists(prompt_cache)
@@ -502,7 +502,7 @@ class Stream(Iterator[str]):
     def _save_prompt(self) -> None:
         """Writes the prompt cache once the prompt is computed: the first piece does not wait for it."""
         timings = self.timings
-        if self._prompt_cache is None or self._session._open is None or self._session.position < timings.prompt_tokens:
+        if self._prompt_cache is None or self._session._open is None or not timings.prompt_seconds:
             return
         path, self._prompt_cache = self._prompt_cache, None
         # The last token is computed again in any case, so a file that lacks only that is as good.

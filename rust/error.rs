@@ -59,6 +59,15 @@ pub enum Error {
         context_length: usize,
     },
 
+    /// The file is not a saved session, or not one of this model.
+    #[error("{}: {what}", path.display())]
+    SavedSession {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+
     /// An argument is out of its range.
     #[error("{0}")]
     Argument(String),

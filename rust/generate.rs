@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::sampling::{Sampler, SamplingParams};
+use crate::sampling::{Rng, Sampler, SamplingParams};
 use crate::threads::Interrupt;
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 
@@ -25,6 +25,22 @@ pub struct Options {
     pub sampling: SamplingParams,
     /// Never choose an end token.
     pub ignore_eos: bool,
+    /// What to do when the context is full.
+    pub on_overflow: Overflow,
+}
+
+/// What to do when the context is full and the answer has not ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Overflow {
+    /// End the answer.
+    #[default]
+    Stop,
+    /// Make room and go on: keep the first `n_keep` tokens, discard the older half of the others.
+    Shift {
+        /// Tokens from the start that stay for ever, less than the context has. A few of them should: models
+        /// lean on them (Xiao et al., "Efficient streaming language models with attention sinks", 2023).
+        n_keep: usize,
+    },
 }
 
 /// Why an answer ended.
@@ -51,6 +67,8 @@ impl FinishReason {
 pub struct Timings {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// So many of them were in the session already.
+    pub cached_tokens: usize,
     /// Time until the prompt was computed.
     pub prompt: Duration,
     /// Tokens generated.
@@ -67,6 +85,12 @@ pub trait Forward {
     fn position(&self) -> usize;
     /// Tokens that there is room for.
     fn context_length(&self) -> usize;
+    /// Forgets all but the longest common prefix of `tokens`, without the last of them. Gives its length.
+    fn keep_prefix(&mut self, tokens: &[u32]) -> usize;
+    /// Forgets `n_discard` tokens after the first `n_keep`; the others move down.
+    fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()>;
+    /// Where the random numbers of the last answer left off.
+    fn rng(&mut self) -> &mut Option<Rng>;
     /// The model file, for messages.
     fn path(&self) -> &Path;
 }
@@ -90,12 +114,16 @@ impl<T: Borrow<Tokenizer>> Decode for StreamDecoder<T> {
 }
 
 /// One answer in the making.
+///
+/// What the session has of the prompt already, from the first token on, is not computed again. Without a seed, the
+/// random numbers go on where the session's last answer left off.
 pub struct Generation<D> {
     decoder: D,
     sampler: Sampler,
     stop: StopStrings,
     end_tokens: Vec<u32>,
     max_tokens: usize,
+    on_overflow: Overflow,
     tokens: Vec<u32>, // the prompt, and then the answer
     pending: usize,   // so many of them, the last ones, are not computed yet
     finish: Option<FinishReason>,
@@ -108,7 +136,7 @@ impl<D: Decode> Generation<D> {
     /// # Errors
     /// [`Error::Argument`] for an empty prompt, an empty stop string, or a sampling parameter out of range.
     pub fn new(prompt: Vec<u32>, end_tokens: &[u32], decoder: D, options: Options) -> Result<Self> {
-        let Options { max_tokens, stop, mut sampling, ignore_eos } = options;
+        let Options { max_tokens, stop, mut sampling, ignore_eos, on_overflow } = options;
         if prompt.is_empty() {
             return Err(Error::Argument("the prompt has no tokens: it must have at least one".into()));
         }
@@ -121,6 +149,7 @@ impl<D: Decode> Generation<D> {
             stop: StopStrings::new(stop)?,
             end_tokens: end_tokens.to_vec(),
             max_tokens: max_tokens.unwrap_or(usize::MAX),
+            on_overflow,
             timings: Timings { prompt_tokens: prompt.len(), ..Timings::default() },
             pending: prompt.len(),
             tokens: prompt,
@@ -148,24 +177,29 @@ impl<D: Decode> Generation<D> {
 
     /// One token more, or the end. Gives the text that is now certain.
     fn step<S: Forward>(&mut self, session: &mut S, interrupt: &Interrupt) -> Result<String> {
-        let (position, context_length) = (session.position(), session.context_length());
+        let start = Instant::now();
         let is_prompt = self.generated().is_empty();
         if self.generated().len() >= self.max_tokens {
             return Ok(self.end(FinishReason::Length));
         }
-        if self.pending > context_length.saturating_sub(position) {
-            if is_prompt {
-                return Err(Error::ContextOverflow { tokens: position + self.pending, context_length });
+        if is_prompt {
+            self.begin(session)?;
+        } else if self.pending > session.context_length().saturating_sub(session.position()) {
+            match self.on_overflow {
+                Overflow::Stop => return Ok(self.end(FinishReason::Length)),
+                Overflow::Shift { n_keep } => {
+                    let n_discard = session.position().saturating_sub(n_keep) / 2;
+                    session.shift(n_keep, n_discard.max(1))?;
+                }
             }
-            return Ok(self.end(FinishReason::Length));
         }
 
-        let start = Instant::now();
         let computed = self.tokens.len() - self.pending;
         let logits = session.forward(&self.tokens[computed..], interrupt)?;
         let after_forward = Instant::now();
         let token = self.sampler.sample(logits, &self.tokens);
         self.pending = 0;
+        *session.rng() = Some(self.sampler.rng().clone());
         let Some(token) = token else {
             let what = format!("no logit after token {} is a number: a weight is damaged", self.tokens.len());
             return Err(Error::Numeric { path: session.path().to_path_buf(), what });
@@ -191,6 +225,27 @@ impl<D: Decode> Generation<D> {
             self.timings.generation += start.elapsed();
         }
         Ok(text)
+    }
+
+    /// Finds what the session has of the prompt.
+    fn begin<S: Forward>(&mut self, session: &mut S) -> Result<()> {
+        let (tokens, context_length) = (self.tokens.len(), session.context_length());
+        if tokens > context_length {
+            return Err(Error::ContextOverflow { tokens, context_length });
+        }
+        match self.on_overflow {
+            Overflow::Shift { n_keep } if n_keep >= context_length => {
+                let what = format!("n_keep is {n_keep}, it must be less than the context_length of {context_length}");
+                return Err(Error::Argument(what));
+            }
+            _ => {}
+        }
+        if let Some(rng) = session.rng() {
+            self.sampler.resume(rng);
+        }
+        self.timings.cached_tokens = session.keep_prefix(&self.tokens);
+        self.pending = tokens - self.timings.cached_tokens;
+        Ok(())
     }
 
     /// Ends the answer: what was held back for a character or a stop string is text after all.
@@ -270,6 +325,7 @@ mod tests {
         context_length: usize,
         logits: Vec<f32>,
         fail: bool,
+        rng: Option<Rng>,
     }
 
     const END: u32 = 26;
@@ -294,6 +350,18 @@ mod tests {
         }
         fn context_length(&self) -> usize {
             self.context_length
+        }
+        fn keep_prefix(&mut self, tokens: &[u32]) -> usize {
+            let n = self.seen.iter().zip(&tokens[..tokens.len() - 1]).take_while(|(a, b)| a == b).count();
+            self.seen.truncate(n);
+            n
+        }
+        fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {
+            self.seen.drain(n_keep..n_keep + n_discard);
+            Ok(())
+        }
+        fn rng(&mut self) -> &mut Option<Rng> {
+            &mut self.rng
         }
         fn path(&self) -> &Path {
             Path::new("counter.gguf")
@@ -323,7 +391,7 @@ mod tests {
     }
 
     fn counter(context_length: usize) -> Counter {
-        Counter { seen: vec![], context_length, logits: vec![], fail: false }
+        Counter { seen: vec![], context_length, logits: vec![], fail: false, rng: None }
     }
 
     fn greedy() -> Options {
@@ -387,6 +455,70 @@ mod tests {
         let e = answer(&[5, 6, 7], 2, greedy()).err().unwrap();
         assert!(matches!(e, Error::ContextOverflow { tokens: 3, context_length: 2 }), "{e}");
         assert!(matches!(answer(&[], 2, greedy()).err().unwrap(), Error::Argument(_)));
+    }
+
+    #[test]
+    fn a_full_context_is_shifted_and_the_answer_goes_on() {
+        let shift = |n_keep| Options {
+            max_tokens: Some(40),
+            ignore_eos: true,
+            on_overflow: Overflow::Shift { n_keep },
+            ..greedy()
+        };
+        for n_keep in 0..8 {
+            let mut session = counter(8);
+            let options = Options { max_tokens: Some(12), ..shift(n_keep) };
+            let mut generation = Generation::new(vec![5, 6], &[END], Letters::default(), options).unwrap();
+            while generation.next(&mut session, &Interrupt::never()).unwrap().is_some() {}
+            assert_eq!(generation.generated(), (7..19).collect::<Vec<_>>());
+            assert_eq!(generation.finish_reason(), Some(FinishReason::Length));
+            assert_eq!(session.seen[..n_keep.min(2)], [5, 6][..n_keep.min(2)]);
+        }
+        let e = answer(&[5, 6, 7], 8, shift(8)).err().unwrap();
+        assert!(matches!(e, Error::Argument(_)), "{e}");
+        // a prompt is not cut in any case
+        let e = answer(&[5, 6, 7], 2, shift(0)).err().unwrap();
+        assert!(matches!(e, Error::ContextOverflow { .. }), "{e}");
+    }
+
+    #[test]
+    fn what_the_session_has_of_the_prompt_is_not_computed_again() {
+        let mut session = counter(100);
+        for (prompt, cached) in
+            [(vec![1, 2, 3], 0), (vec![1, 2, 3], 2), (vec![1, 2, 3, 4, 5, 6], 4), (vec![1, 9], 1), (vec![7], 0)]
+        {
+            let options = Options { max_tokens: Some(2), ..greedy() };
+            let mut generation = Generation::new(prompt.clone(), &[END], Letters::default(), options).unwrap();
+            while generation.next(&mut session, &Interrupt::never()).unwrap().is_some() {}
+            assert_eq!(generation.timings().cached_tokens, cached, "{prompt:?}");
+            let last = prompt[prompt.len() - 1];
+            assert_eq!(generation.generated(), [last + 1, last + 2]);
+        }
+    }
+
+    #[test]
+    fn random_numbers_go_on_from_answer_to_answer_unless_a_seed_is_given() {
+        let answers = |seeds: [Option<u64>; 2]| {
+            let mut session = counter(100);
+            seeds.map(|seed| {
+                let sampling = SamplingParams {
+                    seed,
+                    temperature: 50.0,
+                    top_k: 0,
+                    top_p: 1.0,
+                    min_p: 0.0,
+                    ..SamplingParams::default()
+                };
+                let options = Options { max_tokens: Some(8), ignore_eos: true, sampling, ..Options::default() };
+                let mut generation = Generation::new(vec![1], &[END], Letters::default(), options).unwrap();
+                while generation.next(&mut session, &Interrupt::never()).unwrap().is_some() {}
+                generation.generated().to_vec()
+            })
+        };
+        let [first, second] = answers([Some(7), None]);
+        assert_ne!(first, second);
+        assert_eq!([first.clone(), second], answers([Some(7), None]));
+        assert_eq!(answers([Some(7), Some(7)]), [first.clone(), first]);
     }
 
     #[test]

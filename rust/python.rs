@@ -12,7 +12,7 @@ use pyo3::{IntoPyObjectExt, ffi};
 
 use crate::error::{Error, Result};
 use crate::formats::{self, Value};
-use crate::generate::Options;
+use crate::generate::{Options, Overflow};
 use crate::mapping::{Load, LoadOptions};
 use crate::model::SessionOptions;
 use crate::quant::{self, DType};
@@ -59,6 +59,7 @@ fn try_raise(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         }
         Error::Changed { path: p, .. } => ("ModelChangedError", (message, path(p)).into_pyobject(py)?),
         Error::Format(e) => ("ModelFormatError", (message, path(&e.path), e.offset, e.name.clone()).into_pyobject(py)?),
+        Error::SavedSession { path: p, .. } => ("SavedSessionError", (message, path(p)).into_pyobject(py)?),
         Error::Unsupported { path: p, .. } => ("UnsupportedModelError", (message, path(p)).into_pyobject(py)?),
         Error::ContextOverflow { tokens, context_length } => {
             ("ContextOverflowError", (message, *tokens, *context_length).into_pyobject(py)?)
@@ -463,6 +464,20 @@ impl Model {
         Ok(Session { inner: Mutex::new(session.map_err(|e| raise(py, e))?), process: std::process::id() })
     }
 
+    /// The session that was saved to `path`; with `prefix`, as much of it as fits, to start another with.
+    fn load_session(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        context_length: usize,
+        threads: usize,
+        prefix: bool,
+    ) -> PyResult<Session> {
+        let load = if prefix { model::Session::load_prefix } else { model::Session::load };
+        let session = py.detach(|| load(&self.inner, &path, SessionOptions { context_length, threads }));
+        Ok(Session { inner: Mutex::new(session.map_err(|e| raise(py, e))?), process: std::process::id() })
+    }
+
     /// Seconds of each round of a benchmark, see `measure::bench`.
     fn bench(&self, py: Python<'_>, n: usize, generate: bool, rounds: usize, threads: usize) -> PyResult<Vec<f64>> {
         let times = run(py, |interrupt| measure::bench(&self.inner, n, generate, rounds, threads, interrupt))?;
@@ -521,6 +536,18 @@ impl Session {
         self.with(py, |session, _| session.truncate(n))
     }
 
+    fn shift(&self, py: Python<'_>, n_keep: usize, n_discard: usize) -> PyResult<()> {
+        self.with(py, |session, _| session.shift(n_keep, n_discard))
+    }
+
+    /// Saves the session, or its first `prefix` tokens.
+    fn save(&self, py: Python<'_>, path: PathBuf, prefix: Option<usize>) -> PyResult<()> {
+        self.with(py, |session, _| match prefix {
+            Some(n) => session.save_prefix(&path, n),
+            None => session.save(&path),
+        })
+    }
+
     /// Logits of the last token.
     fn forward(&self, py: Python<'_>, tokens: Vec<u32>) -> PyResult<Floats> {
         let data = self.with(py, |session, interrupt| Ok(session.forward(&tokens, interrupt)?.to_vec()))?;
@@ -550,7 +577,7 @@ impl Generation {
     #[new]
     #[pyo3(signature = (
         tokenizer, prompt, *, max_tokens, stop, ignore_eos, temperature, top_k, top_p, min_p, repeat_penalty,
-        repeat_last_n, presence_penalty, frequency_penalty, seed
+        repeat_last_n, presence_penalty, frequency_penalty, seed, n_keep
     ))]
     #[allow(clippy::too_many_arguments)]
     fn new(
@@ -569,6 +596,7 @@ impl Generation {
         presence_penalty: f32,
         frequency_penalty: f32,
         seed: Option<u64>,
+        n_keep: Option<usize>, // None ends at the end of the context, Some shifts
     ) -> PyResult<Self> {
         let sampling = SamplingParams {
             temperature,
@@ -582,7 +610,8 @@ impl Generation {
             logit_bias: Vec::new(),
             seed,
         };
-        let options = Options { max_tokens, stop, sampling, ignore_eos };
+        let on_overflow = n_keep.map_or(Overflow::Stop, |n_keep| Overflow::Shift { n_keep });
+        let options = Options { max_tokens, stop, sampling, ignore_eos, on_overflow };
         let made = tokenizer.inner.end_tokens().and_then(|end| {
             let decoder = StreamDecoder::new(Arc::clone(&tokenizer.inner), true);
             generate::Generation::new(prompt, end, decoder, options)
@@ -610,11 +639,11 @@ impl Generation {
         py.detach(|| self.lock(|generation| generation.seed()))
     }
 
-    /// Prompt tokens, seconds for them, generated tokens, seconds for them.
+    /// Prompt tokens, seconds for them, generated tokens, seconds for them, prompt tokens that were there already.
     #[getter]
-    fn timings(&self, py: Python<'_>) -> (usize, f64, usize, f64) {
+    fn timings(&self, py: Python<'_>) -> (usize, f64, usize, f64, usize) {
         let t = py.detach(|| self.lock(|generation| generation.timings()));
-        (t.prompt_tokens, t.prompt.as_secs_f64(), t.generated_tokens, t.generation.as_secs_f64())
+        (t.prompt_tokens, t.prompt.as_secs_f64(), t.generated_tokens, t.generation.as_secs_f64(), t.cached_tokens)
     }
 }
 

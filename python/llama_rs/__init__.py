@@ -14,6 +14,7 @@ from .errors import (
     ModelFileError,
     ModelFormatError,
     ModelNotFoundError,
+    SavedSessionError,
     UnsupportedModelError,
 )
 from .model import Completion, Config, Model, Session, Stream, Timings
@@ -33,6 +34,7 @@ __all__ = [
     "ModelFileError",
     "ModelFormatError",
     "ModelNotFoundError",
+    "SavedSessionError",
     "Session",
     "Stream",
     "Tensor",

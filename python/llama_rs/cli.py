@@ -260,6 +260,27 @@ def cli(context: click.Context) -> None:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
 @click.option("--ignore-eos", is_flag=True, help="Go on when the model wants to end.")
 @click.option(
+    "--on-overflow",
+    type=click.Choice(["stop", "shift"]),
+    default="stop",
+    help="When the context is full: end the answer, or forget the older half of it and go on.",
+)
+@click.option(
+    "--keep",
+    "n_keep",
+    type=click.IntRange(min=-1),
+    default=4,
+    help="Tokens at the start that --on-overflow shift never forgets; -1 for the whole prompt.",
+)
+@click.option(
+    "--prompt-cache",
+    type=click.Path(dir_okay=False),
+    help="Keep the computed prompt in this file; what it has of a later prompt is not computed again.",
+)
+@click.option(
+    "--prompt-cache-ro", "prompt_cache_readonly", is_flag=True, help="Use the prompt cache, and never write to it."
+)
+@click.option(
     "--add-special/--no-add-special", default=True, help="Begin with the token that the model expects, if any."
 )
 @click.option(
@@ -293,7 +314,10 @@ def generate(
     \b
       llama-rs generate "Once upon a time"
       llama-rs generate -m model.gguf -n 64 --temperature 0 < prompt.txt
+      llama-rs generate --prompt-cache rules.kv -f rules-and-question.txt
     """
+    if options["prompt_cache_readonly"] and not options["prompt_cache"]:
+        raise click.UsageError("--prompt-cache-ro needs --prompt-cache FILE")
     path = find_model(model)
     text = read_text(prompt, file)
     start = time.perf_counter()
@@ -328,11 +352,12 @@ def generate(
         _write("\n")
     if verbose:
         for name, tokens, seconds in (
-            ("prompt", timings.prompt_tokens, timings.prompt_seconds),
+            ("prompt", timings.prompt_tokens - timings.cached_tokens, timings.prompt_seconds),
             ("answer", timings.generated_tokens, timings.generation_seconds),
         ):
             speed = f", {tokens / seconds:.1f} tokens/s" if seconds else ""
-            _say(f"{name}: {tokens} tokens in {seconds:.3f} s{speed}")
+            cached = f", {timings.cached_tokens} from the cache" if name == "prompt" and timings.cached_tokens else ""
+            _say(f"{name}: {tokens} tokens in {seconds:.3f} s{speed}{cached}")
         _say(f"seed {stream.seed}; ended by {'Ctrl-C' if interrupt else stream.finish_reason}")
     if interrupt:
         raise interrupt

@@ -65,6 +65,14 @@ class UnsupportedModelError(LlamaError):
         self.path = path
 
 
+class SavedSessionError(LlamaError, ValueError):
+    """The file is not a saved session, or not one of this model."""
+
+    def __init__(self, message: str, path: str | None = None) -> None:
+        super().__init__(message, path)
+        self.path = path
+
+
 class ContextOverflowError(LlamaError, ValueError):
     """The tokens do not fit in the context."""
 

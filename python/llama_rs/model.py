@@ -6,7 +6,7 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypedDict
 
 from . import _core
 from .checkpoint import Metadata, Tensor, Tensors
@@ -16,6 +16,7 @@ from .tokenizer import Tokenizer
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from typing_extensions import Unpack  # for type checkers, which have it
 
     from .residency import Residency
 
@@ -46,6 +47,8 @@ class Timings(NamedTuple):
     prompt_seconds: float
     generated_tokens: int
     generation_seconds: float
+    cached_tokens: int
+    """Of the prompt: they were in the session already and took no time."""
 
 
 class Completion(NamedTuple):
@@ -61,6 +64,27 @@ class Completion(NamedTuple):
     prompt_tokens: int
     timings: Timings
     seed: int
+
+
+class GenerateOptions(TypedDict, total=False):
+    """The options of :meth:`Model.generate` that are about one answer; it says what they mean."""
+
+    max_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    repeat_last_n: int
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+    ignore_eos: bool
+    on_overflow: Literal["stop", "shift"]
+    n_keep: int
+    add_special: bool
+    parse_special: bool
 
 
 def default_threads() -> int:
@@ -153,6 +177,25 @@ class Model:
         self._sessions.add(session)
         return session
 
+    def load_session(self, path: str | os.PathLike[str], *, context_length: int | None = None) -> Session:
+        """Brings back a session that :meth:`Session.save` saved, ready to go on.
+
+        Nothing is read: the file is mapped, and its pages are in memory once for all sessions that come from it, in
+        whatever process. What a session adds is its own; the file never changes by it.
+
+        Raises:
+            SavedSessionError: if the file is not a saved session, or one of another model.
+            ContextOverflowError: if it is longer than ``context_length``.
+            ModelFileError: if it cannot be read.
+        """
+        length = self.context_length if context_length is None else context_length
+        return self._load_session(path, length, prefix=False)
+
+    def _load_session(self, path: str | os.PathLike[str], context_length: int, *, prefix: bool) -> Session:
+        session = Session(self, self._handle.load_session(path, context_length, self.threads, prefix))
+        self._sessions.add(session)
+        return session
+
     def generate(
         self,
         prompt: str | Sequence[int],
@@ -169,8 +212,12 @@ class Model:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
+        on_overflow: Literal["stop", "shift"] = "stop",
+        n_keep: int = 4,
         add_special: bool = True,
         parse_special: bool = True,
+        prompt_cache: str | os.PathLike[str] | None = None,
+        prompt_cache_readonly: bool = False,
     ) -> Completion:
         """Answers a prompt. The same seed, file and build give the same answer.
 
@@ -188,20 +235,24 @@ class Model:
             seed: where the random numbers start; by default another one each time.
             stop: strings that end the answer; they are not part of it.
             ignore_eos: go on when the model wants to end.
+            on_overflow: what to do when the context is full. ``"stop"`` ends the answer, with the finish_reason
+                ``"length"``. ``"shift"`` makes room and goes on for ever: the first ``n_keep`` tokens stay, of the others
+                the older half is discarded.
+            n_keep: tokens from the start that a shift keeps; -1 for the whole prompt.
             add_special: put the tokens around a text prompt that the model expects.
             parse_special: read ``<|im_start|>`` and the like in a text prompt as the tokens they name.
+            prompt_cache: a file that holds the computed prompt. What it has of this prompt, from the first token on, is
+                not computed again; any number of processes share it in memory. It is made when it is not there, and
+                replaced by one with this prompt when the prompt has more.
+            prompt_cache_readonly: use the file as it is: it has to be there.
 
         Raises:
             ContextOverflowError: if the prompt does not fit in the context.
+            SavedSessionError: if the prompt cache is not one, or is one of another model.
             ValueError: if an argument is out of range.
         """
         options = {name: value for name, value in locals().items() if name not in ("self", "prompt")}
-        stream = self.stream(prompt, **options)
-        text = "".join(stream)
-        assert stream.finish_reason is not None, "the stream has ended"
-        return Completion(
-            text, stream.token_ids, stream.finish_reason, stream.prompt_tokens, stream.timings, stream.seed
-        )
+        return self.stream(prompt, **options)._completion()
 
     def stream(
         self,
@@ -219,29 +270,24 @@ class Model:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
+        on_overflow: Literal["stop", "shift"] = "stop",
+        n_keep: int = 4,
         add_special: bool = True,
         parse_special: bool = True,
+        prompt_cache: str | os.PathLike[str] | None = None,
+        prompt_cache_readonly: bool = False,
     ) -> Stream:
         """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text."""
-        if isinstance(prompt, str):
-            prompt = self.tokenizer.encode(prompt, add_special=add_special, parse_special=parse_special)
-        generation = _core.Generation(
-            self.tokenizer._core,
-            prompt,
-            max_tokens=max_tokens,
-            stop=[stop] if isinstance(stop, str) else stop,
-            ignore_eos=ignore_eos,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-            repeat_last_n=repeat_last_n,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            seed=seed,
-        )
-        return Stream(self.session(), generation)
+        given = locals()
+        options = {name: given[name] for name in GenerateOptions.__annotations__}
+        if prompt_cache is None:
+            return self.session()._stream(prompt, options, owned=True)
+        is_there = prompt_cache_readonly or os.path.exists(prompt_cache)
+        session = self._load_session(prompt_cache, self.context_length, prefix=True) if is_there else self.session()
+        stream = session._stream(prompt, options, owned=True)
+        if not prompt_cache_readonly:
+            stream._prompt_cache = prompt_cache
+        return stream
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits of every token given those before it, ``(n_tokens, vocab_size)``."""
@@ -354,12 +400,67 @@ class Session:
 
         return np.asarray(self._handle.forward_all(token_ids))
 
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Completion:
+        """Answers a prompt, as :meth:`Model.generate` does, with the same options.
+
+        The prompt is the whole text from the beginning. What the session has of it already is not computed again, the rest
+        of the session is forgotten. So in a conversation each prompt is the one before, its answer, and what comes next.
+        Without a seed the random numbers go on where the last answer left off.
+        """
+        return self.stream(prompt, **options)._completion()
+
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Stream:
+        """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text."""
+        unknown = options.keys() - GenerateOptions.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"stream() got an unexpected keyword argument {min(unknown)!r}")
+        defaults = Model.stream.__kwdefaults__ or {}
+        both = {name: options.get(name, defaults[name]) for name in GenerateOptions.__annotations__}
+        return self._stream(prompt, both, owned=False)
+
+    def _stream(self, prompt: str | Sequence[int], options: dict[str, Any], *, owned: bool) -> Stream:
+        tokenizer = self.model.tokenizer
+        add_special, parse_special = options.pop("add_special"), options.pop("parse_special")
+        if isinstance(prompt, str):
+            prompt = tokenizer.encode(prompt, add_special=add_special, parse_special=parse_special)
+        stop, on_overflow, n_keep = options.pop("stop"), options.pop("on_overflow"), options.pop("n_keep")
+        if on_overflow not in ("stop", "shift"):
+            raise ValueError(f'on_overflow is {on_overflow!r}, it must be "stop" or "shift"')
+        if n_keep < -1:
+            raise ValueError(f"n_keep is {n_keep}, it must be 0 or more, or -1 for the whole prompt")
+        if n_keep == -1:
+            n_keep = len(prompt)
+        generation = _core.Generation(
+            tokenizer._core,
+            prompt,
+            stop=[stop] if isinstance(stop, str) else stop,
+            n_keep=n_keep if on_overflow == "shift" else None,
+            **options,
+        )
+        return Stream(self, generation, owned=owned)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Saves the session to a file: its tokens, all that was computed of them, and where the random numbers are.
+
+        :meth:`Model.load_session` brings it back. The file is replaced in one step: whoever uses the one before keeps it,
+        and if something goes wrong it is still there.
+        """
+        self._handle.save(path, None)
+
     def truncate(self, n: int) -> None:
         """Forgets all but the first ``n`` tokens."""
         self._handle.truncate(n)
 
+    def shift(self, n_keep: int, n_discard: int) -> None:
+        """Makes room: forgets ``n_discard`` tokens after the first ``n_keep``; those after them move down.
+
+        Nothing is computed again, so what moved was computed with the forgotten tokens before it. A later prompt is
+        compared with the tokens that did not move only.
+        """
+        self._handle.shift(n_keep, n_discard)
+
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a session cannot be pickled: pickle its model, and make a session where that arrives")
+        raise TypeError("a session cannot be pickled: save it to a file, and load it where that arrives")
 
     def close(self) -> None:
         """Frees the cache."""
@@ -382,18 +483,36 @@ class Session:
 class Stream(Iterator[str]):
     """The pieces of an answer as they come. What it has so far can be asked for at any time."""
 
-    def __init__(self, session: Session, generation: _core.Generation) -> None:
+    def __init__(self, session: Session, generation: _core.Generation, *, owned: bool) -> None:
         self._session = session
         self._generation = generation
+        self._owned = owned  # the session is this stream's alone
+        self._prompt_cache: str | os.PathLike[str] | None = None  # still to be written
 
     def __next__(self) -> str:
         if self._session._open is None and (self._generation.finish_reason or self._session.model._open is not None):
             raise StopIteration
+        self._save_prompt()
         piece = self._generation.next(self._session._handle)
         if piece is None:
             self.close()
             raise StopIteration
         return piece
+
+    def _save_prompt(self) -> None:
+        """Writes the prompt cache once the prompt is computed: the first piece does not wait for it."""
+        timings = self.timings
+        if self._prompt_cache is None or self._session._open is None or not timings.prompt_seconds:
+            return
+        path, self._prompt_cache = self._prompt_cache, None
+        # The last token is computed again in any case, so a file that lacks only that is as good.
+        if timings.cached_tokens < timings.prompt_tokens - 1 or not os.path.exists(path):
+            self._session._handle.save(path, timings.prompt_tokens)
+
+    def _completion(self) -> Completion:
+        text = "".join(self)
+        assert self.finish_reason is not None, "the stream has ended"
+        return Completion(text, self.token_ids, self.finish_reason, self.prompt_tokens, self.timings, self.seed)
 
     @property
     def token_ids(self) -> list[int]:
@@ -424,5 +543,7 @@ class Stream(Iterator[str]):
         raise TypeError("a stream cannot be pickled: pickle its model, or the text that it gave")
 
     def close(self) -> None:
-        """Stops, and frees the cache."""
-        self._session.close()
+        """Stops, and frees the cache if it is not that of an explicit session."""
+        self._save_prompt()
+        if self._owned:
+            self._session.close()

@@ -91,7 +91,8 @@ impl KvCache {
     ) -> Result<Self> {
         let position = 2 * self.head_dim;
         let starts = (0..).step_by(self.capacity * position);
-        let parts = starts.zip(offsets).map(|(at, offset)| (at, offset, n * position));
+        let n_regions = 2 * self.layers * self.heads;
+        let parts = starts.zip(offsets).take(n_regions).map(|(at, offset)| (at, offset, n * position));
         Ok(Self { memory: self.memory.lay(file, path, identity, parts)?, ..self })
     }
 
@@ -121,4 +122,98 @@ impl KvCache {
 fn positions_in_whole_pages(head_dim: usize) -> usize {
     let position = 2 * head_dim;
     page_size() >> position.trailing_zeros().min(page_size().trailing_zeros())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels;
+    use crate::model::RopeStyle;
+    use crate::sampling::Rng;
+
+    fn config(n_layers: usize, n_kv_heads: usize, head_dim: usize) -> Config {
+        Config {
+            architecture: "llama".into(),
+            dim: 64,
+            hidden_dim: 64,
+            n_layers,
+            n_heads: n_kv_heads,
+            n_kv_heads,
+            head_dim,
+            vocab_size: 1,
+            context_length: 1,
+            norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            rope_dim: head_dim,
+            rope: RopeStyle::Interleaved,
+            rope_scale: 1.0,
+        }
+    }
+
+    #[test]
+    fn every_head_has_whole_pages_of_its_own() {
+        for (head_dim, positions, capacity) in
+            [(64, 1, 32), (64, 33, 64), (128, 4096, 4096), (80, 100, 128), (5, 1, 2048)]
+        {
+            let mut cache = KvCache::new(&config(2, 3, head_dim), positions).unwrap();
+            assert_eq!(cache.capacity, capacity * page_size() / 4096);
+            let slots = || (0..2).flat_map(|layer| (0..3).map(move |head| (layer, head)));
+            for (i, (layer, head)) in slots().enumerate() {
+                let (k, v) = cache.slot(layer, head, positions - 1);
+                assert!(k.iter().chain(&*v).all(|&x| x == 0), "slots overlap");
+                k.fill(2 * i as u16 + 1);
+                v.fill(2 * i as u16 + 2);
+            }
+            for (i, (layer, head)) in slots().enumerate() {
+                let at = (head * cache.capacity + positions - 1) * head_dim;
+                let (k, v) = cache.layer(layer);
+                assert_eq!((k[at], v[at]), (2 * i as u16 + 1, 2 * i as u16 + 2));
+            }
+            assert_eq!(cache.regions(positions).count(), 2 * 2 * 3);
+        }
+        assert!(KvCache::new(&config(2, 3, 64), usize::MAX).is_none());
+    }
+
+    /// See `KvCache::shift`.
+    #[test]
+    fn shifted_keys_are_those_of_their_new_positions() {
+        const LARGEST_ERROR: f32 = 1.0 / 1024.0; // of the largest number in a key
+        let (hd, n_keep, n_discard, end) = (64, 4, 1998, 4000);
+        let turns = |position: f64| -> Vec<[f32; 2]> {
+            let angles = (0..hd / 2).map(|i| position * 10_000f64.powf(-2.0 * i as f64 / hd as f64));
+            angles.map(|a| [a.cos() as f32, a.sin() as f32]).collect()
+        };
+        for kernels in kernels::all() {
+            let mut cache = KvCache::new(&config(1, 2, hd), end).unwrap();
+            let mut rng = Rng::new(1);
+            let raw: Vec<f32> = (0..end * hd).map(|_| (rng.next_f64() * 8.0 - 4.0) as f32).collect();
+            let rotated = |position: usize, at: usize| {
+                let mut key = raw[position * hd..(position + 1) * hd].to_vec();
+                kernels.rope(&mut key, &turns(at as f64));
+                key
+            };
+            for position in 0..end {
+                for head in 0..2 {
+                    let (k, v) = cache.slot(0, head, position);
+                    kernels.to_f16(k, &rotated(position, position));
+                    v.fill(position as u16);
+                }
+            }
+            cache.shift(kernels, &turns(-(n_discard as f64)), n_keep, n_discard, end);
+            let mut worst = 0.0f32;
+            for at in 0..end - n_discard {
+                let position = if at < n_keep { at } else { at + n_discard };
+                let expected = rotated(position, at);
+                let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+                for head in 0..2 {
+                    let (k, v) = cache.slot(0, head, at);
+                    assert_eq!(*v, vec![position as u16; hd]);
+                    for (x, expected) in k.iter().zip(&expected) {
+                        worst = worst.max((half::f16::from_bits(*x).to_f32() - expected).abs() / largest);
+                    }
+                }
+            }
+            assert!(worst < LARGEST_ERROR && worst > LARGEST_ERROR / 8.0, "{}: {worst}", kernels.name());
+        }
+    }
 }

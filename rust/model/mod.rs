@@ -9,6 +9,7 @@ mod kv_cache;
 pub mod names;
 mod read_ahead;
 mod rope;
+pub mod saved;
 pub mod session;
 pub mod weights;
 

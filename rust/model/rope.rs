@@ -32,4 +32,9 @@ impl Rope {
             }));
         }
     }
+    /// Writes `[cos, sin]` of what `n` positions make of every pair's angle, the other way round.
+    pub fn turns_back(&self, out: &mut Vec<[f32; 2]>, n: usize) {
+        self.turns(out, n, 1);
+        out.iter_mut().for_each(|[_, sin]| *sin = -*sin);
+    }
 }

@@ -8,9 +8,11 @@ use super::forward::{Buffers, Context, forward};
 use super::kv_cache::KvCache;
 use super::read_ahead::ReadAhead;
 use super::rope::Rope;
+use super::saved::{self, Saved, State};
 use crate::error::{Error, Result};
 use crate::generate::Forward;
 use crate::kernels::{self, Kernels};
+use crate::sampling::Rng;
 use crate::threads::{self, Interrupt};
 
 /// Tokens that are computed together: enough that each unpacked weight is used often, few enough that the
@@ -38,8 +40,11 @@ pub struct Session {
     kernels: &'static dyn Kernels,
     threads: usize,
     rope: Rope,
+    context_length: usize,
     cache: KvCache,
-    tokens: Vec<u32>, // in the cache
+    tokens: Vec<u32>,            // in the cache
+    shifted_from: Option<usize>, // from here on the cache still knows of tokens that were discarded
+    rng: Option<Rng>,            // where the last answer left off
     buffers: Buffers,
     ahead: ReadAhead,
     logits: Vec<f32>, // (vocab_size)
@@ -67,7 +72,10 @@ impl Session {
             threads,
             rope: Rope::new(model.config(), model.weights()),
             cache: KvCache::new(model.config(), context_length).ok_or_else(too_long)?,
+            context_length,
             tokens: Vec::new(),
+            shifted_from: None,
+            rng: None,
             buffers: Buffers::default(),
             ahead: ReadAhead::new(model.weights()),
             logits: Vec::new(),
@@ -91,7 +99,7 @@ impl Session {
 
     /// Positions there is room for.
     pub fn context_length(&self) -> usize {
-        self.cache.capacity
+        self.context_length
     }
 
     /// The tokens computed so far.
@@ -109,7 +117,96 @@ impl Session {
             return Err(Error::Argument(format!("cannot truncate to {n} tokens: the session has {have}")));
         }
         self.tokens.truncate(n);
+        self.shifted_from = self.shifted_from.filter(|&from| n > from);
         Ok(())
+    }
+
+    /// Keeps what there is of `tokens` already, and forgets the rest: all but the longest common prefix. Gives its length.
+    ///
+    /// The last of `tokens` is never part of it, so that something is left to compute the logits from. Nor is what
+    /// [`Session::shift`] has moved: it was computed with other tokens before it.
+    pub fn keep_prefix(&mut self, tokens: &[u32]) -> usize {
+        let most = self.exact().min(tokens.len().saturating_sub(1));
+        let n = self.tokens[..most].iter().zip(tokens).take_while(|(have, wanted)| have == wanted).count();
+        self.truncate(n).expect("no more than there are");
+        n
+    }
+
+    /// Makes room: forgets `n_discard` tokens after the first `n_keep`. Those after them move down, and their keys are
+    /// rotated to their new positions, without computing anything again.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there are not so many.
+    pub fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {
+        let have = self.position();
+        let gap = n_keep.saturating_add(n_discard);
+        if gap > have {
+            return Err(Error::Argument(format!("cannot discard {n_discard} tokens after {n_keep}: there are {have}")));
+        }
+        if gap == have || n_discard == 0 {
+            return self.truncate(have - n_discard);
+        }
+        let mut turns = Vec::new();
+        self.rope.turns_back(&mut turns, n_discard);
+        self.cache.shift(self.kernels, &turns, n_keep, n_discard, have);
+        self.tokens.drain(n_keep..gap);
+        self.shifted_from = Some(self.shifted_from.map_or(n_keep, |from| from.min(n_keep)));
+        Ok(())
+    }
+
+    /// So many tokens, from the first, are in the cache just as computing them again would have them.
+    fn exact(&self) -> usize {
+        self.shifted_from.unwrap_or(self.position())
+    }
+
+    /// Saves the session to the file at `path`, which is replaced in one step: the tokens, the cache, and where the
+    /// random numbers are. [`Session::load`] brings it back.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the file cannot be written. What was at `path` is still there then.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let state = State { tokens: &self.tokens, shifted_from: self.shifted_from, rng: self.rng.as_ref() };
+        saved::write(path, &self.model, &self.cache, state)
+    }
+
+    /// Saves the first `n` tokens alone, to be the start of other sessions, which [`Session::load_prefix`] makes.
+    /// Fewer, if [`Session::shift`] has moved some of them.
+    ///
+    /// # Errors
+    /// As for [`Session::save`].
+    pub fn save_prefix(&self, path: &Path, n: usize) -> Result<()> {
+        let tokens = &self.tokens[..n.min(self.exact())];
+        saved::write(path, &self.model, &self.cache, State { tokens, shifted_from: None, rng: None })
+    }
+
+    /// Brings a saved session back. Its cache is mapped: it is in memory once for all sessions that come from the file,
+    /// in whatever process, and each adds to it for itself.
+    ///
+    /// # Errors
+    /// [`Error::SavedSession`] if the file does not hold a session of this model, [`Error::ContextOverflow`] if
+    /// it is longer than the context, [`Error::File`] if it cannot be read; as for [`Session::new`].
+    pub fn load(model: &Arc<Model>, path: &Path, options: SessionOptions) -> Result<Self> {
+        let mut session = Self::new(model, options)?;
+        let saved = Saved::open(path, model)?;
+        let (tokens, context_length) = (saved.tokens().len(), options.context_length);
+        if tokens > context_length {
+            return Err(Error::ContextOverflow { tokens, context_length });
+        }
+        (session.shifted_from, session.rng) = (saved.shifted_from(), saved.rng());
+        (session.cache, session.tokens) = saved.lay(session.cache, tokens)?;
+        Ok(session)
+    }
+
+    /// Starts a session with as much of a saved one as fits, and with random numbers of its own.
+    ///
+    /// # Errors
+    /// As for [`Session::load`], but that nothing is too long.
+    pub fn load_prefix(model: &Arc<Model>, path: &Path, options: SessionOptions) -> Result<Self> {
+        let mut session = Self::new(model, options)?;
+        let saved = Saved::open(path, model)?;
+        let exact = saved.shifted_from().unwrap_or(saved.tokens().len());
+        (session.cache, session.tokens) = saved.lay(session.cache, exact.min(options.context_length))?;
+        Ok(session)
     }
 
     /// Computes `tokens` and gives the logits of the last one, `(vocab_size)`.
@@ -171,6 +268,7 @@ impl Session {
             )?;
             done += batch.len();
             mapping.check()?; // the file was the model up to here, or nothing of this gets out
+            self.cache.check()?; // and so is that of a saved session
         }
         self.tokens.extend_from_slice(tokens);
         Ok(())
@@ -193,6 +291,18 @@ impl Forward for Session {
 
     fn context_length(&self) -> usize {
         Session::context_length(self)
+    }
+
+    fn keep_prefix(&mut self, tokens: &[u32]) -> usize {
+        Session::keep_prefix(self, tokens)
+    }
+
+    fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {
+        Session::shift(self, n_keep, n_discard)
+    }
+
+    fn rng(&mut self) -> &mut Option<Rng> {
+        &mut self.rng
     }
 
     fn path(&self) -> &Path {

@@ -96,7 +96,6 @@ impl SamplingParams {
 #[derive(Debug, Clone)]
 pub struct Sampler {
     params: SamplingParams,
-    seed: u64,
     rng: Rng,
     changed: Vec<f32>,          // the logits after bias and penalties
     recent: Vec<u32>,           // the tokens they are about
@@ -126,12 +125,24 @@ impl Sampler {
         // The standard library's hash keys are the operating system's random numbers.
         let seed = params.seed.unwrap_or_else(|| std::hash::RandomState::new().build_hasher().finish());
         let rng = Rng::new(seed);
-        Ok(Self { params, seed, rng, changed: Vec::new(), recent: Vec::new(), candidates: Vec::new() })
+        Ok(Self { params, rng, changed: Vec::new(), recent: Vec::new(), candidates: Vec::new() })
     }
 
     /// The seed, given or drawn: with it the same text can be had again.
     pub fn seed(&self) -> u64 {
-        self.seed
+        self.rng.seed()
+    }
+
+    /// The random numbers to come.
+    pub fn rng(&self) -> &Rng {
+        &self.rng
+    }
+
+    /// Goes on with the random numbers of an answer before, unless a seed was given.
+    pub fn resume(&mut self, rng: &Rng) {
+        if self.params.seed.is_none() {
+            self.rng = rng.clone();
+        }
     }
 
     /// Chooses a token. `recent` are the tokens so far, latest last, for the penalties.

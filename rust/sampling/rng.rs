@@ -9,6 +9,7 @@
 /// A stream of random numbers.
 #[derive(Debug, Clone)]
 pub struct Rng {
+    seed: u64,
     state: [u64; 4],
 }
 
@@ -16,7 +17,23 @@ impl Rng {
     /// The stream of this seed.
     pub fn new(seed: u64) -> Self {
         let mut x = seed;
-        Self { state: std::array::from_fn(|_| split_mix(&mut x)) }
+        Self { seed, state: std::array::from_fn(|_| split_mix(&mut x)) }
+    }
+
+    /// The seed it started from.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The seed and the state: all that there is to save.
+    pub fn words(&self) -> [u64; 5] {
+        let [a, b, c, d] = self.state;
+        [self.seed, a, b, c, d]
+    }
+
+    /// The stream that [`Rng::words`] were those of, at the same place.
+    pub fn from_words([seed, state @ ..]: [u64; 5]) -> Self {
+        Self { seed, state }
     }
 
     /// 64 random bits.
@@ -58,7 +75,7 @@ mod tests {
         let expected = [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423];
         assert_eq!(expected.map(|_| split_mix(&mut x)), expected);
 
-        let mut rng = Rng { state: [1, 2, 3, 4] };
+        let mut rng = Rng { seed: 0, state: [1, 2, 3, 4] };
         let expected = [
             41_943_041,
             58_720_359,
@@ -75,5 +92,7 @@ mod tests {
         let mut rng = Rng::new(7);
         assert_eq!([rng.next_u64(), rng.next_u64()], [1_021_219_803_524_665_661, 3_174_977_118_032_272_916]);
         assert!((0..1000).map(|_| rng.next_f64()).all(|x| (0.0..1.0).contains(&x)));
+        let mut saved = Rng::from_words(rng.words());
+        assert_eq!((saved.seed(), saved.next_u64()), (7, rng.next_u64()));
     }
 }

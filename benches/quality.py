@@ -47,14 +47,14 @@ class Quality:
 
 
 def write_reference(model: str | Path, positions: int, path: str | Path) -> None:
-    """Writes windows of prose, ``tokens (n, 256)``, and the reference's ``logits (n, 256, vocab)`` of them."""
+    """Writes windows of prose, ``tokens (n, 256)``, and the reference's ``logits (n, 256, vocab_size)``."""
     from llama_rs import Tokenizer
 
     ids = Tokenizer(model).encode(PROSE.read_text(encoding="utf-8"), add_special=False)
     count = min(-(-positions // WINDOW), len(ids) // WINDOW)
     tokens = np.array(ids[: count * WINDOW]).reshape(count, WINDOW)
     llama = reference.Llama(model)
-    np.savez(path, tokens=tokens, logits=np.stack([llama.logits(window) for window in tokens]))
+    np.savez(path, tokens=tokens, logits=np.stack([llama.logits(window) for window in tokens.tolist()]))
 
 
 def measure(model: str | Path, reference_file: str | Path, cpu: str, *, positions: int | None = None) -> Quality:

@@ -68,7 +68,8 @@ class Llama:
 
     def _norm(self, x: Array, name: str) -> Array:
         mean_square = np.mean(x * x, axis=-1, keepdims=True)
-        return np.asarray(x / np.sqrt(mean_square + self.norm_eps) * self.weights[f"{name}.weight"])
+        out: Array = x / np.sqrt(mean_square + self.norm_eps) * self.weights[f"{name}.weight"]
+        return out
 
     def _linear(self, x: Array, name: str) -> Array:
         return x @ self.weights[f"{name}.weight"].T
@@ -103,8 +104,9 @@ def kl_divergence(reference: Array, logits: Array) -> NDArray[np.float64]:
 
 
 def _softmax(x: Array) -> Array:
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return np.asarray(e / e.sum(axis=-1, keepdims=True))
+    e: Array = np.exp(x - x.max(axis=-1, keepdims=True))
+    out: Array = e / e.sum(axis=-1, keepdims=True)
+    return out
 
 
 def _log_softmax(x: Array) -> NDArray[np.float64]:

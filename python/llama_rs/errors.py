@@ -46,6 +46,17 @@ class ModelFormatError(LlamaError, ValueError):
         self.name = name
 
 
+class ModelChangedError(LlamaError):
+    """The file was cut short, written over or could not be read while it was in use, or is not the one it should be.
+
+    Nothing that was computed from it was returned. The model is of no more use: open it again.
+    """
+
+    def __init__(self, message: str, path: str | None = None) -> None:
+        super().__init__(message, path)
+        self.path = path
+
+
 class UnsupportedModelError(LlamaError):
     """The file is valid, but holds something that this version cannot run."""
 

@@ -14,14 +14,13 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+import llama_rs
 import numpy as np
 import pytest
-
-import llama_rs
 from llama_rs import Checkpoint, Model, ModelChangedError, Tokenizer
 from tiny_model import write_tiny_model
 
@@ -134,13 +133,13 @@ def test_truncation_at_any_moment_is_an_error_and_no_wrong_token(
 
 
 @pytest.fixture
-def halfway(model_file: Path) -> Iterator[tuple[Model, Any]]:
+def halfway(model_file: Path) -> tuple[Model, Any]:
     """A model in the middle of an answer."""
     model = Model(model_file, threads=2)
     stream = model.stream(PROMPT, max_tokens=N_TOKENS, temperature=0, ignore_eos=True)
     while len(stream.token_ids) < 5:
         next(stream)
-    yield model, stream
+    return model, stream
 
 
 def test_writing_over_the_file_in_place_is_noticed(halfway: tuple[Model, Any], model_file: Path) -> None:
@@ -159,7 +158,7 @@ def test_every_use_of_a_truncated_model_is_the_same_error(halfway: tuple[Model, 
     model, stream = halfway
     session, tensor = model.session(), model.tensors["blk.7.ffn_down.weight"]
     os.truncate(model_file, 1000)
-    uses = [
+    uses: list[Callable[[], object]] = [
         lambda: next(stream),
         lambda: session.forward([1]),
         lambda: session.logits([1, 2]),
@@ -186,7 +185,7 @@ def test_a_vocabulary_that_is_gone_is_an_error(model_file: Path) -> None:
 
 
 def test_replaced_and_deleted_files_go_on(halfway: tuple[Model, Any], model_file: Path, expected: list[int]) -> None:
-    model, stream = halfway
+    _, stream = halfway
     other = model_file.with_name("other.gguf")
     other.write_bytes(b"something else")
     os.replace(other, model_file)
@@ -298,7 +297,8 @@ def test_a_signal_that_somebody_sends_is_not_ours(model_file: Path) -> None:
 
 
 def test_the_command_line_says_one_line_and_exits_with_1(model_file: Path) -> None:
-    command = [sys.executable, "-m", "llama_rs", "generate", "-m", str(model_file), "--ignore-eos", "-c", "100000", "the"]
+    options = ["-m", str(model_file), "--ignore-eos", "-c", "100000"]
+    command = [sys.executable, "-m", "llama_rs", "generate", *options, "the"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.read(10)

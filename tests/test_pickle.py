@@ -13,7 +13,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-
 from llama_rs import Model, ModelChangedError, ModelClosedError, ModelNotFoundError, Session
 from tiny_model import write_tiny_model
 

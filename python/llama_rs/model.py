@@ -84,12 +84,12 @@ class Model:
         prefault: read the file now, so that a disk error is an exception here.
         lock: keep the file in memory for as long as the model is open (mlock); it is read now.
 
-    A model can be pickled, as its path, these arguments and a fingerprint of the file: whoever unpickles it maps the same
-    file, in milliseconds. Copies share the map.
+    A model can be pickled, as its path, these arguments and a fingerprint of the file: whoever unpickles it maps the
+    same file, in milliseconds. Copies share the map.
 
     When the file is cut short or written over while it is in use, the call that notices raises
-    :class:`ModelChangedError`, and nothing that was computed from it is returned. Replacing or deleting the file by name
-    changes nothing. Arrays that are views of the file (:meth:`Tensor.numpy`) read zeros where the file was cut off.
+    :class:`ModelChangedError`, and nothing that was computed from it is returned. Replacing or deleting the file by
+    name changes nothing. Arrays that are views of the file (:meth:`Tensor.numpy`) read zeros where it was cut off.
 
     Raises:
         ModelFileError: if the file cannot be opened, mapped, read or locked.

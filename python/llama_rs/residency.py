@@ -29,8 +29,8 @@ class Residency(NamedTuple):
 
     The kernel tells only who owns the file or may write to it; to others it says that all is there.
 
-    ``layers`` are the header, the layers and what belongs to none of them (``token_embd``, ``output``), in the order of the
-    file. ``tensors`` are the same, one by one.
+    ``layers`` are the header, the layers and what belongs to none of them (``token_embd``, ``output``), in the order of
+    the file. ``tensors`` are the same, one by one.
     """
 
     bytes: int
@@ -71,7 +71,7 @@ def residency(checkpoint: _core.Checkpoint) -> Residency:
     header = part("header", 0, min((t.start for t in tensors), default=size))
     # A layer whose tensors are spread over the file counts those and not what lies between them.
     layers = []
-    for key, (start, end) in sorted(spans.items(), key=lambda item: item[1]):
+    for key, (start, _) in sorted(spans.items(), key=lambda item: item[1]):
         own = [t for t in tensors if t.name == key or t.name.startswith(key + ".")]
         layers.append(Part(key, start, sum(t.bytes for t in own), sum(t.resident for t in own)))
     return Residency(size, checkpoint.resident(0, size), [header, *layers], tensors)

@@ -22,7 +22,8 @@ struct Slot {
     taken: AtomicBool,
     start: AtomicUsize,
     end: AtomicUsize,
-    file: AtomicI32,
+    file: AtomicI32, // -1 if there is not one file from `start` on
+    writable: AtomicBool,
     poisoned: AtomicBool,
 }
 
@@ -32,6 +33,7 @@ static TABLE: [Slot; MAX_MAPS] = [const {
         start: AtomicUsize::new(0),
         end: AtomicUsize::new(0),
         file: AtomicI32::new(-1),
+        writable: AtomicBool::new(false),
         poisoned: AtomicBool::new(false),
     }
 }; MAX_MAPS];
@@ -45,13 +47,23 @@ pub(super) struct Guard {
 impl Guard {
     /// Guards `map`, which must be dropped after the guard, as must `file`, which it is a map of.
     pub(super) fn new(map: &[u8], file: BorrowedFd<'_>) -> Self {
+        Self::of(map, file.as_raw_fd(), false)
+    }
+
+    /// Guards private memory over which parts of files are mapped. It must be dropped after the guard.
+    pub(super) fn writable(map: &[u8]) -> Self {
+        Self::of(map, -1, true)
+    }
+
+    fn of(map: &[u8], file: c_int, writable: bool) -> Self {
         keep_installed();
         let free = |slot: &Slot| !slot.taken.swap(true, Ordering::Acquire);
         let index = if is_enabled() { TABLE.iter().position(free) } else { None };
         if let Some(index) = index {
             let slot = &TABLE[index];
             slot.poisoned.store(false, Ordering::Relaxed);
-            slot.file.store(file.as_raw_fd(), Ordering::Relaxed);
+            slot.file.store(file, Ordering::Relaxed);
+            slot.writable.store(writable, Ordering::Relaxed);
             slot.end.store((map.as_ptr() as usize + map.len()).next_multiple_of(page_size()), Ordering::Relaxed);
             slot.start.store(map.as_ptr() as usize, Ordering::Release);
         }
@@ -143,27 +155,28 @@ unsafe fn mend(address: usize) -> bool {
     slot.poisoned.store(true, Ordering::SeqCst);
     let (start, end) = (slot.start.load(Ordering::Relaxed), slot.end.load(Ordering::Relaxed));
     let page = address & !(page_size() - 1);
+    let protection = libc::PROT_READ | if slot.writable.load(Ordering::Relaxed) { libc::PROT_WRITE } else { 0 };
     // SAFETY: fstat writes to `meta` only. The ranges lie in the map, which is alive: somebody is reading it.
     unsafe {
         let mut meta: libc::stat = std::mem::zeroed();
         if libc::fstat(slot.file.load(Ordering::Relaxed), &mut meta) == 0 {
             // Past the end of a file that was cut short everything is gone: one call for all of it.
             let first_gone = start + (meta.st_size as usize).next_multiple_of(page_size());
-            if page >= first_gone && put_zeros(first_gone, end) {
+            if page >= first_gone && put_zeros(first_gone, end, protection) {
                 return true;
             }
         }
         // A page that cannot be read; or, where the map would fall into too many parts, all after it.
-        put_zeros(page, page + page_size()) || put_zeros(page, end)
+        put_zeros(page, page + page_size(), protection) || put_zeros(page, end, protection)
     }
 }
 
 /// # Safety
 /// - The pages `start..end` belong to one of our maps.
-unsafe fn put_zeros(start: usize, end: usize) -> bool {
+unsafe fn put_zeros(start: usize, end: usize, protection: c_int) -> bool {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
     // SAFETY: as the caller promises. Nothing but the contents changes for who reads there.
-    let at = unsafe { libc::mmap(start as *mut c_void, end - start, libc::PROT_READ, flags, -1, 0) };
+    let at = unsafe { libc::mmap(start as *mut c_void, end - start, protection, flags, -1, 0) };
     at != libc::MAP_FAILED
 }
 

@@ -9,6 +9,7 @@
 //! computed from a broken map is thrown away, and [`faults`] keeps the process alive until then.
 
 mod faults;
+mod memory;
 mod replace;
 mod residency;
 
@@ -25,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::threads::Interrupt;
 
 pub use faults::page_size;
+pub use memory::Memory;
 pub use replace::replace_file;
 
 /// How a file comes into memory.
@@ -63,7 +65,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    fn of(meta: &Metadata) -> Self {
+    /// The identity of the file that `meta` is about.
+    pub fn of(meta: &Metadata) -> Self {
         let modified = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
         Self { file: (meta.dev(), meta.ino()), size: meta.len(), modified }
     }

@@ -155,7 +155,7 @@ def test_every_use_of_a_truncated_model_is_the_same_error(halfway: tuple[Model, 
     model, stream = halfway
     session, tensor = model.session(), model.tensors["blk.7.ffn_down.weight"]
     os.truncate(model_file, 1000)
-    uses: list[Callable[[], Any]] = [
+    uses: list[Callable[[], object]] = [
         lambda: next(stream),
         lambda: session.forward([1]),
         lambda: session.logits([1, 2]),
@@ -294,18 +294,8 @@ def test_a_signal_that_somebody_sends_is_not_ours(model_file: Path) -> None:
 
 
 def test_the_command_line_says_one_line_and_exits_with_1(model_file: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "llama_rs",
-        "generate",
-        "-m",
-        str(model_file),
-        "--ignore-eos",
-        "-c",
-        "100000",
-        "the",
-    ]
+    options = ["-m", str(model_file), "--ignore-eos", "-c", "100000"]
+    command = [sys.executable, "-m", "llama_rs", "generate", *options, "the"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.read(10)

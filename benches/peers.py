@@ -306,7 +306,7 @@ class Engine:
 
 
 ENGINES = {
-    "llama_rs": Engine("llama_rs", "llama_rs", open_llama_rs, ("",), "make develop"),
+    "llama_rs": Engine("llama_rs", "llama_rs", open_llama_rs, ("",), "make bench-peers builds it"),
     "llama-cpp-python": Engine(
         "llama-cpp-python",
         "llama_cpp",

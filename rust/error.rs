@@ -22,6 +22,19 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// The file was cut short, written over or could not be read while it was in use. What was computed from it is
+    /// lost, and the map of it is of no more use.
+    #[error(
+        "{}: the model file changed while it was in use: {what}; replace models by renaming, not by copying over them",
+        path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+    },
+
     /// The file is not a valid model file: truncated, damaged or made to deceive.
     #[error(transparent)]
     Format(Box<FormatError>),

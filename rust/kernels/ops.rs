@@ -176,7 +176,7 @@ pub unsafe fn float_strip<V: Vector>(job: &Matmul, rows: Range<usize>, tokens: R
             // SAFETY: the products of these rows and tokens are the caller's own, shapes as given.
             unsafe {
                 let x = job.x.x(t)[first..].as_ptr();
-                gemm::<V>(products.as_mut_ptr(), STRIP, x, n, columns.as_ptr(), STRIP, (m, STRIP, k), false);
+                gemm::<V, f32>(products.as_mut_ptr(), STRIP, x, n, columns.as_ptr(), STRIP, (m, STRIP, k), false);
                 for j in 0..m {
                     let start = (t + j) * job.out_stride;
                     let out = job.out.slice(start + rows.start..start + rows.end);
@@ -189,15 +189,38 @@ pub unsafe fn float_strip<V: Vector>(job: &Matmul, rows: Range<usize>, tokens: R
     }
 }
 
+/// A number as it lies in memory, read into a register of floats.
+trait Number: Copy {
+    /// Reads `LANES` numbers.
+    unsafe fn load<V: Vector>(p: *const Self) -> V;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(p: *const Self) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load(p) }
+    }
+}
+
+/// f16
+impl Number for u16 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(p: *const Self) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_f16(p) }
+    }
+}
+
 /// `c (+)= a b` with `(m, n, k)`: `a` is m x k, `b` is k x n and n a multiple of 16, all row-major with a stride.
 #[allow(clippy::too_many_arguments)] // BLAS has them, too
 #[inline(always)]
-unsafe fn gemm<V: Vector>(
+unsafe fn gemm<V: Vector, B: Number>(
     c: *mut f32,
     c_stride: usize,
     a: *const f32,
     a_stride: usize,
-    b: *const f32,
+    b: *const B,
     b_stride: usize,
     (m, n, k): (usize, usize, usize),
     accumulate: bool,
@@ -216,9 +239,9 @@ unsafe fn gemm<V: Vector>(
                 macro_rules! tile {
                     ($rows:literal) => {
                         match vectors {
-                            4 => gemm_tile::<V, $rows, 4>(c, c_stride, a, a_stride, b, b_stride, k, accumulate),
-                            2 => gemm_tile::<V, $rows, 2>(c, c_stride, a, a_stride, b, b_stride, k, accumulate),
-                            _ => gemm_tile::<V, $rows, 1>(c, c_stride, a, a_stride, b, b_stride, k, accumulate),
+                            4 => gemm_tile::<V, B, $rows, 4>(c, c_stride, a, a_stride, b, b_stride, k, accumulate),
+                            2 => gemm_tile::<V, B, $rows, 2>(c, c_stride, a, a_stride, b, b_stride, k, accumulate),
+                            _ => gemm_tile::<V, B, $rows, 1>(c, c_stride, a, a_stride, b, b_stride, k, accumulate),
                         }
                     };
                 }
@@ -239,12 +262,12 @@ unsafe fn gemm<V: Vector>(
 
 #[allow(clippy::too_many_arguments)]
 #[inline(always)]
-unsafe fn gemm_tile<V: Vector, const R: usize, const N: usize>(
+unsafe fn gemm_tile<V: Vector, B: Number, const R: usize, const N: usize>(
     c: *mut f32,
     c_stride: usize,
     a: *const f32,
     a_stride: usize,
-    b: *const f32,
+    b: *const B,
     b_stride: usize,
     k: usize,
     accumulate: bool,
@@ -262,7 +285,7 @@ unsafe fn gemm_tile<V: Vector, const R: usize, const N: usize>(
         for k in 0..k {
             let mut columns = [V::splat(0.0); N];
             for j in 0..N {
-                columns[j] = V::load(b.add(k * b_stride + j * V::LANES));
+                columns[j] = B::load::<V>(b.add(k * b_stride + j * V::LANES));
             }
             for i in 0..R {
                 let a = V::splat(*a.add(i * a_stride + k));
@@ -292,6 +315,8 @@ pub struct Attention<'a> {
     pub v: &'a [u16], // (n_kv_heads, capacity, head_dim)
     /// Results.
     pub out: Disjoint<'a, f32>, // (tokens, n_heads * head_dim)
+    /// Results of a part of the positions, see [`Attention::merge`].
+    pub parts: Disjoint<'a, f32>, // (tokens * n_heads, parts, head_dim + 2)
     /// Query heads.
     pub n_heads: usize,
     /// Key-value heads.
@@ -302,6 +327,8 @@ pub struct Attention<'a> {
     pub capacity: usize,
     /// Position of the first token.
     pub start: usize,
+    /// Into how many parts the positions are cut.
+    pub n_parts: usize,
 }
 
 /// Positions that are looked at together.
@@ -310,24 +337,95 @@ const KEYS: usize = 64;
 const QUERIES: usize = 96;
 /// From this many queries on, unpacking keys and values pays.
 const TILE_QUERIES: usize = 6;
+/// A part of the positions is not shorter than this, and there are no more parts than that.
+const PART: usize = 192;
+const MAX_PARTS: usize = 8;
 
-/// How many tokens to give to one call, so that it has about `QUERIES` queries.
-pub fn attention_tokens(n_heads: usize, n_kv_heads: usize) -> usize {
-    (QUERIES / (n_heads / n_kv_heads)).max(1)
+/// One piece of the work of an [`Attention`]: a key-value head, some tokens, a part of the positions.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionTask {
+    kv_head: usize,
+    first_token: usize,
+    end_token: usize,
+    part: usize,
 }
 
-/// Attention of one key-value head for some tokens: online softmax (Milakov and Gimelshein 2018; Dao et al. 2022)
-/// over blocks of keys.
+impl Attention<'_> {
+    /// Tokens that one task takes together.
+    fn block(n_heads: usize, n_kv_heads: usize) -> usize {
+        (QUERIES / (n_heads / n_kv_heads)).max(1)
+    }
+
+    /// Into how many parts to cut the positions that a few tokens from `start` see: enough for many workers where the
+    /// context is long, though there may be few heads. It does not depend on the number of workers, and so the results do
+    /// not.
+    pub fn parts_for(n_heads: usize, n_kv_heads: usize, start: usize, tokens: usize) -> usize {
+        let few = tokens * (n_heads / n_kv_heads) < TILE_QUERIES;
+        if few { ((start + tokens) / PART).clamp(1, MAX_PARTS) } else { 1 }
+    }
+
+    /// Number of tasks for `tokens` tokens.
+    pub fn n_tasks(&self, tokens: usize) -> usize {
+        self.n_kv_heads * self.n_parts * tokens.div_ceil(Self::block(self.n_heads, self.n_kv_heads))
+    }
+
+    /// Task `i` of `n_tasks`; the longest, those of the last tokens, come first.
+    pub fn task(&self, i: usize, tokens: usize) -> AttentionTask {
+        let block = Self::block(self.n_heads, self.n_kv_heads);
+        let blocks = tokens.div_ceil(block);
+        let first_token = (blocks - 1 - i / (self.n_kv_heads * self.n_parts)) * block;
+        let end_token = (first_token + block).min(tokens);
+        let part = i / self.n_kv_heads % self.n_parts;
+        AttentionTask { kv_head: i % self.n_kv_heads, first_token, end_token, part }
+    }
+
+    /// Where the results of `part` of query `i` (token times heads) are: the sum of weighted values, the largest score
+    /// and the sum of the weights relative to it.
+    fn part_at(&self, query: usize, part: usize) -> Range<usize> {
+        let width = self.head_dim + 2;
+        let start = (query * self.n_parts + part) * width;
+        start..start + width
+    }
+
+    /// Puts the parts of `tokens` tokens together, when all tasks are done.
+    ///
+    /// # Safety
+    /// - No worker writes to `out` or `parts`.
+    pub unsafe fn merge(&self, tokens: usize) {
+        let hd = self.head_dim;
+        for query in 0..tokens * self.n_heads {
+            // SAFETY: the caller's promise.
+            let out = unsafe { self.out.slice(query * hd..(query + 1) * hd) };
+            out.fill(0.0);
+            let (mut largest, mut total) = (f32::NEG_INFINITY, 0.0);
+            for part in 0..self.n_parts {
+                // SAFETY: the caller's promise.
+                let part = unsafe { self.parts.slice(self.part_at(query, part)) };
+                let (acc, scale) = part.split_at(hd);
+                let (old, new) = (largest, scale[0].max(largest));
+                let (shrink, grow) = ((old - new).exp(), (scale[0] - new).exp());
+                (largest, total) = (new, total * shrink + scale[1] * grow);
+                for (out, acc) in out.iter_mut().zip(acc) {
+                    *out = *out * shrink + acc * grow;
+                }
+            }
+            out.iter_mut().for_each(|out| *out /= total);
+        }
+    }
+}
+
+/// One task of an attention: online softmax (Milakov and Gimelshein 2018; Dao et al. 2022) over blocks of keys.
 #[inline(always)]
-pub unsafe fn attention<V: Vector>(job: &Attention, kv_head: usize, tokens: Range<usize>) {
+pub unsafe fn attention<V: Vector>(job: &Attention, task: AttentionTask) {
+    let AttentionTask { kv_head, first_token, end_token, part } = task;
     let group = job.n_heads / job.n_kv_heads;
     let hd = job.head_dim;
     let wide = hd.next_multiple_of(16); // registers are whole in scratch
-    let queries = tokens.len() * group;
-    let head = |cache: &'_ [u16]| -> *const u16 { cache[kv_head * job.capacity * hd..][..job.capacity * hd].as_ptr() };
-    let (keys, values) = (head(job.k), head(job.v));
+    let queries = (end_token - first_token) * group;
+    let head = kv_head * job.capacity * hd..(kv_head + 1) * job.capacity * hd;
+    let (keys, values) = (job.k[head.clone()].as_ptr(), job.v[head].as_ptr());
     let scale = 1.0 / (hd as f32).sqrt();
-    let q_at = |i: usize| ((tokens.start + i / group) * job.n_heads + kv_head * group + i % group) * hd;
+    let few = queries < TILE_QUERIES;
 
     let mut scratch = vec![0.0f32; 2 * queries * wide + queries * KEYS + 2 * queries + 2 * KEYS * wide];
     let (q, rest) = scratch.split_at_mut(queries * wide); // [query][dim], scaled
@@ -335,37 +433,36 @@ pub unsafe fn attention<V: Vector>(job: &Attention, kv_head: usize, tokens: Rang
     let (scores, rest) = rest.split_at_mut(queries * KEYS); // [query][key]
     let (largest, rest) = rest.split_at_mut(queries);
     let (total, rest) = rest.split_at_mut(queries);
-    let (kt, vf) = rest.split_at_mut(KEYS * wide); // [dim][key], [key][dim]
+    let (kf, vf) = rest.split_at_mut(KEYS * wide); // [dim][key] or, for few queries, [key][dim]; [key][dim]
     for i in 0..queries {
-        for (to, from) in q[i * wide..].iter_mut().zip(&job.q[q_at(i)..][..hd]) {
+        let query = (first_token + i / group) * job.n_heads + kv_head * group + i % group;
+        for (to, from) in q[i * wide..].iter_mut().zip(&job.q[query * hd..][..hd]) {
             *to = from * scale;
         }
     }
     largest.fill(f32::NEG_INFINITY);
 
-    let end = job.start + tokens.end; // one past the last position that any of the tokens sees
+    let end = job.start + end_token; // one past the last position that any of the tokens sees
     assert!(end <= job.capacity);
-    for first in (0..end).step_by(KEYS) {
+    let per_part = end.div_ceil(job.n_parts).next_multiple_of(KEYS);
+    let end = end.min((part + 1) * per_part);
+    for first in (part * per_part..end).step_by(KEYS) {
         let n = KEYS.min(end - first);
         // SAFETY: positions first .. first + n lie in the cache, the scratch has the shapes given above, and the
         // features are the caller's promise.
         unsafe {
             let (keys, values) = (keys.add(first * hd), values.add(first * hd));
-            if queries >= TILE_QUERIES {
-                unpack_keys::<V>(kt, keys, n, hd);
-                unpack_rows::<V>(vf, values, n, hd, wide);
-                let (s, q) = (scores.as_mut_ptr(), q.as_ptr());
-                gemm::<V>(s, KEYS, q, wide, kt.as_ptr(), KEYS, (queries, KEYS, hd), false);
+            if few {
+                unpack_rows::<V>(kf, keys, n, hd, wide);
+                score::<V>(scores, q, kf, (queries, n, wide));
             } else {
-                for key in 0..n {
-                    for i in 0..queries {
-                        scores[i * KEYS + key] = dot_f16::<V>(&q[i * wide..], keys.add(key * hd), hd);
-                    }
-                }
+                unpack_keys::<V>(kf, keys, n, hd);
+                let (s, q) = (scores.as_mut_ptr(), q.as_ptr());
+                gemm::<V, f32>(s, KEYS, q, wide, kf.as_ptr(), KEYS, (queries, KEYS, hd), false);
             }
             for i in 0..queries {
                 // Causal: this query sees positions up to its own.
-                let seen = (job.start + tokens.start + i / group + 1).saturating_sub(first).min(n);
+                let seen = (job.start + first_token + i / group + 1).saturating_sub(first).min(n);
                 let scores = &mut scores[i * KEYS..(i + 1) * KEYS];
                 scores[seen..].fill(f32::NEG_INFINITY);
                 if seen > 0 {
@@ -374,24 +471,51 @@ pub unsafe fn attention<V: Vector>(job: &Attention, kv_head: usize, tokens: Rang
                 }
                 scores[seen..].fill(0.0);
             }
-            if queries >= TILE_QUERIES {
-                let (acc, scores) = (acc.as_mut_ptr(), scores.as_ptr());
-                gemm::<V>(acc, wide, scores, KEYS, vf.as_ptr(), wide, (queries, wide, n), true);
+            let (acc, scores) = (acc.as_mut_ptr(), scores.as_ptr());
+            if few && hd.is_multiple_of(V::LANES) {
+                gemm::<V, u16>(acc, wide, scores, KEYS, values, hd, (queries, hd, n), true);
             } else {
-                for i in 0..queries {
-                    for key in 0..n {
-                        let acc = &mut acc[i * wide..(i + 1) * wide];
-                        add_f16::<V>(acc, scores[i * KEYS + key], values.add(key * hd), hd);
-                    }
-                }
+                unpack_rows::<V>(vf, values, n, hd, wide);
+                gemm::<V, f32>(acc, wide, scores, KEYS, vf.as_ptr(), wide, (queries, wide, n), true);
             }
         }
     }
     for i in 0..queries {
-        // SAFETY: this head of this token is the caller's own.
-        let out = unsafe { job.out.slice(q_at(i)..q_at(i) + hd) };
-        for (out, acc) in out.iter_mut().zip(&acc[i * wide..]) {
-            *out = acc / total[i];
+        let query = (first_token + i / group) * job.n_heads + kv_head * group + i % group;
+        let acc = &acc[i * wide..][..hd];
+        // SAFETY: this query, or this part of it, is the caller's own.
+        unsafe {
+            if job.n_parts > 1 {
+                let part = job.parts.slice(job.part_at(query, part));
+                part[..hd].copy_from_slice(acc);
+                (part[hd], part[hd + 1]) = (largest[i], total[i]);
+            } else {
+                let out = job.out.slice(query * hd..(query + 1) * hd);
+                for (out, acc) in out.iter_mut().zip(acc) {
+                    *out = acc / total[i];
+                }
+            }
+        }
+    }
+}
+
+/// `scores[query][key] = q[query] . keys[key]` with `(queries, keys, width)`, rows of `width` whole registers.
+#[inline(always)]
+unsafe fn score<V: Vector>(scores: &mut [f32], q: &[f32], keys: &[f32], (queries, n, wide): (usize, usize, usize)) {
+    for i in 0..queries {
+        for key in (0..n).step_by(V::LANES) {
+            // SAFETY: there is scratch for KEYS keys, a multiple of LANES; those past `n` are masked by the caller.
+            unsafe {
+                let mut products = [V::splat(0.0); 16];
+                for lane in 0..V::LANES {
+                    let k = keys.as_ptr().add((key + lane) * wide);
+                    for dim in (0..wide).step_by(V::LANES) {
+                        let q = V::load(q.as_ptr().add(i * wide + dim));
+                        products[lane] = V::load(k.add(dim)).mul_add(q, products[lane]);
+                    }
+                }
+                V::sum_each(&products).store(scores.as_mut_ptr().add(i * KEYS + key));
+            }
         }
     }
 }
@@ -463,41 +587,6 @@ unsafe fn unpack_rows<V: Vector>(out: &mut [f32], rows: *const u16, n: usize, hd
     }
 }
 
-/// Product of floats with f16.
-#[inline(always)]
-unsafe fn dot_f16<V: Vector>(x: &[f32], y: *const u16, n: usize) -> f32 {
-    let whole = n - n % V::LANES;
-    // SAFETY: n numbers are at both.
-    unsafe {
-        let mut sums = [V::splat(0.0); 2];
-        for i in (0..whole).step_by(V::LANES) {
-            let chain = &mut sums[i / V::LANES % 2];
-            *chain = V::load_f16(y.add(i)).mul_add(V::load(x[i..].as_ptr()), *chain);
-        }
-        let mut sum = sums[0].add(sums[1]).sum();
-        for i in whole..n {
-            sum += x[i] * half::f16::from_bits(*y.add(i)).to_f32();
-        }
-        sum
-    }
-}
-
-/// `acc += p * y`
-#[inline(always)]
-unsafe fn add_f16<V: Vector>(acc: &mut [f32], p: f32, y: *const u16, n: usize) {
-    let whole = n - n % V::LANES;
-    // SAFETY: n numbers are at both.
-    unsafe {
-        for i in (0..whole).step_by(V::LANES) {
-            let sum = V::load_f16(y.add(i)).mul_add(V::splat(p), V::load(acc[i..].as_ptr()));
-            sum.store(acc[i..].as_mut_ptr());
-        }
-        for i in whole..n {
-            acc[i] += p * half::f16::from_bits(*y.add(i)).to_f32();
-        }
-    }
-}
-
 /// Implements the float part of [`super::Kernels`] for a set, over a register type and its features.
 macro_rules! float_kernels {
     ($vector:ty $(, $features:literal)?) => {
@@ -544,19 +633,14 @@ macro_rules! float_kernels {
             unsafe { run(out, x) }
         }
 
-        unsafe fn attention(
-            &self,
-            job: &crate::kernels::ops::Attention,
-            kv_head: usize,
-            tokens: std::ops::Range<usize>,
-        ) {
+        unsafe fn attention(&self, job: &crate::kernels::Attention, task: crate::kernels::AttentionTask) {
             $(#[target_feature(enable = $features)])?
-            unsafe fn run(job: &crate::kernels::ops::Attention, kv_head: usize, tokens: std::ops::Range<usize>) {
+            unsafe fn run(job: &crate::kernels::Attention, task: crate::kernels::AttentionTask) {
                 // SAFETY: the features are those of this function; the rest is the caller's promise.
-                unsafe { crate::kernels::ops::attention::<$vector>(job, kv_head, tokens) }
+                unsafe { crate::kernels::ops::attention::<$vector>(job, task) }
             }
             // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
-            unsafe { run(job, kv_head, tokens) }
+            unsafe { run(job, task) }
         }
     };
 }

@@ -277,24 +277,27 @@ fn attention_equals_plain_arithmetic() {
         let at = |cache: &[u16], head: usize, position: usize, i: usize| {
             half::f16::from_bits(cache[(head * capacity + position) * head_dim + i]).to_f64()
         };
-        for kernels in all() {
+        for (kernels, n_parts) in all().into_iter().flat_map(|k| [(k, 1), (k, 2), (k, 5)]) {
             let mut out = vec![0.0; q.len()];
+            let mut parts = vec![f32::NAN; tokens * n_heads * n_parts * (head_dim + 2)];
             let job = Attention {
                 q: &q,
                 k: &k,
                 v: &v,
                 out: Disjoint::new(&mut out),
+                parts: Disjoint::new(&mut parts),
                 n_heads,
                 n_kv_heads,
                 head_dim,
                 capacity,
                 start,
+                n_parts,
             };
-            for head in 0..n_kv_heads {
-                // SAFETY: one thread. Two calls: tokens may be split anywhere.
-                unsafe {
-                    kernels.attention(&job, head, 0..tokens / 3);
-                    kernels.attention(&job, head, tokens / 3..tokens);
+            // SAFETY: one thread.
+            unsafe {
+                (0..job.n_tasks(tokens)).for_each(|i| kernels.attention(&job, job.task(i, tokens)));
+                if n_parts > 1 {
+                    job.merge(tokens);
                 }
             }
             for t in 0..tokens {

@@ -5,12 +5,14 @@
 //! SwiGLU, down. Every activation is quantised once, by the step that makes it.
 
 use super::kv_cache::KvCache;
+use super::read_ahead::{self, ReadAhead};
 use super::rope::Rope;
 use super::{Config, Weights};
 use crate::error::{Error, Result};
 use crate::kernels::activations::{Activations, RowsMut};
 use crate::kernels::matmul::{Matmul, any_quantized, matmul};
-use crate::kernels::{Attention, Kernels, attention_tokens};
+use crate::kernels::{Attention, Kernels};
+use crate::mapping::Mapping;
 use crate::quant;
 use crate::tensor::TensorView;
 use crate::threads::{self, Disjoint, Interrupt, Queue};
@@ -20,6 +22,7 @@ pub struct Context<'a> {
     pub kernels: &'static dyn Kernels,
     pub threads: usize,
     pub interrupt: &'a Interrupt<'a>,
+    pub mapping: &'a Mapping,
 }
 
 /// The buffers of a session; they grow to the largest batch that it has seen.
@@ -36,6 +39,7 @@ pub struct Buffers {
     attended: Activations, // (tokens, n_heads * head_dim)
     hidden: Activations,   // (tokens, hidden_dim)
     halves: Vec<f32>,      // (2 * HEAD_BATCH, vocab_size), see `head`
+    parts: Vec<f32>,       // (tokens * n_heads, n_parts, head_dim + 2), see `Attention`
 }
 
 impl Buffers {
@@ -67,6 +71,7 @@ pub fn forward(
     rope: &Rope,
     cache: &mut KvCache,
     buffers: &mut Buffers,
+    ahead: &mut ReadAhead,
     tokens: &[u32],
     start: usize,
     logits: &mut [f32],
@@ -74,11 +79,17 @@ pub fn forward(
     let &Config { dim, hidden_dim, n_heads, n_kv_heads, head_dim, norm_eps, vocab_size, .. } = config;
     let n = tokens.len();
     buffers.reset(config, n);
-    let Buffers { x, q, k, v, gate, up, turns, normed, attended, hidden, halves } = buffers;
+    let Buffers { x, q, k, v, gate, up, turns, normed, attended, hidden, halves, parts } = buffers;
     rope.turns(turns, start, n);
+    let n_parts = Attention::parts_for(n_heads, n_kv_heads, start, n);
+    if n_parts > 1 {
+        parts.resize(n * n_heads * n_parts * (head_dim + 2), 0.0);
+    }
 
     // token embeddings
     let embedding = &weights.token_embedding;
+    ahead.before_layer(cx.mapping, 0);
+    read_ahead::before_embedding(cx.mapping, embedding, tokens);
     let rows = Disjoint::new(x);
     each(cx, n, &|t| {
         // SAFETY: each token has its own row.
@@ -87,6 +98,8 @@ pub fn forward(
     });
 
     for (i, layer) in weights.layers.iter().enumerate() {
+        ahead.before_layer(cx.mapping, i);
+
         // attention norm; queries, keys and values
         norm(cx, normed, &x[..n * dim], &layer.attn_norm, norm_eps, &[&layer.wq, &layer.wk, &layer.wv]);
         matmul(
@@ -125,20 +138,20 @@ pub fn forward(
             k: k_cache,
             v: v_cache,
             out: Disjoint::new(attended.x_mut()),
+            parts: Disjoint::new(parts),
             n_heads,
             n_kv_heads,
             head_dim,
             capacity: cache.capacity,
             start,
+            n_parts,
         };
-        let block = attention_tokens(n_heads, n_kv_heads).min(n);
-        let blocks = n.div_ceil(block);
-        each(cx, n_kv_heads * blocks, &|task| {
-            // The longest blocks first: they are the last tokens.
-            let first = (blocks - 1 - task / n_kv_heads) * block;
-            // SAFETY: each head and block of tokens is one task.
-            unsafe { cx.kernels.attention(&job, task % n_kv_heads, first..(first + block).min(n)) };
-        });
+        // SAFETY: each task is run once; merged when all are done.
+        each(cx, job.n_tasks(n), &|i| unsafe { cx.kernels.attention(&job, job.task(i, n)) });
+        if n_parts > 1 {
+            // SAFETY: the tasks are done.
+            unsafe { job.merge(n) };
+        }
         let rows = attended.rows();
         quantize(cx, n, &rows, &layer.wo);
         matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::add(x, &layer.wo, attended)]);
@@ -167,12 +180,14 @@ pub fn forward(
         });
         matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::add(x, &layer.w_down, hidden)]);
 
+        cx.mapping.check_pages()?; // early: what is computed from zeros is thrown away in the end
         if cx.interrupt.poll(0) {
             return Err(Error::Interrupted);
         }
     }
 
     // output norm and logits, of the tokens that are asked for
+    ahead.before_layer(cx.mapping, weights.layers.len());
     let wanted = logits.len() / vocab_size;
     for (i, logits) in logits.chunks_mut(HEAD_BATCH * vocab_size).enumerate() {
         let first = n - wanted + i * HEAD_BATCH;
@@ -250,13 +265,13 @@ fn each(cx: &Context, n: usize, f: &(dyn Fn(usize) + Sync)) {
     let threads = cx.threads.min(n);
     let queue = Queue::new(n, 1, threads);
     threads::run(threads, &|worker| {
-        while let Some(chunk) = queue.take() {
+        queue.run(worker, |chunk| {
             for i in chunk {
                 if !cx.interrupt.poll(worker) {
                     f(i);
                 }
             }
-        }
+        });
     });
 }
 

@@ -7,6 +7,7 @@ pub mod config;
 mod forward;
 mod kv_cache;
 pub mod names;
+mod read_ahead;
 mod rope;
 pub mod session;
 pub mod weights;
@@ -20,6 +21,8 @@ use std::sync::{Arc, OnceLock};
 
 use crate::error::Result;
 use crate::formats::{self, Checkpoint};
+use crate::mapping::LoadOptions;
+use crate::threads::Interrupt;
 use crate::tokenizer::Tokenizer;
 
 /// A model, ready to run: nothing of its weights has been read.
@@ -38,9 +41,20 @@ impl Model {
     /// [`Error::File`](crate::Error::File), [`Error::Format`](crate::Error::Format) or
     /// [`Error::Unsupported`](crate::Error::Unsupported), by what is wrong.
     pub fn open(path: &Path) -> Result<Self> {
-        let checkpoint = formats::open(path)?;
-        let config = Config::from_checkpoint(&checkpoint)?;
-        let weights = Weights::from_checkpoint(&checkpoint, &config)?;
+        Self::open_with(path, LoadOptions::default(), &Interrupt::never())
+    }
+
+    /// Opens the model file at `path`, and brings it into memory as `options` say.
+    ///
+    /// # Errors
+    /// As for [`Model::open`] and [`Mapping::open_with`](crate::mapping::Mapping::open_with).
+    pub fn open_with(path: &Path, options: LoadOptions, interrupt: &Interrupt) -> Result<Self> {
+        let checkpoint = formats::open_with(path, options, interrupt)?;
+        let (config, weights) = checkpoint.mapping().checked(|| {
+            let config = Config::from_checkpoint(&checkpoint)?;
+            let weights = Weights::from_checkpoint(&checkpoint, &config)?;
+            Ok((config, weights))
+        })?;
         Ok(Self { checkpoint: Arc::new(checkpoint), config, weights, tokenizer: OnceLock::new() })
     }
 
@@ -62,7 +76,8 @@ impl Model {
         if let Some(tokenizer) = self.tokenizer.get() {
             return Ok(tokenizer);
         }
-        let made = Arc::new(Tokenizer::from_metadata(&self.checkpoint.metadata)?);
+        let metadata = &self.checkpoint.metadata;
+        let made = Arc::new(self.checkpoint.mapping().checked(|| Tokenizer::from_metadata(metadata))?);
         Ok(self.tokenizer.get_or_init(|| made))
     }
 

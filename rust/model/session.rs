@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Model;
 use super::forward::{Buffers, Context, forward};
 use super::kv_cache::KvCache;
+use super::read_ahead::ReadAhead;
 use super::rope::Rope;
 use crate::error::{Error, Result};
 use crate::generate::Forward;
@@ -40,6 +41,7 @@ pub struct Session {
     cache: KvCache,
     tokens: Vec<u32>, // in the cache
     buffers: Buffers,
+    ahead: ReadAhead,
     logits: Vec<f32>, // (vocab_size)
 }
 
@@ -47,7 +49,8 @@ impl Session {
     /// Starts an empty session.
     ///
     /// # Errors
-    /// [`Error::Argument`] if the context length or the number of threads is zero or absurd.
+    /// [`Error::Argument`] if the context length or the number of threads is zero or absurd, [`Error::Changed`] if
+    /// the model's file is not what it was.
     pub fn new(model: &Arc<Model>, options: SessionOptions) -> Result<Self> {
         let SessionOptions { context_length, threads } = options;
         if !(1..=threads::MAX_THREADS).contains(&threads) {
@@ -56,6 +59,7 @@ impl Session {
         if context_length == 0 {
             return Err(Error::Argument("context_length must be at least 1, got 0".into()));
         }
+        model.checkpoint().mapping().check()?;
         let too_long = || Error::Argument(format!("no memory for a context_length of {context_length}"));
         Ok(Self {
             model: Arc::clone(model),
@@ -65,6 +69,7 @@ impl Session {
             cache: KvCache::new(model.config(), context_length).ok_or_else(too_long)?,
             tokens: Vec::new(),
             buffers: Buffers::default(),
+            ahead: ReadAhead::new(model.weights()),
             logits: Vec::new(),
         })
     }
@@ -111,7 +116,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Argument`] for no tokens or one that is not in the vocabulary, [`Error::ContextOverflow`],
-    /// [`Error::Interrupted`]. On error nothing has changed.
+    /// [`Error::Interrupted`], [`Error::Changed`]. On error nothing has changed.
     pub fn forward(&mut self, tokens: &[u32], interrupt: &Interrupt) -> Result<&[f32]> {
         let mut logits = std::mem::take(&mut self.logits);
         logits.resize(self.model.config().vocab_size, 0.0);
@@ -143,7 +148,8 @@ impl Session {
         if tokens.len() > capacity - before {
             return Err(Error::ContextOverflow { tokens: before + tokens.len(), context_length: capacity });
         }
-        let cx = Context { kernels: self.kernels, threads: self.threads, interrupt };
+        let mapping = self.model.checkpoint().mapping();
+        let cx = Context { kernels: self.kernels, threads: self.threads, interrupt, mapping };
         let mut done = 0;
         for batch in tokens.chunks(BATCH) {
             let logits = match &mut wanted {
@@ -158,11 +164,13 @@ impl Session {
                 &self.rope,
                 &mut self.cache,
                 &mut self.buffers,
+                &mut self.ahead,
                 batch,
                 before + done,
                 logits,
             )?;
             done += batch.len();
+            mapping.check()?; // the file was the model up to here, or nothing of this gets out
         }
         self.tokens.extend_from_slice(tokens);
         Ok(())

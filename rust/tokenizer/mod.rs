@@ -127,7 +127,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Format`] if the vocabulary is damaged: its contents are checked when they are first used.
-    /// [`Error::Argument`] for a text longer than [`MAX_TEXT_LEN`].
+    /// [`Error::Argument`] for a text longer than [`MAX_TEXT_LEN`]. [`Error::Changed`], as everywhere here.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
         if text.len() > MAX_TEXT_LEN {
             let got = text.len();
@@ -137,10 +137,10 @@ impl Tokenizer {
         }
         let mut ids = Vec::new();
         ids.extend(self.add_bos.filter(|_| add_special));
-        match &self.model {
-            Model::Bpe(bpe) => bpe.encode(&self.vocabulary, text, parse_special, &mut ids)?,
-            Model::Spm(spm) => spm.encode(&self.vocabulary, text, parse_special, &mut ids)?,
-        }
+        self.vocabulary.checked(|| match &self.model {
+            Model::Bpe(bpe) => bpe.encode(&self.vocabulary, text, parse_special, &mut ids),
+            Model::Spm(spm) => spm.encode(&self.vocabulary, text, parse_special, &mut ids),
+        })?;
         ids.extend(self.add_eos.filter(|_| add_special));
         Ok(ids)
     }
@@ -152,9 +152,7 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let mut decoder = StreamDecoder::at_start(self, skip_special);
         let mut text = String::new();
-        for &id in ids {
-            decoder.push_to(&mut text, id)?;
-        }
+        self.vocabulary.checked(|| ids.iter().try_for_each(|&id| decoder.push_to(&mut text, id)))?;
         decoder.finish_to(&mut text);
         Ok(text)
     }
@@ -169,6 +167,10 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Argument`] if there is no such token, [`Error::Format`] if its text is damaged.
     pub fn token_bytes(&self, id: u32) -> Result<Vec<u8>> {
+        self.vocabulary.checked(|| self.bytes_of(id))
+    }
+
+    fn bytes_of(&self, id: u32) -> Result<Vec<u8>> {
         let texts = self.vocabulary.texts()?;
         let text = texts.get(id).ok_or_else(|| {
             Error::Argument(format!("no token {id}: the vocabulary has {} tokens", self.vocab_size()))
@@ -207,19 +209,21 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Format`] if the file changed while it was in use.
     pub fn end_tokens(&self) -> Result<&[u32]> {
-        let ids = get_or_try_init(&self.end_tokens, || {
-            let texts = self.vocabulary.texts()?;
-            let is_end = |id: u32| {
-                let text = texts.get(id).unwrap_or_default();
-                END_OF_GENERATION.iter().any(|end| end.as_bytes() == text)
-            };
-            let control = self.vocabulary.ids().filter(|&id| self.vocabulary.kind(id) == Kind::Control);
-            let mut ids: Vec<u32> = control.filter(|&id| is_end(id)).collect();
-            ids.extend(self.eos.into_iter().chain(self.other_ends.into_iter().flatten()));
-            ids.sort_unstable();
-            ids.dedup();
-            Ok(ids)
-        })?;
+        let ids = get_or_try_init(&self.end_tokens, || self.vocabulary.checked(|| self.find_end_tokens()))?;
+        Ok(ids)
+    }
+
+    fn find_end_tokens(&self) -> Result<Vec<u32>> {
+        let texts = self.vocabulary.texts()?;
+        let is_end = |id: u32| {
+            let text = texts.get(id).unwrap_or_default();
+            END_OF_GENERATION.iter().any(|end| end.as_bytes() == text)
+        };
+        let control = self.vocabulary.ids().filter(|&id| self.vocabulary.kind(id) == Kind::Control);
+        let mut ids: Vec<u32> = control.filter(|&id| is_end(id)).collect();
+        ids.extend(self.eos.into_iter().chain(self.other_ends.into_iter().flatten()));
+        ids.sort_unstable();
+        ids.dedup();
         Ok(ids)
     }
 

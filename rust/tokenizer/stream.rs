@@ -36,13 +36,13 @@ impl<T: Borrow<Tokenizer>> StreamDecoder<T> {
     /// As [`Tokenizer::token_bytes`].
     pub fn push(&mut self, id: u32) -> Result<String> {
         let mut text = String::new();
-        self.push_to(&mut text, id)?;
-        Ok(text)
+        let result = self.push_to(&mut text, id);
+        self.tokenizer.borrow().vocabulary.checked(|| result.map(|()| text))
     }
 
     pub(super) fn push_to(&mut self, text: &mut String, id: u32) -> Result<()> {
         let tokenizer = self.tokenizer.borrow();
-        let mut bytes: &[u8] = &tokenizer.token_bytes(id)?;
+        let mut bytes: &[u8] = &tokenizer.bytes_of(id)?;
         if tokenizer.is_special(id) {
             if self.skip_special {
                 return Ok(());

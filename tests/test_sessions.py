@@ -304,7 +304,9 @@ def test_at_the_end_of_the_context_an_answer_ends(tiny: Path) -> None:
     model = Model(tiny, context_length=64, threads=1)
     done = model.generate([1, 2, 3], ignore_eos=True)
     assert (done.finish_reason, len(done.token_ids)) == ("length", 62)
-    with pytest.raises(ContextOverflowError, match="65 tokens do not fit in a context of 64: shorten the prompt or raise"):
+    with pytest.raises(
+        ContextOverflowError, match="65 tokens do not fit in a context of 64: shorten the prompt or raise"
+    ):
         model.generate([1] * 65)
 
 
@@ -416,9 +418,7 @@ def test_a_prompt_cache_longer_than_the_context_serves_its_start(tiny: Path, tmp
     assert done.timings.cached_tokens == 29
 
 
-def test_the_prompt_cache_on_the_command_line(
-    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_prompt_cache_on_the_command_line(tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "prompt.kv"
     command = ["generate", "-m", str(tiny), "--temperature", "0", "-n", "4", "--json", TEXT]
 
@@ -447,4 +447,6 @@ def test_the_prompt_cache_on_the_command_line(
     assert f"{path}: not a saved session" in fail(1, "--prompt-cache", str(path))
     assert path.read_bytes() == b"no such thing"
     assert "do not fit in a context of 8" in fail(1, "-c", "8")
-    assert len(run("-c", "60", "--on-overflow", "shift", "--keep", "2", "-n", "100", "--ignore-eos")["token_ids"]) == 100
+    assert (
+        len(run("-c", "60", "--on-overflow", "shift", "--keep", "2", "-n", "100", "--ignore-eos")["token_ids"]) == 100
+    )

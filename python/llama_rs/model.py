@@ -236,8 +236,8 @@ class Model:
             stop: strings that end the answer; they are not part of it.
             ignore_eos: go on when the model wants to end.
             on_overflow: what to do when the context is full. ``"stop"`` ends the answer, with the finish_reason
-                ``"length"``. ``"shift"`` makes room and goes on for ever: the first ``n_keep`` tokens stay, of the others
-                the older half is discarded.
+                ``"length"``. ``"shift"`` makes room and goes on for ever: the first ``n_keep`` tokens stay, of the
+                others the older half is discarded.
             n_keep: tokens from the start that a shift keeps; -1 for the whole prompt.
             add_special: put the tokens around a text prompt that the model expects.
             parse_special: read ``<|im_start|>`` and the like in a text prompt as the tokens they name.
@@ -403,9 +403,9 @@ class Session:
     def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Completion:
         """Answers a prompt, as :meth:`Model.generate` does, with the same options.
 
-        The prompt is the whole text from the beginning. What the session has of it already is not computed again, the rest
-        of the session is forgotten. So in a conversation each prompt is the one before, its answer, and what comes next.
-        Without a seed the random numbers go on where the last answer left off.
+        The prompt is the whole text from the beginning. What the session has of it already is not computed again, the
+        rest of the session is forgotten. So in a conversation each prompt is the one before, its answer, and what comes
+        next. Without a seed the random numbers go on where the last answer left off.
         """
         return self.stream(prompt, **options)._completion()
 
@@ -442,8 +442,8 @@ class Session:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Saves the session to a file: its tokens, all that was computed of them, and where the random numbers are.
 
-        :meth:`Model.load_session` brings it back. The file is replaced in one step: whoever uses the one before keeps it,
-        and if something goes wrong it is still there.
+        :meth:`Model.load_session` brings it back. The file is replaced in one step: whoever uses the one before keeps
+        it, and if something goes wrong it is still there.
         """
         self._handle.save(path, None)
 

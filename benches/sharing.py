@@ -1,0 +1,98 @@
+"""Memory of processes that use one model at the same time: the sum of PSS, and what one more costs.
+
+    python benches/sharing.py model.gguf [model.gguf ...]
+    python benches/sharing.py model.gguf --processes 10 --peer-python /venv/with/llama-cpp-python/bin/python
+
+PSS counts each page by one over the number of processes that share it, so the sum over all processes is the memory that
+they really take. Each process answers 16 tokens in a context of 512, one thread each, and stays while it is counted.
+Prints a table in Markdown, and writes it and all figures as JSON to benches/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+MIB = 1 << 20
+
+
+def pss(pid: int) -> int:
+    with open(f"/proc/{pid}/smaps_rollup") as f:
+        return sum(int(line.split()[1]) << 10 for line in f if line.startswith("Pss:"))
+
+
+def start(python: str, engine: str, path: str) -> subprocess.Popen[bytes]:
+    command = [python, str(HERE / "one_answer.py"), engine, path, "--tokens", "16", "--threads", "1", "--hold"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def wait(process: subprocess.Popen[bytes]) -> None:
+    """Until it has answered: the seconds are its last words."""
+    assert process.stderr
+    for line in process.stderr:
+        if line.startswith(b"{"):
+            return
+    raise RuntimeError("the process ended before it had answered")
+
+
+def measure(python: str, engine: str, path: str, n: int) -> dict[str, Any]:
+    """Sums of PSS with one process, with n - 1 and with n."""
+    with ExitStack() as stack:
+        first = stack.enter_context(start(python, engine, path))
+        wait(first)
+        alone = pss(first.pid)
+        others = [stack.enter_context(start(python, engine, path)) for _ in range(n - 2)]
+        for process in others:
+            wait(process)
+        before = sum(pss(process.pid) for process in (first, *others))
+        last = stack.enter_context(start(python, engine, path))
+        wait(last)
+        everyone = (first, *others, last)
+        together = sum(pss(process.pid) for process in everyone)
+        for process in everyone:
+            assert process.stdin
+            process.stdin.close()
+    return {"engine": engine, "processes": n, "one": alone, "all": together, "one more": together - before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the memory of processes that share a model.")
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--processes", type=int, default=10)
+    parser.add_argument("--peer-python", help="a Python that has llama-cpp-python")
+    args = parser.parse_args()
+    engines = [(sys.executable, "llama_rs")]
+    if args.peer_python:
+        engines += [(args.peer_python, "llama.cpp"), (args.peer_python, "llama.cpp:no-repack")]
+    results = []
+    lines = []
+    for model in args.models:
+        size = os.path.getsize(model) / MIB
+        lines += [
+            f"\n### {os.path.basename(model)}, {size:.0f} MiB\n",
+            f"| MiB of PSS | one process | {args.processes} processes | one more |",
+            "|---|---|---|---|",
+        ]
+        for python, engine in engines:
+            result = measure(python, engine, os.path.abspath(model), args.processes)
+            results.append({"model": model, **result})
+            lines.append(
+                f"| {engine} | " + " | ".join(f"{result[k] / MIB:.0f}" for k in ("one", "all", "one more")) + " |"
+            )
+    text = "\n".join(lines)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "sharing.md").write_text(text + "\n")
+    (RESULTS / "sharing.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Time to the first token, warm and cold: from the start of the process to the first byte of the answer.
+
+    python benches/startup.py model.gguf [model.gguf ...]
+    python benches/startup.py model.gguf --peer-python /venv/with/llama-cpp-python/bin/python --rounds 11
+
+Cold means that the file was dropped from the page cache (posix_fadvise) just before; a plain sequential read of it from
+there is what it is compared with. The engines take turns, round by round; figures are medians. Prints a table in
+Markdown, and writes it and all figures as JSON to benches/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from one_answer import PROMPT
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+
+
+def drop(path: str) -> None:
+    """Drops the file from the page cache. What some process has mapped and touched stays."""
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(file)
+
+
+def read(path: str) -> float:
+    """Seconds that reading the file from its start to its end takes."""
+    buffer = bytearray(1 << 20)
+    start = time.perf_counter()
+    with open(path, "rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+    return time.perf_counter() - start
+
+
+def first_byte(command: Sequence[str]) -> dict[str, float]:
+    """Seconds to the first byte of a command's output and to its end, and of each stage that it tells of."""
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.read(1)
+        first = time.perf_counter() - start
+        process.stdout.read()
+        words = process.stderr.read().decode()
+        process.wait()
+    seconds = {"first byte": first, "whole process": time.perf_counter() - start}
+    if process.returncode != 0:
+        raise RuntimeError(f"{command}: {words}")
+    if words.strip().endswith("}"):
+        seconds |= json.loads(words.strip().splitlines()[-1])
+    return seconds
+
+
+def commands(path: str, peer_python: str | None) -> dict[str, list[str]]:
+    ours = [sys.executable, "-m", "llama_rs", "generate", "-m", path, "-n", "1", "--temperature", "0", "--ignore-eos"]
+    answer = str(HERE / "one_answer.py")
+    found = {
+        "llama-rs generate": [*ours, PROMPT],
+        "llama_rs in Python": [sys.executable, answer, "llama_rs", path],
+    }
+    if peer_python:
+        found["llama.cpp"] = [peer_python, answer, "llama.cpp", path]
+        found["llama.cpp, no repack"] = [peer_python, answer, "llama.cpp:no-repack", path]
+    return found
+
+
+def measure(path: str, peer_python: str | None, rounds: int) -> dict[str, Any]:
+    engines = commands(path, peer_python)
+    cold: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
+    warm: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
+    plain: list[float] = []
+    for i in range(rounds):
+        turn: list[tuple[str, Callable[[], None]]] = [("read", lambda: plain.append(read(path)))]
+        for name, command in engines.items():
+            turn.append((name, lambda name=name, command=command: cold[name].append(first_byte(command))))  # type: ignore[misc]
+        for _, step in turn if i % 2 == 0 else reversed(turn):
+            drop(path)
+            step()
+    for _ in range(rounds):
+        for name, command in engines.items():
+            warm[name].append(first_byte(command))
+    return {"path": path, "bytes": os.path.getsize(path), "plain read": plain, "cold": cold, "warm": warm}
+
+
+def median(runs: list[dict[str, float]], stage: str) -> str:
+    values = [run[stage] for run in runs if stage in run]
+    return f"{statistics.median(values):.3f}" if values else ""
+
+
+def table(result: dict[str, Any]) -> str:
+    stages = ["first byte", "whole process", "import", "open", "encode", "prompt and token"]
+    plain = statistics.median(result["plain read"])
+    size = result["bytes"] / 2**20
+    lines = [
+        f"\n### {os.path.basename(result['path'])}, {size:.0f} MiB; a plain read of it takes {plain:.3f} s cold\n",
+        "| seconds, median | "
+        + " | ".join(f"warm: {stage}" for stage in stages)
+        + " | cold: first byte | / plain read |",
+        "|---" * (len(stages) + 3) + "|",
+    ]
+    for name, runs in result["warm"].items():
+        cold = median(result["cold"][name], "first byte")
+        cells = [median(runs, stage) for stage in stages]
+        lines.append(f"| {name} | {' | '.join(cells)} | {cold} | {float(cold) / plain:.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the time to the first token, warm and cold.")
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--peer-python", help="a Python that has llama-cpp-python")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    results = [measure(os.path.abspath(model), args.peer_python, args.rounds) for model in args.models]
+    text = "\n".join(table(result) for result in results)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "startup.md").write_text(text + "\n")
+    (RESULTS / "startup.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""The forward pass against the exact one of `reference`, on a real model and on tiny ones, with every kernel set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import quality
+import reference
+from llama_rs import ContextOverflowError, Model
+from numpy.typing import NDArray
+from tiny_model import write_tiny_model
+
+Array = NDArray[np.float32]
+TinyModels = Callable[[str], Path]
+
+CPUS = quality.available_cpus()
+FLOAT_TYPES = ["F32", "F16", "BF16"]
+QUANTIZED_TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+QUANTIZED_TYPES += ["IQ4_NL", "IQ4_XS", "MXFP4"]
+TYPES = FLOAT_TYPES + QUANTIZED_TYPES
+TOKENS = [int(t) for t in np.random.default_rng(7).integers(0, 256, 40)]
+
+# How far logits may be from the reference: the root mean square of the difference, in deviations of the logits.
+#
+# Float types: keys and values are kept as f16, which rounds by at most 2^-11 = 0.05 %; sums of f32 add less.
+#
+# Quantised types: activations are int8, 127 steps for the largest of 32. For a normal distribution that is 2.1 standard
+# deviations, so rounding errors, uniform in a step, have 2.1 / 127 / sqrt(12) = 0.48 % of the activations' deviation.
+# Every product with a matrix takes over that much. Two layers have eight products between input and output that each
+# see a fresh rounding; were none of it diluted by the residual stream, that would be sqrt(8) * 0.48 % = 1.4 %.
+# One weight in 32 read from the wrong place would be sqrt(2 / 32) = 25 % at once.
+#
+# The same roundings, summed up in another order (one row and many are not multiplied by the same kernel): f32 only.
+FLOAT_TOLERANCE = 0.0005
+INT8_TOLERANCE = 0.014
+SUM_TOLERANCE = 1e-5
+
+
+def tolerance(dtype: str) -> float:
+    return FLOAT_TOLERANCE if dtype in FLOAT_TYPES else INT8_TOLERANCE
+
+
+def deviation(ours: Array, exact: Array) -> float:
+    """The root mean square of the difference, in standard deviations of the exact logits."""
+    assert ours.shape == exact.shape
+    assert ours.dtype == np.float32
+    return float(np.sqrt(np.mean((ours - exact) ** 2)) / exact.std())
+
+
+# -- A real model ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def exact_prose(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Windows of prose and the reference's logits of them."""
+    path = tmp_path_factory.mktemp("quality") / "reference.npz"
+    quality.write_reference(smollm2, 1024, path)
+    return path
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_smollm2_is_as_close_to_exact_as_llama_cpp(smollm2: Path, exact_prose: Path, cpu: str) -> None:
+    positions = 512 if cpu == "scalar" else 1024  # half as much where it is slow
+    q = quality.measure(smollm2, exact_prose, cpu, positions=positions)
+    assert (q.cpu, q.positions) == (cpu, positions)
+    assert q.mean <= 0.0032
+    assert q.same_top >= 0.95
+
+
+# -- Tiny models -------------------------------------------------------------------------------------------------------
+
+
+def logits_of(models: Sequence[Path], cpu: str, folder: Path) -> dict[str, Array]:
+    """Our logits of `TOKENS` by file name, from a process that uses the kernels of `cpu`."""
+    code = """
+import sys
+import numpy as np
+from pathlib import Path
+from llama_rs import Model, _core
+
+out, cpu, tokens, *models = sys.argv[1:]
+assert _core.cpu() == cpu, _core.cpu()
+tokens = [int(t) for t in tokens.split(",")]
+np.savez(out, **{Path(m).stem: Model(m, threads=2).logits(tokens) for m in models})
+"""
+    out = folder / f"{cpu}.npz"
+    tokens = ",".join(map(str, TOKENS))
+    command = [sys.executable, "-c", code, str(out), cpu, tokens, *map(str, models)]
+    subprocess.run(command, env=os.environ | {"LLAMA_RS_CPU": cpu}, check=True)
+    with np.load(out) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="session")
+def exact(tiny_models: TinyModels) -> dict[str, Array]:
+    return {dtype: reference.logits(tiny_models(dtype), TOKENS) for dtype in TYPES}
+
+
+@pytest.fixture(scope="session", params=CPUS)
+def ours(request: pytest.FixtureRequest, tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return logits_of([tiny_models(dtype) for dtype in TYPES], request.param, tmp_path_factory.mktemp("logits"))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_every_type_is_close_to_exact(ours: dict[str, Array], exact: dict[str, Array], dtype: str) -> None:
+    assert deviation(ours[dtype], exact[dtype]) <= tolerance(dtype)
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tied": {"tied": True},
+    "freq_factors": {"rope_freq_factors": True},  # Llama 3.1 and later
+    "rope_theta": {"rope_theta": 500_000.0},
+    "as_many_kv_heads": {"n_kv_heads": 4},
+    "one_kv_head": {"n_kv_heads": 1},
+    "three_heads_share": {"dim": 96, "n_heads": 3, "n_kv_heads": 1},
+    "wide_heads": {"head_dim": 128},
+    "one_layer": {"n_layers": 1},
+    "five_layers": {"n_layers": 5},
+    "mixed": {"dim": 256, "dtypes": {"attn_v": "Q6_K", "ffn_down": "Q5_K", "token_embd": "Q8_0", "output": "F16"}},
+}
+
+
+@pytest.mark.parametrize("dtype", ["F32", "Q4_0"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_is_close_to_exact(tmp_path: Path, shape: str, dtype: str) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", dtype, **SHAPES[shape])
+    # The roundings of more layers add up as their squares do.
+    layers = max(SHAPES[shape].get("n_layers", 2) / 2, 1) ** 0.5
+    kind = "Q4_0" if shape == "mixed" else dtype
+    assert deviation(Model(path).logits(TOKENS), reference.logits(path, TOKENS)) <= layers * tolerance(kind)
+
+
+def test_frequency_factors_matter(tmp_path: Path) -> None:
+    """Else the test above would pass without them."""
+    path = write_tiny_model(tmp_path / "tiny.gguf", "F32", rope_freq_factors=True)
+    llama = reference.Llama(path)
+    with_factors = llama.logits(TOKENS)
+    del llama.weights["rope_freqs.weight"]
+    assert deviation(llama.logits(TOKENS), with_factors) > 10 * FLOAT_TOLERANCE
+
+
+def test_a_prompt_longer_than_a_batch_is_close_to_exact(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", "F32", context_length=2048)
+    tokens = [int(t) for t in np.random.default_rng(8).integers(0, 256, 1100)]
+    exact = reference.logits(path, tokens)
+    model = Model(path)
+    assert deviation(model.logits(tokens), exact) <= FLOAT_TOLERANCE
+    with model.session() as session:
+        assert deviation(session.forward(tokens), exact[-1]) <= FLOAT_TOLERANCE
+
+
+# -- Sessions ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "Q4_1", "Q8_0", "Q4_K", "Q6_K"])
+def test_one_by_one_is_as_all_at_once(tiny_models: TinyModels, exact: dict[str, Array], dtype: str) -> None:
+    model = Model(tiny_models(dtype))
+    at_once = model.logits(TOKENS)
+    with model.session() as session:
+        one_by_one = np.stack([session.forward([t]) for t in TOKENS])
+    assert deviation(one_by_one, exact[dtype]) <= tolerance(dtype)
+    # Sums in another order flip an int8 or an f16 here and there, which are then no longer the same roundings.
+    assert deviation(one_by_one, at_once) <= tolerance(dtype) / 4
+
+
+@pytest.mark.parametrize("sizes", [[1, 39], [39, 1], [7, 8, 25], [16, 16, 8], [2] * 20], ids=str)
+def test_pieces_are_as_all_at_once(tiny_models: TinyModels, exact: dict[str, Array], sizes: list[int]) -> None:
+    pieces, rest = [], TOKENS
+    with Model(tiny_models("Q4_0")).session() as session:
+        for size in sizes:
+            pieces.append(session.logits(rest[:size]))
+            rest = rest[size:]
+        assert session.position == len(TOKENS)
+        assert session.tokens == TOKENS
+    assert deviation(np.concatenate(pieces), exact["Q4_0"]) <= INT8_TOLERANCE
+
+
+def test_forward_is_the_last_of_logits(tiny_models: TinyModels) -> None:
+    model = Model(tiny_models("Q4_K"))
+    with model.session() as a, model.session() as b:
+        assert deviation(a.forward(TOKENS), b.logits(TOKENS)[-1]) <= SUM_TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["F32", "Q4_0"])
+def test_a_truncated_session_goes_on_as_if_the_rest_had_never_been(tiny_models: TinyModels, dtype: str) -> None:
+    model = Model(tiny_models(dtype))
+    with model.session() as session, model.session() as fresh:
+        session.forward(TOKENS[:20])
+        session.forward(TOKENS[20:])
+        session.truncate(20)
+        assert session.tokens == TOKENS[:20]
+        fresh.forward(TOKENS[:20])
+        other = TOKENS[:15]
+        np.testing.assert_array_equal(session.logits(other), fresh.logits(other))
+
+
+def test_logits_are_the_same_each_time(tiny_models: TinyModels) -> None:
+    model = Model(tiny_models("Q4_0"))
+    first = model.logits(TOKENS)
+    for _ in range(5):
+        np.testing.assert_array_equal(model.logits(TOKENS), first)
+
+
+def test_sessions_in_threads_do_not_see_each_other(tiny_models: TinyModels) -> None:
+    model = Model(tiny_models("Q4_0"))
+    prompts = [TOKENS[i:] + TOKENS[:i] for i in range(8)]
+
+    def one_by_one(prompt: list[int]) -> Array:
+        with model.session() as session:
+            return np.stack([session.forward([t]) for t in prompt])
+
+    alone = [one_by_one(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(one_by_one, prompts))
+    for a, b in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_the_number_of_threads_does_not_matter(tiny_models: TinyModels, exact: dict[str, Array], threads: int) -> None:
+    logits = Model(tiny_models("Q8_0"), threads=threads).logits(TOKENS)
+    assert deviation(logits, exact["Q8_0"]) <= INT8_TOLERANCE
+
+
+def test_a_full_context_is_an_error_and_changes_nothing(tiny_models: TinyModels) -> None:
+    model = Model(tiny_models("Q4_0"))
+    with model.session(context_length=20) as session, model.session() as fresh:
+        room = session.context_length  # at least as much as was asked for
+        tokens = [t % 256 for t in range(room + 1)]
+        session.forward(tokens[: room - 2])
+        with pytest.raises(ContextOverflowError):
+            session.forward(tokens[room - 2 :])
+        assert session.tokens == tokens[: room - 2]
+        fresh.forward(tokens[: room - 2])
+        last = tokens[room - 2 : room]
+        np.testing.assert_array_equal(session.forward(last), fresh.forward(last))
+
+
+def test_a_token_outside_the_vocabulary_is_an_error_and_changes_nothing(tiny_models: TinyModels) -> None:
+    model = Model(tiny_models("Q4_0"))
+    with model.session() as session:
+        session.forward(TOKENS[:3])
+        with pytest.raises(ValueError, match=str(model.config.vocab_size)):
+            session.forward([1, model.config.vocab_size])
+        assert session.tokens == TOKENS[:3]

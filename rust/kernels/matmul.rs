@@ -8,9 +8,6 @@ use crate::threads::{self, Disjoint, Interrupt, Queue};
 /// Rows of a strip: what is unpacked at a time for a batch.
 pub const STRIP: usize = 32;
 
-/// From this many tokens on, unpacking a strip once for all is faster than unpacking each row for every few tokens.
-const STRIP_TOKENS: usize = 6;
-
 /// Tokens that share an unpacked strip: their int8 rows stay in the L2 cache.
 const STRIP_TOKENS_MAX: usize = 512;
 
@@ -68,7 +65,7 @@ pub fn matmul(kernels: &dyn Kernels, threads: usize, interrupt: &Interrupt, jobs
     let tokens = jobs[0].x.tokens();
     let strips = |job: &Matmul| job.w.n_rows().div_ceil(STRIP);
     let total: usize = jobs.iter().map(strips).sum();
-    let batch = tokens >= STRIP_TOKENS;
+    let batch = tokens >= kernels.strip_tokens();
     let blocks = tokens.div_ceil(STRIP_TOKENS_MAX);
     // A unit of work is a strip of rows and a block of tokens; the strips of a block come one after another.
     let units = total * blocks;

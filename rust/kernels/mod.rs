@@ -34,6 +34,9 @@ pub trait Kernels: Sync {
     /// `scalar`, `avx2` or `avx512`.
     fn name(&self) -> &'static str;
 
+    /// From this many tokens on, unpacking a strip of rows once for all is faster than unpacking each row for every few.
+    fn strip_tokens(&self) -> usize;
+
     /// Quantises a row of activations, whose length is a multiple of 32.
     fn quantize(&self, x: &[f32], row: QuantizedRow);
 

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::matmul::Matmul;
+use super::matmul::{Matmul, STRIP};
 use super::vector::{Vector, exp};
 use crate::quant::DType;
 use crate::threads::Disjoint;
@@ -107,7 +107,7 @@ pub unsafe fn float_products<V: Vector>(job: &Matmul, rows: Range<usize>, tokens
 
 /// `k` of a block: 24 KiB of six tokens.
 const FLOAT_BLOCK: usize = 1024;
-/// Bytes ahead of a row's reads to prefetch, where each row is read once.
+/// Bytes ahead of a row's reads to prefetch, when it is read for the first tokens.
 const FLOAT_PREFETCH: usize = 8192;
 
 #[inline(always)]
@@ -116,31 +116,36 @@ unsafe fn float_blocks<V: Vector, W: Number>(job: &Matmul, rows: Range<usize>, t
     const ROWS: usize = 4;
     let tile_tokens = if V::LANES == 16 { 6 } else { 2 };
     let n = job.x.n();
-    for first in (0..n).step_by(FLOAT_BLOCK) {
-        let k = first..(first + FLOAT_BLOCK).min(n);
-        for t in tokens.clone().step_by(tile_tokens) {
-            for r in rows.clone().step_by(ROWS) {
-                let (rows, tokens) = (ROWS.min(rows.end - r), tile_tokens.min(tokens.end - t));
-                // SAFETY: these rows and tokens are there and the caller's own.
-                unsafe {
-                    macro_rules! tile {
-                        ($tokens:literal) => {
-                            if rows == ROWS {
-                                float_tile::<V, W, ROWS, $tokens>(job, r, t, k.clone());
-                            } else {
-                                for r in r..r + rows {
-                                    float_tile::<V, W, 1, $tokens>(job, r, t, k.clone());
+    // A strip of rows at a time: they stay in the cache while all tokens pass by.
+    for strip in rows.clone().step_by(STRIP) {
+        let strip = strip..(strip + STRIP).min(rows.end);
+        for first in (0..n).step_by(FLOAT_BLOCK) {
+            let k = first..(first + FLOAT_BLOCK).min(n);
+            for t in tokens.clone().step_by(tile_tokens) {
+                let ahead = t == tokens.start;
+                for r in strip.clone().step_by(ROWS) {
+                    let (rows, tokens) = (ROWS.min(strip.end - r), tile_tokens.min(tokens.end - t));
+                    // SAFETY: these rows and tokens are there and the caller's own.
+                    unsafe {
+                        macro_rules! tile {
+                            ($tokens:literal) => {
+                                if rows == ROWS {
+                                    float_tile::<V, W, ROWS, $tokens>(job, r, t, k.clone(), ahead);
+                                } else {
+                                    for r in r..r + rows {
+                                        float_tile::<V, W, 1, $tokens>(job, r, t, k.clone(), ahead);
+                                    }
                                 }
-                            }
-                        };
-                    }
-                    match tokens {
-                        1 => tile!(1),
-                        2 => tile!(2),
-                        3 => tile!(3),
-                        4 => tile!(4),
-                        5 => tile!(5),
-                        _ => tile!(6),
+                            };
+                        }
+                        match tokens {
+                            1 => tile!(1),
+                            2 => tile!(2),
+                            3 => tile!(3),
+                            4 => tile!(4),
+                            5 => tile!(5),
+                            _ => tile!(6),
+                        }
                     }
                 }
             }
@@ -154,6 +159,7 @@ unsafe fn float_tile<V: Vector, W: Number, const R: usize, const T: usize>(
     r: usize,
     t: usize,
     k: Range<usize>,
+    ahead: bool,
 ) {
     let whole = k.start + (k.len() - k.len() % V::LANES);
     let row_len = job.x.n();
@@ -167,7 +173,7 @@ unsafe fn float_tile<V: Vector, W: Number, const R: usize, const T: usize>(
             for a in 0..R {
                 let w = w.wrapping_add(a * row_len + i);
                 #[cfg(target_arch = "x86_64")]
-                if T == 1 {
+                if ahead {
                     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
                     _mm_prefetch::<_MM_HINT_T0>(w.cast::<i8>().wrapping_add(FLOAT_PREFETCH));
                 }

@@ -20,6 +20,10 @@ impl Kernels for Scalar {
         "scalar"
     }
 
+    fn strip_tokens(&self) -> usize {
+        2
+    }
+
     fn quantize(&self, x: &[f32], row: QuantizedRow) {
         quantize(x, row);
     }

@@ -122,6 +122,7 @@ fn integer_parts_equal_the_scalar_twin() {
             (8, 65, 7),
             (9, 32, 13),
             (17, 9, 20),
+            (70, 33, 12), // more than a strip unpacks at a time
         ] {
             let blocks = if dtype.block_len() == 256 { blocks.div_ceil(8) } else { blocks };
             let n = row_length(dtype, blocks);

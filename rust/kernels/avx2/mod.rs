@@ -29,6 +29,10 @@ impl Kernels for Avx2 {
         "avx2"
     }
 
+    fn strip_tokens(&self) -> usize {
+        3
+    }
+
     fn quantize(&self, x: &[f32], row: QuantizedRow) {
         // SAFETY: `self` exists only where the CPU has the features.
         unsafe { matmul::quantize(x, row) }

@@ -36,6 +36,10 @@ impl Kernels for Avx512 {
         "avx512"
     }
 
+    fn strip_tokens(&self) -> usize {
+        9
+    }
+
     fn quantize(&self, x: &[f32], row: QuantizedRow) {
         // SAFETY: `self` exists only where the CPU has the features.
         unsafe { matmul::quantize(x, row) }

@@ -22,6 +22,12 @@ pub struct Step {
     pub m_hi: __m512,
 }
 
+impl Step {
+    /// Nothing yet.
+    // SAFETY: registers of integers and floats, for which zeros are a value.
+    pub const ZERO: Self = unsafe { std::mem::zeroed() };
+}
+
 /// A quantised type that can be unpacked in units of some steps.
 pub trait Unpack: Block {
     /// Bytes of a unit.

@@ -74,7 +74,7 @@ def test_another_file_at_the_path_is_refused(tmp_path: Path) -> None:
 def test_sessions_streams_and_closed_models_are_not_pickled(model_file: Path) -> None:
     model = Model(model_file)
     for value in (model.session(), model.stream(PROMPT)):
-        with pytest.raises(TypeError, match="cannot be pickled: (save it to a file|pickle its model)"):
+        with pytest.raises(TypeError, match=r"cannot be pickled: (save it to a file|pickle its model)"):
             pickle.dumps(value)
     model.close()
     with pytest.raises(ModelClosedError):

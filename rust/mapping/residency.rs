@@ -38,7 +38,20 @@ impl Mapping {
         resident
     }
 
-    /// Has the bytes `range` read soon, without waiting for them.
+    /// Has what is read of the bytes `range` from now on read in large pages, where the file system has such.
+    ///
+    /// # Panics
+    /// If the range does not lie in the file.
+    pub fn prefer_large_pages(&self, range: Range<usize>) {
+        if self.is_mapped() {
+            let start = range.start - range.start % page_size();
+            assert!(start <= range.end && range.end <= self.as_slice().len());
+            // SAFETY: the range lies in the map. It is advice: whether it is taken does not matter.
+            unsafe { libc::madvise(self.address(start), range.end - start, libc::MADV_HUGEPAGE) };
+        }
+    }
+
+    /// Has the bytes `range` read soon, without waiting for them. They come in small pages: for little things.
     ///
     /// # Panics
     /// If the range does not lie in the file.
@@ -62,6 +75,7 @@ impl Mapping {
         if !self.is_mapped() {
             return Ok(());
         }
+        self.prefer_large_pages(range.clone());
         for part in self.pages(range) {
             if interrupt.poll(0) {
                 return Err(Error::Interrupted);

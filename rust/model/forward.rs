@@ -5,7 +5,7 @@
 //! SwiGLU, down. Every activation is quantised once, by the step that makes it.
 
 use super::kv_cache::KvCache;
-use super::read_ahead::{self, ReadAhead};
+use super::read_ahead::ReadAhead;
 use super::rope::Rope;
 use super::{Config, Weights};
 use crate::error::{Error, Result};
@@ -88,8 +88,8 @@ pub fn forward(
 
     // token embeddings
     let embedding = &weights.token_embedding;
-    ahead.before_layer(cx.mapping, 0);
-    read_ahead::before_embedding(cx.mapping, embedding, tokens);
+    ahead.before_layer(0);
+    ahead.before_embedding(embedding, tokens);
     let rows = Disjoint::new(x);
     each(cx, n, &|t| {
         // SAFETY: each token has its own row.
@@ -98,7 +98,7 @@ pub fn forward(
     });
 
     for (i, layer) in weights.layers.iter().enumerate() {
-        ahead.before_layer(cx.mapping, i);
+        ahead.before_layer(i);
 
         // attention norm; queries, keys and values
         norm(cx, normed, &x[..n * dim], &layer.attn_norm, norm_eps, &[&layer.wq, &layer.wk, &layer.wv]);
@@ -187,7 +187,7 @@ pub fn forward(
     }
 
     // output norm and logits, of the tokens that are asked for
-    ahead.before_layer(cx.mapping, weights.layers.len());
+    ahead.before_layer(weights.layers.len());
     let wanted = logits.len() / vocab_size;
     for (i, logits) in logits.chunks_mut(HEAD_BATCH * vocab_size).enumerate() {
         let first = n - wanted + i * HEAD_BATCH;

@@ -4,13 +4,22 @@
 //! the pass. Before each layer of the first pass of a session, the layers after it are asked for, some way ahead, and the
 //! first token comes while the last layers are still being read. Of the embedding only the rows of the tokens are read.
 //!
+//! A thread of its own reads: pages that are read in by touching them come as large as the file system can make them (2 MiB
+//! on ext4 since Linux 6.16), while `MADV_WILLNEED` makes pages of 4 KiB. On a file of 792 MiB that is 0.3 s instead of 0.5 s
+//! to read it, 1 ms instead of 97 ms to map it in each process from then on, and 64 tokens a second instead of 43.
+//!
 //! A warm file is found out by a few samples of each layer: some microseconds, once a session.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
 
 use super::Weights;
 use crate::mapping::{Mapping, page_size};
 use crate::tensor::TensorView;
+use crate::threads::Interrupt;
 
 /// How far ahead of the pass the file is asked for, in bytes: enough that the disk always has something to do, and
 /// little enough that none of it is dropped again before it is used.
@@ -21,8 +30,10 @@ const SAMPLES: usize = 8;
 
 /// What is still to be asked for.
 pub struct ReadAhead {
+    mapping: Arc<Mapping>,
     steps: Vec<Step>, // in the order of the pass
     next: usize,
+    reader: Option<Reader>, // once there is something to read
 }
 
 struct Step {
@@ -33,7 +44,7 @@ struct Step {
 
 impl ReadAhead {
     /// Everything that a pass reads, in its order.
-    pub fn new(weights: &Weights) -> Self {
+    pub fn new(mapping: &Arc<Mapping>, weights: &Weights) -> Self {
         let mut steps: Vec<Step> = Vec::new();
         let mut add = |layer: usize, tensors: &[&TensorView]| {
             let mut ranges: Vec<_> = tensors.iter().map(|t| t.bytes.range()).collect();
@@ -56,32 +67,80 @@ impl ReadAhead {
             add(i, &[&layer.ffn_norm, &layer.w_gate, &layer.w_up, &layer.w_down]);
         }
         add(weights.layers.len(), &[&weights.output_norm, &weights.output]);
-        Self { steps, next: 0 }
+        Self { mapping: Arc::clone(mapping), steps, next: 0, reader: None }
     }
 
     /// To be called before `layer` is computed; the output counts as one more layer.
-    pub fn before_layer(&mut self, mapping: &Mapping, layer: usize) {
+    pub fn before_layer(&mut self, layer: usize) {
         if self.next == self.steps.len() {
             return;
         }
         let here = self.steps.iter().find(|step| step.layer >= layer).map_or(0, |step| step.before);
         while let Some(step) = self.steps.get(self.next).filter(|step| step.before < here + WINDOW) {
-            if !seems_resident(mapping, &step.range) {
-                mapping.will_need(step.range.clone());
+            if !seems_resident(&self.mapping, &step.range) {
+                let reader = self.reader.get_or_insert_with(|| Reader::start(Arc::clone(&self.mapping)));
+                reader.read(step.range.clone());
             }
             self.next += 1;
+        }
+        if let Some(reader) = &mut self.reader
+            && self.next == self.steps.len()
+        {
+            reader.ranges = None; // that was all: it ends when it has read it
+        }
+    }
+
+    /// To be called before the rows of `tokens` are read: only they are, and all at once.
+    pub fn before_embedding(&self, embedding: &TensorView, tokens: &[u32]) {
+        let (all, len) = (embedding.bytes.range(), embedding.row_bytes());
+        let is_output = self.steps.iter().any(|step| step.range.start <= all.start && all.end <= step.range.end);
+        for &token in tokens {
+            let row = all.start + token as usize * len;
+            if self.mapping.resident(row..row + len) < len {
+                if is_output {
+                    // All of it will be read soon: no small pages in its midst.
+                    return self.mapping.prefer_large_pages(all);
+                }
+                self.mapping.will_need(row..row + len);
+            }
         }
     }
 }
 
-/// To be called before the rows of `tokens` are read: only they are, and all at once.
-pub fn before_embedding(mapping: &Mapping, embedding: &TensorView, tokens: &[u32]) {
-    let (start, len) = (embedding.bytes.offset(), embedding.row_bytes());
-    for &token in tokens {
-        let row = start + token as usize * len;
-        if mapping.resident(row..row + len) < len {
-            mapping.will_need(row..row + len);
+/// A thread that reads what it is sent, in that order, and stops when this is dropped.
+struct Reader {
+    ranges: Option<Sender<Range<usize>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Reader {
+    fn start(mapping: Arc<Mapping>) -> Self {
+        let (ranges, wanted) = channel::<Range<usize>>();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let read = move || {
+            let stopped = || stopped.load(Ordering::Relaxed);
+            let interrupt = Interrupt::new(&stopped);
+            for range in wanted {
+                // What cannot be read is an error of whoever uses it.
+                let _ = mapping.read_in(range, &interrupt);
+            }
+        };
+        let _ = thread::Builder::new().name("llama_rs-read".into()).spawn(read);
+        Self { ranges: Some(ranges), stop }
+    }
+
+    fn read(&self, range: Range<usize>) {
+        if let Some(ranges) = &self.ranges {
+            // Where no thread could be started, the pages come when they are touched.
+            let _ = ranges.send(range);
         }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

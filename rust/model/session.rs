@@ -77,7 +77,7 @@ impl Session {
             shifted_from: None,
             rng: None,
             buffers: Buffers::default(),
-            ahead: ReadAhead::new(model.weights()),
+            ahead: ReadAhead::new(model.checkpoint().mapping(), model.weights()),
             logits: Vec::new(),
         })
     }

@@ -1,10 +1,9 @@
 //! What the `bench` and `perplexity` commands measure.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::model::{Model, Session, SessionOptions};
+use crate::model::Session;
 use crate::sampling::Rng;
 use crate::threads::Interrupt;
 
@@ -17,20 +16,18 @@ const LOGITS_AT_A_TIME: usize = 128;
 /// with `generate` true, `n` passes over one token each from an empty context (`tg`). One round to warm up is not counted.
 ///
 /// # Errors
-/// As for [`Session::new`] and [`Session::forward`].
+/// As for [`Session::forward`].
 pub fn bench(
-    model: &Arc<Model>,
+    session: &mut Session,
     n: usize,
     generate: bool,
     rounds: usize,
-    threads: usize,
     interrupt: &Interrupt,
 ) -> Result<Vec<Duration>> {
     if n == 0 || rounds == 0 {
         return Err(Error::Argument("a benchmark needs at least one token and one round".into()));
     }
-    let mut session = Session::new(model, SessionOptions { context_length: n, threads })?;
-    let vocab_size = model.config().vocab_size as u64;
+    let vocab_size = session.model().config().vocab_size as u64;
     let mut rng = Rng::new(1);
     let tokens: Vec<u32> = (0..n).map(|_| (rng.next_u64() % vocab_size) as u32).collect();
     let mut times = Vec::with_capacity(rounds);

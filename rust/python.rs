@@ -13,6 +13,7 @@ use pyo3::{IntoPyObjectExt, ffi};
 use crate::error::{Error, Result};
 use crate::formats::{self, Value};
 use crate::generate::{Options, Overflow};
+use crate::kernels::KV_TYPES;
 use crate::mapping::{Load, LoadOptions};
 use crate::model::SessionOptions;
 use crate::quant::{self, DType};
@@ -459,9 +460,10 @@ impl Model {
         Ok(Tokenizer { inner })
     }
 
-    fn session(&self, py: Python<'_>, context_length: usize, threads: usize) -> PyResult<Session> {
-        let session = model::Session::new(&self.inner, SessionOptions { context_length, threads });
-        Ok(Session { inner: Mutex::new(session.map_err(|e| raise(py, e))?), process: std::process::id() })
+    fn session(&self, py: Python<'_>, context_length: usize, threads: usize, kv_type: &str) -> PyResult<Session> {
+        let options = SessionOptions { context_length, threads, kv_type: to_kv_type(kv_type)? };
+        let session = model::Session::new(&self.inner, options).map_err(|e| raise(py, e))?;
+        Ok(Session { inner: Mutex::new(session), process: std::process::id() })
     }
 
     /// The session that was saved to `path`; with `prefix`, as much of it as fits, to start another with.
@@ -471,18 +473,21 @@ impl Model {
         path: PathBuf,
         context_length: usize,
         threads: usize,
+        kv_type: &str,
         prefix: bool,
     ) -> PyResult<Session> {
+        let options = SessionOptions { context_length, threads, kv_type: to_kv_type(kv_type)? };
         let load = if prefix { model::Session::load_prefix } else { model::Session::load };
-        let session = py.detach(|| load(&self.inner, &path, SessionOptions { context_length, threads }));
-        Ok(Session { inner: Mutex::new(session.map_err(|e| raise(py, e))?), process: std::process::id() })
+        let session = py.detach(|| load(&self.inner, &path, options)).map_err(|e| raise(py, e))?;
+        Ok(Session { inner: Mutex::new(session), process: std::process::id() })
     }
+}
 
-    /// Seconds of each round of a benchmark, see `measure::bench`.
-    fn bench(&self, py: Python<'_>, n: usize, generate: bool, rounds: usize, threads: usize) -> PyResult<Vec<f64>> {
-        let times = run(py, |interrupt| measure::bench(&self.inner, n, generate, rounds, threads, interrupt))?;
-        Ok(times.iter().map(std::time::Duration::as_secs_f64).collect())
-    }
+fn to_kv_type(name: &str) -> PyResult<DType> {
+    KV_TYPES.into_iter().find(|t| t.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
+        let names = KV_TYPES.map(|t| format!("\"{}\"", t.name().to_ascii_lowercase())).join(" or ");
+        PyValueError::new_err(format!("kv_type is \"{name}\", it must be {names}"))
+    })
 }
 
 /// A key-value cache with its position.
@@ -563,6 +568,12 @@ impl Session {
     /// See `measure::negative_log_likelihood`.
     fn negative_log_likelihood(&self, py: Python<'_>, tokens: Vec<u32>, first: usize) -> PyResult<Vec<f32>> {
         self.with(py, |session, interrupt| measure::negative_log_likelihood(session, &tokens, first, interrupt))
+    }
+
+    /// Seconds of each round of a benchmark, see `measure::bench`.
+    fn bench(&self, py: Python<'_>, n: usize, generate: bool, rounds: usize) -> PyResult<Vec<f64>> {
+        let times = self.with(py, |session, interrupt| measure::bench(session, n, generate, rounds, interrupt))?;
+        Ok(times.iter().map(std::time::Duration::as_secs_f64).collect())
     }
 }
 

@@ -695,7 +695,7 @@ fn no_truncation_is_taken_for_a_whole_file() {
 /// Runs a model for a few tokens; what it says is as may be.
 fn run(path: &Path) -> Result<()> {
     let model = Arc::new(Model::open(path)?);
-    let mut session = Session::new(&model, SessionOptions { context_length: 8, threads: 1 })?;
+    let mut session = Session::new(&model, SessionOptions { context_length: 8, threads: 1, ..Default::default() })?;
     for params in [SamplingParams::greedy(), SamplingParams { seed: Some(1), ..Default::default() }] {
         let mut sampler = Sampler::new(params)?;
         session.truncate(0)?;

@@ -75,6 +75,14 @@ def test_smollm2_is_as_close_to_exact_as_llama_cpp(smollm2: Path, exact_prose: P
     assert q.same_top >= 0.95
 
 
+@pytest.mark.parametrize("cpu", [cpu for cpu in CPUS if cpu != "scalar"])
+def test_a_q8_0_cache_moves_the_logits_a_little(smollm2: Path, exact_prose: Path, cpu: str) -> None:
+    half, q8_0 = (quality.measure(smollm2, exact_prose, cpu, positions=512, kv_type=t) for t in ("f16", "q8_0"))
+    assert q8_0.kv_type == "q8_0"
+    assert half.mean < q8_0.mean < 1.5 * half.mean
+    assert q8_0.same_top >= 0.95
+
+
 # -- Tiny models -------------------------------------------------------------------------------------------------------
 
 

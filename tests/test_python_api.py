@@ -587,7 +587,7 @@ def test_ctrl_c_interrupts_within_100_ms(real: Model, work: str) -> None:
         elif work == "decode":
             real.generate(PROMPT, ignore_eos=True)
         else:
-            real._handle.bench(4000, False, 1, 2)
+            real.session()._handle.bench(4000, False, 1)
 
     delays = []
     for _ in range(3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -39,6 +40,40 @@ def saved(model: Model, tmp_path: Path) -> Path:
         session.forward(list(range(100)))
         session.save(path)
     return path
+
+
+# Types of keys and values
+
+
+def test_a_q8_0_cache_is_nearly_the_same_and_half_the_size(smollm2: Path, tmp_path: Path) -> None:
+    ids = list(range(100, 400))
+    half, q8_0 = Model(smollm2), Model(smollm2, kv_type="q8_0")
+    logits = {}
+    for model in (half, q8_0):
+        with model.session() as session:
+            session.forward(ids[:200])
+            session.save(tmp_path / model.kv_type)
+            session.shift(4, 96)
+            logits[model.kv_type] = session.logits(ids[200:])
+    assert logits["f16"].std() / 50 < np.abs(logits["f16"] - logits["q8_0"]).max() < logits["f16"].std()
+    sizes = [(tmp_path / t).stat().st_size for t in ("q8_0", "f16")]
+    assert sizes[0] < 0.6 * sizes[1]
+    with q8_0.load_session(tmp_path / "q8_0") as session:
+        session.shift(4, 96)
+        assert np.array_equal(session.logits(ids[200:]), logits["q8_0"])
+    assert pickle.loads(pickle.dumps(q8_0)).kv_type == "q8_0"
+    with pytest.raises(SavedSessionError, match="keys and values in F16, not in Q8_0"):
+        q8_0.load_session(tmp_path / "f16")
+
+
+def test_types_of_keys_and_values_that_cannot_be(tiny: Path, tmp_path: Path) -> None:
+    wrong: Any = "q4_0"
+    with pytest.raises(ValueError, match='kv_type is "q4_0", it must be "f16" or "q8_0"'):
+        Model(tiny, kv_type=wrong).session()
+    path = tmp_path / "narrow.gguf"
+    tiny_model.write_tiny_model(path, head_dim=16)
+    with pytest.raises(ValueError, match="kv_type Q8_0 cannot hold the keys of this model, 16 numbers a head: use F16"):
+        Model(path, kv_type="q8_0").session()
 
 
 # Saved and brought back

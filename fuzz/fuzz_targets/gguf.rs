@@ -34,7 +34,7 @@ fn tokenize(path: &Path) -> Result<()> {
 
 fn run(path: &Path) -> Result<()> {
     let model = Arc::new(Model::open(path)?);
-    let mut session = Session::new(&model, SessionOptions { context_length: 4, threads: 1 })?;
+    let mut session = Session::new(&model, SessionOptions { context_length: 4, threads: 1, ..Default::default() })?;
     session.forward(&[0, 1], &Interrupt::never())?;
     session.forward(&[0], &Interrupt::never())?;
     Ok(())

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import click
 
 from . import Checkpoint, Model, Tensor, Tokenizer, __version__, _core, errors
-from .model import default_threads
+from .model import KvType
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_BAD_MODEL, EXIT_UNSUPPORTED_MODEL = 1, 2, 3, 4
 EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 130, 141  # what a shell says of a process that SIGINT or SIGPIPE ended
@@ -166,6 +166,15 @@ def threads_option(command: F) -> F:
     )(command)
 
 
+def kv_type_option(command: F) -> F:
+    return click.option(
+        "--kv-type",
+        type=click.Choice(["f16", "q8_0"]),
+        default="f16",
+        help="How to store keys and values; q8_0 takes half the memory and is a little less exact.",
+    )(command)
+
+
 def file_option(command: F) -> F:
     return click.option(
         "-f",
@@ -289,6 +298,7 @@ def cli(context: click.Context) -> None:
 @click.option(
     "-c", "--context-length", type=click.IntRange(min=1), help="Room for prompt and answer, in tokens.  [default: 4096]"
 )
+@kv_type_option
 @threads_option
 @json_option
 @load_options
@@ -298,6 +308,7 @@ def generate(
     file: str | None,
     model: str | None,
     context_length: int | None,
+    kv_type: KvType,
     threads: int | None,
     load: Literal["mmap", "read"],
     prefault: bool,
@@ -321,7 +332,15 @@ def generate(
     path = find_model(model)
     text = read_text(prompt, file)
     start = time.perf_counter()
-    llama = Model(path, threads=threads, context_length=context_length, load=load, prefault=prefault, lock=lock)
+    llama = Model(
+        path,
+        threads=threads,
+        context_length=context_length,
+        kv_type=kv_type,
+        load=load,
+        prefault=prefault,
+        lock=lock,
+    )
     if verbose:
         _say(f"{path}: opened in {1000 * (time.perf_counter() - start):.1f} ms; {llama.threads} threads, {_core.cpu()}")
 
@@ -521,11 +540,18 @@ def _json_value(value: Any) -> Any:
 @file_option
 @model_option
 @click.option("-c", "--context-length", type=click.IntRange(min=4), default=512, help="Tokens of a window.")
+@kv_type_option
 @threads_option
 @json_option
 @verbose_option
 def perplexity(
-    file: str | None, model: str | None, context_length: int, threads: int | None, as_json: bool, verbose: bool
+    file: str | None,
+    model: str | None,
+    context_length: int,
+    kv_type: KvType,
+    threads: int | None,
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """Measure how well a model predicts a text: the lower, the better.
 
@@ -540,7 +566,7 @@ def perplexity(
 
     path = find_model(model)
     text = read_text(None, file)
-    llama = Model(path, threads=threads, context_length=context_length)
+    llama = Model(path, threads=threads, context_length=context_length, kv_type=kv_type)
     tokenizer = llama.tokenizer
     ids = tokenizer.encode(text, parse_special=False)
     if len(ids) < context_length:
@@ -583,10 +609,17 @@ def perplexity(
     "-n", "--max-tokens", type=click.IntRange(min=0), default=128, help="Tokens to generate; 0: no such test."
 )
 @click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, help="How often to run each test.")
+@kv_type_option
 @threads_option
 @json_option
 def bench(
-    model: str | None, prompt_tokens: int, max_tokens: int, repetitions: int, threads: int | None, as_json: bool
+    model: str | None,
+    prompt_tokens: int,
+    max_tokens: int,
+    repetitions: int,
+    kv_type: KvType,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Measure how fast a model is on this computer, in tokens per second.
 
@@ -602,15 +635,15 @@ def bench(
     if not prompt_tokens and not max_tokens:
         raise click.UsageError("nothing to measure: -p and -n are both 0")
     path = find_model(model)
-    llama = Model(path)
-    threads = threads or default_threads()
+    llama = Model(path, threads=threads, kv_type=kv_type)
     results: list[dict[str, Any]] = []
     for test, n, is_generation in (("pp", prompt_tokens, False), ("tg", max_tokens, True)):
         if n == 0:
             continue
         if _someone_waits():
             _say(f"measuring {test}{n}, {repetitions} times ...")
-        seconds = llama._handle.bench(n, is_generation, repetitions, threads)
+        with llama.session(context_length=n) as session:
+            seconds = session._handle.bench(n, is_generation, repetitions)
         speeds = [n / s for s in seconds]
         mean = sum(speeds) / len(speeds)
         variance = sum((s - mean) ** 2 for s in speeds) / max(len(speeds) - 1, 1)
@@ -620,7 +653,8 @@ def bench(
                 "tokens_per_second": mean,
                 "stddev": sqrt(variance),
                 "seconds": seconds,
-                "threads": threads,
+                "threads": llama.threads,
+                "kv_type": kv_type,
                 "cpu": _core.cpu(),
                 "model": path,
             }
@@ -628,7 +662,7 @@ def bench(
     if as_json:
         _write_json(results)
         return
-    _write(f"{path}, {threads} threads, {_core.cpu()}\n")
+    _write(f"{path}, {llama.threads} threads, {_core.cpu()}\n")
     rows = [(r["test"], f"{r['tokens_per_second']:.2f}", f"+- {r['stddev']:.2f} tokens/s") for r in results]
     _table(rows, right=(1,))
 

@@ -24,6 +24,10 @@ DEFAULT_CONTEXT_LENGTH = 4096
 """Positions of a session, unless asked for otherwise or the model was trained for fewer."""
 
 
+KvType = Literal["f16", "q8_0"]
+"""How keys and values are stored."""
+
+
 class Config(NamedTuple):
     """The hyper-parameters of a model."""
 
@@ -102,6 +106,8 @@ class Model:
         threads: workers of a session; default ``LLAMA_RS_THREADS``, else the cores that this process may use.
         context_length: positions of a session; default 4096, or less if the model was trained for less. Positions that
             are not used cost no memory.
+        kv_type: how a session stores keys and values: ``"f16"``, or ``"q8_0"``, which takes 53 % of that. Its logits
+            are a little farther from exact ones: for SmolLM2 Q4_1, a KL divergence of 0.0030 a token instead of 0.0024.
         load: ``"mmap"`` maps the file: all processes share one copy, which is read when it is first touched. ``"read"``
             reads all of it into memory of this process alone, for file systems on which maps are slow or break; where a
             file cannot be mapped at all that happens by itself, and the logger ``llama_rs`` says so.
@@ -127,6 +133,7 @@ class Model:
         *,
         threads: int | None = None,
         context_length: int | None = None,
+        kv_type: KvType = "f16",
         load: Literal["mmap", "read"] = "mmap",
         prefault: bool = False,
         lock: bool = False,
@@ -143,6 +150,7 @@ class Model:
         if context_length is None:
             context_length = min(DEFAULT_CONTEXT_LENGTH, self.config.context_length)
         self.context_length = context_length
+        self.kv_type = kv_type
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._tokenizer: Tokenizer | None = None
 
@@ -173,7 +181,7 @@ class Model:
     def session(self, *, context_length: int | None = None) -> Session:
         """Starts an empty session: an explicit key-value cache."""
         length = self.context_length if context_length is None else context_length
-        session = Session(self, self._handle.session(length, self.threads))
+        session = Session(self, self._handle.session(length, self.threads, self.kv_type))
         self._sessions.add(session)
         return session
 
@@ -192,7 +200,7 @@ class Model:
         return self._load_session(path, length, prefix=False)
 
     def _load_session(self, path: str | os.PathLike[str], context_length: int, *, prefix: bool) -> Session:
-        session = Session(self, self._handle.load_session(path, context_length, self.threads, prefix))
+        session = Session(self, self._handle.load_session(path, context_length, self.threads, self.kv_type, prefix))
         self._sessions.add(session)
         return session
 
@@ -301,7 +309,12 @@ class Model:
         return residency(self._handle.checkpoint())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = {"threads": self.threads, "context_length": self.context_length, **self._load}
+        options = {
+            "threads": self.threads,
+            "context_length": self.context_length,
+            "kv_type": self.kv_type,
+            **self._load,
+        }
         return _reopen, (os.path.abspath(self.path), options, self._handle.checkpoint().fingerprint())
 
     def __copy__(self) -> Model:

@@ -6,6 +6,7 @@
 //! through [`Kernels`] per strip of rows, never per block.
 
 pub mod activations;
+mod attention;
 pub mod matmul;
 mod ops;
 mod scalar;
@@ -23,9 +24,10 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
+use crate::quant::DType;
 use activations::QuantizedRow;
+pub use attention::{Attention, AttentionTask, KV_TYPES};
 use matmul::Matmul;
-pub use ops::{Attention, AttentionTask};
 
 /// A set of kernels for one instruction set.
 ///
@@ -61,8 +63,8 @@ pub trait Kernels: Sync {
     /// Rotates neighbours: the pair `(x[2i], x[2i + 1])` by the angle of `turns[i] = [cos, sin]` (RoPE, Su et al. 2021).
     fn rope(&self, x: &mut [f32], turns: &[[f32; 2]]);
 
-    /// Rounds to f16, to nearest even.
-    fn to_f16(&self, out: &mut [u16], x: &[f32]);
+    /// Rounds to `dtype`, one of [`KV_TYPES`], to nearest even.
+    fn round_to(&self, dtype: DType, out: &mut [u8], x: &[f32]);
 
     /// One task of an attention, see [`Attention`].
     ///

@@ -18,6 +18,8 @@ pub trait Vector: Copy {
     unsafe fn load_f16(p: *const u16) -> Self;
     /// Reads `LANES` bf16.
     unsafe fn load_bf16(p: *const u16) -> Self;
+    /// Reads `LANES` signed bytes.
+    unsafe fn load_i8(p: *const i8) -> Self;
     unsafe fn store(self, p: *mut f32);
     /// Rounds to f16, to nearest even, and writes them.
     unsafe fn store_f16(self, p: *mut u16);
@@ -87,6 +89,11 @@ impl Vector for One {
         One(f32::from_bits(u32::from(unsafe { p.read_unaligned() }) << 16))
     }
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        // SAFETY: the caller's promise about `p`.
+        One(f32::from(unsafe { *p }))
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: the caller's promise about `p`.
         unsafe { p.write_unaligned(self.0) }
@@ -151,7 +158,8 @@ impl Vector for One {
 macro_rules! x86_vector {
     ($name:ident($register:ident), lanes: $lanes:literal, splat: $splat:ident, load: $load:ident, store: $store:ident,
      add: $add:ident, sub: $sub:ident, mul: $mul:ident, div: $div:ident, fma: $fma:ident, max: $max:ident, min: $min:ident,
-     load_f16: |$p:ident| $load_f16:expr, load_bf16: |$b:ident| $load_bf16:expr, store_f16: |$x:ident, $q:ident| $store_f16:expr, round: |$r:ident| $round:expr,
+     load_f16: |$p:ident| $load_f16:expr, load_bf16: |$b:ident| $load_bf16:expr, load_i8: |$i:ident| $load_i8:expr,
+     store_f16: |$x:ident, $q:ident| $store_f16:expr, round: |$r:ident| $round:expr,
      exp2_int: |$n:ident| $exp2:expr, sum: |$s:ident| $sum:expr, largest: |$l:ident| $largest:expr,
      sum_each: |$e:ident| $sum_each:expr) => {
         #[derive(Clone, Copy)]
@@ -177,6 +185,10 @@ macro_rules! x86_vector {
             #[inline(always)]
             unsafe fn load_bf16($b: *const u16) -> Self {
                 unsafe { $name($load_bf16) }
+            }
+            #[inline(always)]
+            unsafe fn load_i8($i: *const i8) -> Self {
+                unsafe { $name($load_i8) }
             }
             #[inline(always)]
             unsafe fn store(self, p: *mut f32) {
@@ -257,6 +269,7 @@ mod x86 {
         max: _mm512_max_ps, min: _mm512_min_ps,
         load_f16: |p| _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())),
         load_bf16: |p| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())))),
+        load_i8: |p| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))),
         store_f16: |x, p| _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)),
         round: |x| _mm512_roundscale_ps::<_MM_FROUND_TO_NEAREST_INT>(x),
         exp2_int: |n| _mm512_scalef_ps(_mm512_set1_ps(1.0), n),
@@ -293,6 +306,7 @@ mod x86 {
         max: _mm256_max_ps, min: _mm256_min_ps,
         load_f16: |p| _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
         load_bf16: |p| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))),
+        load_i8: |p| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))),
         store_f16: |x, p| _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)),
         round: |x| _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x),
         exp2_int: |n| {

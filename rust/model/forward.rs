@@ -77,7 +77,7 @@ pub fn forward(
     logits: &mut [f32],
 ) -> Result<()> {
     let &Config { dim, hidden_dim, n_heads, n_kv_heads, head_dim, norm_eps, vocab_size, .. } = config;
-    let n = tokens.len();
+    let (n, kv_type) = (tokens.len(), cache.dtype());
     buffers.reset(config, n);
     let Buffers { x, q, k, v, gate, up, turns, normed, attended, hidden, halves, parts } = buffers;
     rope.turns(turns, start, n);
@@ -126,8 +126,8 @@ pub fn forward(
             for head in 0..n_kv_heads {
                 let at = (t * n_kv_heads + head) * head_dim;
                 let (k_slot, v_slot) = cache.slot(i, head, start + t);
-                cx.kernels.to_f16(k_slot, &k[at..at + head_dim]);
-                cx.kernels.to_f16(v_slot, &v[at..at + head_dim]);
+                cx.kernels.round_to(kv_type, k_slot, &k[at..at + head_dim]);
+                cx.kernels.round_to(kv_type, v_slot, &v[at..at + head_dim]);
             }
         }
 
@@ -137,6 +137,7 @@ pub fn forward(
             q: &q[..n * n_heads * head_dim],
             k: k_cache,
             v: v_cache,
+            kv_type,
             out: Disjoint::new(attended.x_mut()),
             parts: Disjoint::new(parts),
             n_heads,

@@ -10,37 +10,47 @@ use super::Config;
 use crate::error::Result;
 use crate::kernels::Kernels;
 use crate::mapping::{Identity, Memory, page_size};
+use crate::quant::{self, DType};
 
-/// Keys and values of every layer, f16. Positions that were never written cost no memory.
+/// Keys and values of every layer. Positions that were never written cost no memory.
 pub struct KvCache {
     memory: Memory, // (n_layers, [k, v], n_kv_heads, capacity, head_dim)
     layers: usize,  // n_layers
     heads: usize,   // n_kv_heads
     head_dim: usize,
+    dtype: DType,
+    row: usize, // bytes of a position
     /// Positions from the start of one head's region to that of the next.
     pub capacity: usize,
 }
 
 impl KvCache {
-    /// Room for at least `positions`, or `None` if there is not so much address space.
-    pub fn new(config: &Config, positions: usize) -> Option<Self> {
+    /// Room for at least `positions`, with keys and values of `dtype`; `None` if there is not so much address space, or if
+    /// heads are not whole blocks of that type.
+    pub fn new(config: &Config, dtype: DType, positions: usize) -> Option<Self> {
         let &Config { n_layers, n_kv_heads, head_dim, .. } = config;
-        let capacity = positions.checked_next_multiple_of(positions_in_whole_pages(head_dim))?;
-        let sizes = [2, n_layers, 2, n_kv_heads, capacity, head_dim];
+        let row = dtype.row_bytes(head_dim)?;
+        let capacity = positions.checked_next_multiple_of(positions_in_whole_pages(row))?;
+        let sizes = [n_layers, 2, n_kv_heads, capacity, row];
         let len = sizes.into_iter().try_fold(1usize, |product, n| product.checked_mul(n))?;
         let memory = Memory::zeroed(len).ok()?;
-        Some(Self { memory, layers: n_layers, heads: n_kv_heads, head_dim, capacity })
+        Some(Self { memory, layers: n_layers, heads: n_kv_heads, head_dim, dtype, row, capacity })
+    }
+
+    /// The type of keys and values.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// Keys and values of a layer, each `(n_kv_heads, capacity, head_dim)`.
-    pub fn layer(&self, i: usize) -> (&[u16], &[u16]) {
-        let len = self.heads * self.capacity * self.head_dim;
-        self.values()[2 * i * len..2 * (i + 1) * len].split_at(len)
+    pub fn layer(&self, i: usize) -> (&[u8], &[u8]) {
+        let len = self.heads * self.capacity * self.row;
+        self.memory.as_slice()[2 * i * len..2 * (i + 1) * len].split_at(len)
     }
 
     /// Where the key and the value of one head and position go.
-    pub fn slot(&mut self, layer: usize, kv_head: usize, position: usize) -> (&mut [u16], &mut [u16]) {
-        let (len, start) = (self.head_dim, position * self.head_dim);
+    pub fn slot(&mut self, layer: usize, kv_head: usize, position: usize) -> (&mut [u8], &mut [u8]) {
+        let (len, start) = (self.row, position * self.row);
         let (keys, values) = self.head(layer, kv_head);
         (&mut keys[start..start + len], &mut values[start..start + len])
     }
@@ -48,24 +58,22 @@ impl KvCache {
     /// Discards the positions from `n_keep` up to `n_keep + n_discard`; those after them, up to `end`, move down.
     ///
     /// A key is stored rotated by its position, so one that moves is rotated back, by `turns`: what `n_discard` positions
-    /// make of each pair, turned the other way. It is rounded to f16 a second time by this. Against keys that are computed
-    /// at their new position from the start, the largest error found is 1.0e-3 of the largest key of its head (2^-10; half
-    /// of it is what f16 has anyway). It does not grow: with half of the rest discarded each time, no key is there
+    /// make of each pair, turned the other way. It is rounded a second time by this. Against keys that are computed
+    /// at their new position from the start, the largest error found with f16 is 1.0e-3 of the largest key of its head
+    /// (2^-10; half of it is what f16 has anyway). It does not grow: with half of the rest discarded each time, no key is there
     /// long enough to be moved twice.
     pub fn shift(&mut self, kernels: &dyn Kernels, turns: &[[f32; 2]], n_keep: usize, n_discard: usize, end: usize) {
-        let hd = self.head_dim;
-        let mut key = vec![0.0; hd];
+        let (dtype, row) = (self.dtype, self.row);
+        let mut key = vec![0.0; self.head_dim];
         for layer in 0..self.layers {
             for head in 0..self.heads {
                 let (keys, values) = self.head(layer, head);
-                values.copy_within((n_keep + n_discard) * hd..end * hd, n_keep * hd);
+                values.copy_within((n_keep + n_discard) * row..end * row, n_keep * row);
                 for to in n_keep..end - n_discard {
-                    let from = (to + n_discard) * hd;
-                    for (x, bits) in key.iter_mut().zip(&keys[from..from + hd]) {
-                        *x = half::f16::from_bits(*bits).to_f32();
-                    }
+                    let from = (to + n_discard) * row;
+                    quant::dequantize(dtype, &keys[from..from + row], &mut key);
                     kernels.rope(&mut key[..2 * turns.len()], turns);
-                    kernels.to_f16(&mut keys[to * hd..(to + 1) * hd], &key);
+                    kernels.round_to(dtype, &mut keys[to * row..(to + 1) * row], &key);
                 }
             }
         }
@@ -73,8 +81,7 @@ impl KvCache {
 
     /// The regions, each of the bytes of its first `n` positions: keys and values of each layer, head by head.
     pub fn regions(&self, n: usize) -> impl Iterator<Item = &[u8]> {
-        let position = 2 * self.head_dim;
-        self.memory.as_slice().chunks_exact(self.capacity * position).map(move |region| &region[..n * position])
+        self.memory.as_slice().chunks_exact(self.capacity * self.row).map(move |region| &region[..n * self.row])
     }
 
     /// A cache whose first `n` positions are those of a file: one region at each of `offsets`.
@@ -89,10 +96,9 @@ impl KvCache {
         offsets: impl Iterator<Item = usize>,
         n: usize,
     ) -> Result<Self> {
-        let position = 2 * self.head_dim;
-        let starts = (0..).step_by(self.capacity * position);
+        let starts = (0..).step_by(self.capacity * self.row);
         let n_regions = 2 * self.layers * self.heads;
-        let parts = starts.zip(offsets).take(n_regions).map(|(at, offset)| (at, offset, n * position));
+        let parts = starts.zip(offsets).take(n_regions).map(|(at, offset)| (at, offset, n * self.row));
         Ok(Self { memory: self.memory.lay(file, path, identity, parts)?, ..self })
     }
 
@@ -104,30 +110,24 @@ impl KvCache {
         self.memory.check()
     }
 
-    fn values(&self) -> &[u16] {
-        bytemuck::cast_slice(self.memory.as_slice())
-    }
-
     /// Keys and values of one head of a layer, each `(capacity, head_dim)`.
-    fn head(&mut self, layer: usize, head: usize) -> (&mut [u16], &mut [u16]) {
-        let region = self.capacity * self.head_dim;
-        let all: &mut [u16] = bytemuck::cast_slice_mut(self.memory.as_mut_slice());
-        let (keys, values) =
-            all[2 * layer * self.heads * region..][..2 * self.heads * region].split_at_mut(self.heads * region);
+    fn head(&mut self, layer: usize, head: usize) -> (&mut [u8], &mut [u8]) {
+        let region = self.capacity * self.row;
+        let layer = &mut self.memory.as_mut_slice()[2 * layer * self.heads * region..][..2 * self.heads * region];
+        let (keys, values) = layer.split_at_mut(self.heads * region);
         (&mut keys[head * region..][..region], &mut values[head * region..][..region])
     }
 }
 
 /// The fewest positions that fill whole pages in a region.
-fn positions_in_whole_pages(head_dim: usize) -> usize {
-    let position = 2 * head_dim;
-    page_size() >> position.trailing_zeros().min(page_size().trailing_zeros())
+fn positions_in_whole_pages(row: usize) -> usize {
+    page_size() >> row.trailing_zeros().min(page_size().trailing_zeros())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels;
+    use crate::kernels::{self, KV_TYPES};
     use crate::model::RopeStyle;
     use crate::sampling::Rng;
 
@@ -152,39 +152,46 @@ mod tests {
 
     #[test]
     fn every_head_has_whole_pages_of_its_own() {
-        for (head_dim, positions, capacity) in
-            [(64, 1, 32), (64, 33, 64), (128, 4096, 4096), (80, 100, 128), (5, 1, 2048)]
-        {
-            let mut cache = KvCache::new(&config(2, 3, head_dim), positions).unwrap();
+        for (dtype, head_dim, positions, capacity) in [
+            (DType::F16, 64, 1, 32),
+            (DType::F16, 64, 33, 64),
+            (DType::F16, 128, 4096, 4096),
+            (DType::F16, 80, 100, 128),
+            (DType::F16, 5, 1, 2048),
+            (DType::Q8_0, 64, 1025, 2048),
+        ] {
+            let mut cache = KvCache::new(&config(2, 3, head_dim), dtype, positions).unwrap();
             assert_eq!(cache.capacity, capacity * page_size() / 4096);
             let slots = || (0..2).flat_map(|layer| (0..3).map(move |head| (layer, head)));
             for (i, (layer, head)) in slots().enumerate() {
                 let (k, v) = cache.slot(layer, head, positions - 1);
                 assert!(k.iter().chain(&*v).all(|&x| x == 0), "slots overlap");
-                k.fill(2 * i as u16 + 1);
-                v.fill(2 * i as u16 + 2);
+                k.fill(2 * i as u8 + 1);
+                v.fill(2 * i as u8 + 2);
             }
             for (i, (layer, head)) in slots().enumerate() {
-                let at = (head * cache.capacity + positions - 1) * head_dim;
+                let at = (head * cache.capacity + positions - 1) * dtype.row_bytes(head_dim).unwrap();
                 let (k, v) = cache.layer(layer);
-                assert_eq!((k[at], v[at]), (2 * i as u16 + 1, 2 * i as u16 + 2));
+                assert_eq!((k[at], v[at]), (2 * i as u8 + 1, 2 * i as u8 + 2));
             }
             assert_eq!(cache.regions(positions).count(), 2 * 2 * 3);
         }
-        assert!(KvCache::new(&config(2, 3, 64), usize::MAX).is_none());
+        assert!(KvCache::new(&config(2, 3, 64), DType::F16, usize::MAX).is_none());
+        assert!(KvCache::new(&config(2, 3, 80), DType::Q8_0, 1).is_none());
     }
 
     /// See `KvCache::shift`.
     #[test]
     fn shifted_keys_are_those_of_their_new_positions() {
-        const LARGEST_ERROR: f32 = 1.0 / 1024.0; // of the largest number in a key
         let (hd, n_keep, n_discard, end) = (64, 4, 1998, 4000);
         let turns = |position: f64| -> Vec<[f32; 2]> {
             let angles = (0..hd / 2).map(|i| position * 10_000f64.powf(-2.0 * i as f64 / hd as f64));
             angles.map(|a| [a.cos() as f32, a.sin() as f32]).collect()
         };
-        for kernels in kernels::all() {
-            let mut cache = KvCache::new(&config(1, 2, hd), end).unwrap();
+        // Of the largest number in a key.
+        let largest_error = |dtype| if dtype == DType::F16 { 1.0 / 1024.0 } else { 1.0 / 100.0 };
+        for (kernels, dtype) in kernels::all().into_iter().flat_map(|k| KV_TYPES.map(|dtype| (k, dtype))) {
+            let mut cache = KvCache::new(&config(1, 2, hd), dtype, end).unwrap();
             let mut rng = Rng::new(1);
             let raw: Vec<f32> = (0..end * hd).map(|_| (rng.next_f64() * 8.0 - 4.0) as f32).collect();
             let rotated = |position: usize, at: usize| {
@@ -195,8 +202,8 @@ mod tests {
             for position in 0..end {
                 for head in 0..2 {
                     let (k, v) = cache.slot(0, head, position);
-                    kernels.to_f16(k, &rotated(position, position));
-                    v.fill(position as u16);
+                    kernels.round_to(dtype, k, &rotated(position, position));
+                    v.fill(position as u8);
                 }
             }
             cache.shift(kernels, &turns(-(n_discard as f64)), n_keep, n_discard, end);
@@ -207,13 +214,16 @@ mod tests {
                 let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
                 for head in 0..2 {
                     let (k, v) = cache.slot(0, head, at);
-                    assert_eq!(*v, vec![position as u16; hd]);
-                    for (x, expected) in k.iter().zip(&expected) {
-                        worst = worst.max((half::f16::from_bits(*x).to_f32() - expected).abs() / largest);
+                    assert!(v.iter().all(|&x| x == position as u8));
+                    let mut key = vec![0.0; hd];
+                    quant::dequantize(dtype, k, &mut key);
+                    for (x, expected) in key.iter().zip(&expected) {
+                        worst = worst.max((x - expected).abs() / largest);
                     }
                 }
             }
-            assert!(worst < LARGEST_ERROR && worst > LARGEST_ERROR / 8.0, "{}: {worst}", kernels.name());
+            let most = largest_error(dtype);
+            assert!(worst < most && worst > most / 8.0, "{} {dtype}: {worst}", kernels.name());
         }
     }
 }

@@ -15,7 +15,7 @@
 //! | 88 | 48 | 1 if there are random numbers, their seed, their state |
 //! | 136 | 4 n | the tokens |
 //! | | 8 | hash of all of the above |
-//! | aligned | | the regions `(n_layers, [k, v], n_kv_heads)`, each `(n, head_dim)` f16 and zeros up to the alignment |
+//! | aligned | | the regions `(n_layers, [k, v], n_kv_heads)`, each `(n, head_dim)` and zeros up to the alignment |
 //!
 //! All but the regions is checked before anything is used. The regions are numbers, whatever their bits are.
 
@@ -28,12 +28,15 @@ use super::{Config, Model, RopeStyle};
 use crate::error::{Error, Result};
 use crate::formats::gguf::hash;
 use crate::mapping::{Identity, page_size, replace_file};
+use crate::quant::DType;
 use crate::sampling::Rng;
 
 const MAGIC: &[u8; 8] = b"llama_rs";
 /// Of the format. Files of another version are refused: they can be made again.
 const VERSION: u32 = 1;
 const FIXED_LEN: usize = 136;
+/// Which of the settings is the type of keys and values, as GGUF numbers types.
+const KV_TYPE: usize = 3;
 /// Pages of all systems that we know of.
 const ALIGNMENTS: std::ops::RangeInclusive<usize> = 1 << 12..=1 << 16;
 
@@ -53,7 +56,7 @@ pub(super) fn write(path: &Path, model: &Model, cache: &KvCache, state: State) -
     header.extend(VERSION.to_le_bytes());
     header.extend((alignment as u32).to_le_bytes());
     header.extend(fingerprint(model)?.iter().flat_map(|word| word.to_le_bytes()));
-    header.extend(settings(model.config()).iter().flat_map(|word| word.to_le_bytes()));
+    header.extend(settings(model.config(), cache.dtype()).iter().flat_map(|word| word.to_le_bytes()));
     header.extend((tokens.len() as u64).to_le_bytes());
     header.extend(shifted_from.map_or(u64::MAX, |from| from as u64).to_le_bytes());
     header.extend(u64::from(rng.is_some()).to_le_bytes());
@@ -90,7 +93,7 @@ pub(super) struct Saved {
 
 impl Saved {
     /// Opens the file at `path`, and checks that what it holds is a session of `model`.
-    pub fn open(path: &Path, model: &Model) -> Result<Self> {
+    pub fn open(path: &Path, model: &Model, kv_type: DType) -> Result<Self> {
         let fail = |source| Error::File { path: path.into(), source };
         let wrong = |what: String| Error::SavedSession { path: path.into(), what };
         let meta = std::fs::metadata(path).map_err(fail)?;
@@ -146,7 +149,12 @@ impl Saved {
             return Err(wrong(what));
         }
         let config = model.config();
-        if settings(config) != std::array::from_fn(|i| u32_at(&header, 40 + 4 * i)) {
+        let theirs = std::array::from_fn(|i| u32_at(&header, 40 + 4 * i));
+        let ours = settings(config, kv_type);
+        if let Some(other) = DType::from_id(theirs[KV_TYPE]).filter(|&other| other != kv_type) {
+            return Err(wrong(format!("a session with keys and values in {other}, not in {kv_type}")));
+        }
+        if theirs != ours {
             return Err(wrong(format!("a session of {name} with other settings")));
         }
         let (tokens, _) = header[FIXED_LEN..header_len - 8].as_chunks::<4>();
@@ -160,7 +168,7 @@ impl Saved {
 
         let first_region = header_len.next_multiple_of(alignment);
         let expected = || {
-            let region = n.checked_mul(2 * config.head_dim)?.checked_next_multiple_of(alignment)?;
+            let region = n.checked_mul(kv_type.row_bytes(config.head_dim)?)?.checked_next_multiple_of(alignment)?;
             let regions = region.checked_mul(2 * config.n_layers * config.n_kv_heads)?;
             Some((region, regions.checked_add(first_region)? as u64))
         };
@@ -217,12 +225,11 @@ fn fingerprint(model: &Model) -> Result<[u64; 3]> {
 }
 
 /// All of a config that keys and values depend on, and their layout.
-fn settings(config: &Config) -> [u32; 8] {
+fn settings(config: &Config, kv_type: DType) -> [u32; 8] {
     let &Config { n_layers, n_kv_heads, head_dim, rope_dim, rope_theta, rope_scale, rope, .. } = config;
     let rope = match rope {
         RopeStyle::Interleaved => 0,
     };
     let [n_layers, n_kv_heads, head_dim, rope_dim] = [n_layers, n_kv_heads, head_dim, rope_dim].map(|n| n as u32);
-    let dtype = 1; // F16, as GGUF numbers types
-    [n_layers, n_kv_heads, head_dim, dtype, rope_dim, rope_theta.to_bits(), rope_scale.to_bits(), rope]
+    [n_layers, n_kv_heads, head_dim, kv_type.id(), rope_dim, rope_theta.to_bits(), rope_scale.to_bits(), rope]
 }

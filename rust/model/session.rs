@@ -11,7 +11,8 @@ use super::rope::Rope;
 use super::saved::{self, Saved, State};
 use crate::error::{Error, Result};
 use crate::generate::Forward;
-use crate::kernels::{self, Kernels};
+use crate::kernels::{self, KV_TYPES, Kernels};
+use crate::quant::DType;
 use crate::sampling::Rng;
 use crate::threads::{self, Interrupt};
 
@@ -26,11 +27,13 @@ pub struct SessionOptions {
     pub context_length: usize,
     /// Workers, the caller included.
     pub threads: usize,
+    /// How keys and values are stored, one of [`KV_TYPES`]. Sessions with others are not the same sessions.
+    pub kv_type: DType,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { context_length: 4096, threads: threads::available() }
+        Self { context_length: 4096, threads: threads::available(), kv_type: DType::F16 }
     }
 }
 
@@ -57,12 +60,18 @@ impl Session {
     /// [`Error::Argument`] if the context length or the number of threads is zero or absurd, [`Error::Changed`] if
     /// the model's file is not what it was.
     pub fn new(model: &Arc<Model>, options: SessionOptions) -> Result<Self> {
-        let SessionOptions { context_length, threads } = options;
+        let SessionOptions { context_length, threads, kv_type } = options;
         if !(1..=threads::MAX_THREADS).contains(&threads) {
             return Err(Error::Argument(format!("threads must be 1 to {}, got {threads}", threads::MAX_THREADS)));
         }
         if context_length == 0 {
             return Err(Error::Argument("context_length must be at least 1, got 0".into()));
+        }
+        let head_dim = model.config().head_dim;
+        if !KV_TYPES.contains(&kv_type) || kv_type.row_bytes(head_dim).is_none() {
+            let what =
+                format!("kv_type {kv_type} cannot hold the keys of this model, {head_dim} numbers a head: use F16");
+            return Err(Error::Argument(what));
         }
         model.checkpoint().mapping().check()?;
         let too_long = || Error::Argument(format!("no memory for a context_length of {context_length}"));
@@ -71,7 +80,7 @@ impl Session {
             kernels: kernels::best()?,
             threads,
             rope: Rope::new(model.config(), model.weights()),
-            cache: KvCache::new(model.config(), context_length).ok_or_else(too_long)?,
+            cache: KvCache::new(model.config(), kv_type, context_length).ok_or_else(too_long)?,
             context_length,
             tokens: Vec::new(),
             shifted_from: None,
@@ -187,7 +196,7 @@ impl Session {
     /// it is longer than the context, [`Error::File`] if it cannot be read; as for [`Session::new`].
     pub fn load(model: &Arc<Model>, path: &Path, options: SessionOptions) -> Result<Self> {
         let mut session = Self::new(model, options)?;
-        let saved = Saved::open(path, model)?;
+        let saved = Saved::open(path, model, options.kv_type)?;
         let (tokens, context_length) = (saved.tokens().len(), options.context_length);
         if tokens > context_length {
             return Err(Error::ContextOverflow { tokens, context_length });
@@ -203,7 +212,7 @@ impl Session {
     /// As for [`Session::load`], but that nothing is too long.
     pub fn load_prefix(model: &Arc<Model>, path: &Path, options: SessionOptions) -> Result<Self> {
         let mut session = Self::new(model, options)?;
-        let saved = Saved::open(path, model)?;
+        let saved = Saved::open(path, model, options.kv_type)?;
         let exact = saved.shifted_from().unwrap_or(saved.tokens().len());
         (session.cache, session.tokens) = saved.lay(session.cache, exact.min(options.context_length))?;
         Ok(session)

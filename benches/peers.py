@@ -11,6 +11,8 @@ test runs on.
 A test is pp<N>, tg<N>, or pp<N>b<B>: N tokens in calls of B; with @<D> after D tokens of context. They mean what
 llama-bench means by them: random tokens, logits of the last of each call, no sampling, loading not counted.
 
+Before a model's turn its file is dropped from memory and read in again (`llama-rs warm`): how the pages of a file came in
+decides how large they are, and 4 KiB instead of 2 MiB cost every engine that maps it up to a third of its tokens a second.
 Every engine has a process of its own and keeps its model loaded. A round times each of them once; every second round
 goes backwards. A round in which the hypervisor stole time, or other processes took it, does not count.
 Results go to benches/results/ as Markdown, JSON and a plot.
@@ -676,6 +678,14 @@ def cpu_name() -> str:
     return f"{fields.get('model name', platform.processor())} ({', '.join(filter(None, [where, best]))})"
 
 
+def drop(path: str) -> None:
+    """Drops a file from the page cache. What some process has mapped and touched stays."""
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(file)
+
+
 # -- The command -------------------------------------------------------------------------------------------------------
 
 
@@ -696,7 +706,10 @@ def main() -> None:
     if args.worker:
         work(args.worker)
         return
-    from llama_rs.cli import find_model  # not above: workers run in interpreters that may not have it
+    # Not above: workers run in interpreters that may not have it.
+    from llama_rs import Checkpoint
+    from llama_rs.cli import find_model
+    from llama_rs.residency import read_in
 
     models = args.models or [find_model(None)]
     tests = [Test.parse(t) for t in args.tests.split(",")]
@@ -718,6 +731,9 @@ def main() -> None:
     with open(stem.with_suffix(".log"), "w") as log:
         for model in models:
             note(Path(model).name)
+            drop(model)
+            for _ in read_in(Checkpoint(model)._core):
+                pass
             workers = []
             for spec in specs:
                 for variant in spec.variants():

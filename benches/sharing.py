@@ -22,7 +22,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from one_answer import cpu_name
+from peers import cpu_name
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

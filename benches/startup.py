@@ -24,7 +24,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from one_answer import PROMPT, cpu_name
+from one_answer import PROMPT
+from peers import cpu_name, drop
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -33,14 +34,6 @@ PROMPT_TOKENS = 1500
 # As a user runs it: the script that pip installed.
 LLAMA_RS = str(Path(sys.executable).with_name("llama-rs"))
 GENERATE = [LLAMA_RS, "generate", "-n", "1", "--temperature", "0", "--ignore-eos"]
-
-
-def drop(path: str) -> None:
-    """Drops the file from the page cache. What some process has mapped and touched stays."""
-    file = os.open(path, os.O_RDONLY)
-    os.fsync(file)
-    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(file)
 
 
 def read(path: str) -> float:

@@ -53,4 +53,4 @@ def test_python_of_the_readme(folder: Path) -> None:
 
 def test_the_readme_shows_every_command() -> None:
     shown = {command.split()[1] for command in COMMANDS}
-    assert shown == {"generate", "tokenize", "inspect", "perplexity", "bench"}
+    assert shown == {"generate", "tokenize", "inspect", "perplexity", "bench", "status", "warm"}

@@ -11,8 +11,8 @@ test runs on.
 A test is pp<N>, tg<N>, or pp<N>b<B>: N tokens in calls of B; with @<D> after D tokens of context. They mean what
 llama-bench means by them: random tokens, logits of the last of each call, no sampling, loading not counted.
 
-Before a model's turn its file is dropped from memory and read in again, as `llama-rs warm` does: how the pages of a file
-came in decides how large they are, and 4 KiB instead of 2 MiB cost each engine that maps it up to a third of its speed.
+Before a model's turn its file is dropped from memory and read in again, as `llama-rs warm` does: how pages came in
+decides how large they are, and 4 KiB instead of 2 MiB cost an engine that maps the file up to a third of its speed.
 Every engine has a process of its own and keeps its model loaded. A round times each of them once; every second round
 goes backwards. A round in which the hypervisor stole time, or other processes took it, does not count.
 Results go to benches/results/ as Markdown, JSON and a plot.

@@ -599,6 +599,15 @@ def test_ctrl_c_interrupts_within_100_ms(real: Model, work: str) -> None:
     assert "Paris" in real.generate("The capital of France is", max_tokens=8, temperature=0).text  # all is well after
 
 
+def test_nothing_runs_between_calls(tiny: Path) -> None:
+    model = Model(tiny, threads=2)
+    model.generate(PROMPT, max_tokens=8)
+    time.sleep(0.1)  # workers wait awake for a moment
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.05
+
+
 def test_a_fork_may_use_the_model_of_its_parent(tiny: Path) -> None:
     code = """
 import os, sys

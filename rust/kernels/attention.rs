@@ -8,8 +8,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::ops::Number;
-use super::vector::{Vector, exp};
+use super::vector::{Number, Vector, exp};
 use crate::quant::{BlockQ8_0, DType};
 use crate::threads::Disjoint;
 

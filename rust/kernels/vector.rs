@@ -62,6 +62,56 @@ pub unsafe fn exp<V: Vector>(x: V) -> V {
     }
 }
 
+/// A number as it lies in memory, at any alignment, read into a register of floats.
+pub trait Number: Copy {
+    /// Reads `LANES` numbers.
+    unsafe fn load<V: Vector>(p: *const Self) -> V;
+    /// One number.
+    fn to_f32(self) -> f32;
+}
+
+/// The bits of a bfloat16.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Bf16(u16);
+
+impl Number for Bf16 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(p: *const Self) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_bf16(p.cast()) }
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(p: *const Self) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load(p) }
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+/// f16
+impl Number for u16 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(p: *const Self) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_f16(p) }
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        half::f16::from_bits(self).to_f32()
+    }
+}
+
 /// One float: the scalar set's register.
 #[derive(Clone, Copy)]
 pub struct One(f32);

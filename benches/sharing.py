@@ -124,12 +124,12 @@ def main() -> None:
         ]
         for python, engine in engines:
             result = measure(python, engine, os.path.abspath(model), args.processes)
-            results.append({"model": model, **result})
+            results.append({"model": os.path.basename(model), **result})
             lines.append(
                 f"| {engine} | " + " | ".join(f"{result[k] / MIB:.0f}" for k in ("one", "all", "one more")) + " |"
             )
         shared = prefix(os.path.abspath(model), args.processes)
-        results.append({"model": model, "engine": "llama_rs, saved prompt", **shared})
+        results.append({"model": os.path.basename(model), "engine": "llama_rs, saved prompt", **shared})
         lines.append(
             f"\n{args.processes} processes that go on from one saved prompt of 1,500 tokens, a file of "
             f"{shared['file'] / MIB:.0f} MiB, take {shared['all'] / MIB:.0f} MiB for it together."

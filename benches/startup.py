@@ -93,7 +93,7 @@ def measure(path: str, peer_python: str | None, rounds: int) -> dict[str, Any]:
         for name, command in engines.items():
             warm[name].append(first_byte(command))
     return {
-        "path": path,
+        "model": os.path.basename(path),
         "bytes": os.path.getsize(path),
         "plain read": plain,
         "cold": cold,
@@ -131,7 +131,7 @@ def table(result: dict[str, Any]) -> str:
     plain = statistics.median(result["plain read"])
     size = result["bytes"] / 2**20
     lines = [
-        f"\n### {os.path.basename(result['path'])}, {size:.0f} MiB; a plain read of it takes {plain:.3f} s cold\n",
+        f"\n### {result['model']}, {size:.0f} MiB; a plain read of it takes {plain:.3f} s cold\n",
         "| seconds, median | "
         + " | ".join(f"warm: {stage}" for stage in stages)
         + " | cold: first byte | / plain read |",

@@ -77,7 +77,7 @@ fn main() {
                 let macs = (w.n_rows() * ROW * tokens) as f64;
                 let (mut rates, mut shares) = (Vec::new(), Vec::new());
                 for _ in 0..ROUNDS {
-                    let read = w.bytes.len() as f64 / read_rate(file.as_slice(), threads);
+                    let read = w.bytes().len() as f64 / read_rate(file.as_slice(), threads);
                     let compute = macs / peak(set.name(), threads);
                     let seconds = time(*set, threads, w, tokens);
                     rates.push(macs / seconds);
@@ -120,7 +120,7 @@ fn matrix(dtype: DType, rows: usize) -> TensorView {
     let size = rows * dtype.row_bytes(ROW).expect("a multiple of every block");
     let bytes: Vec<u8> = (0..size).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3] & 0x3b).collect();
     let mapping = Mapping::from_vec(bytes, Path::new("matrix"));
-    TensorView { bytes: Bytes::new(&mapping, 0..size).expect("in range"), dtype, shape: vec![ROW, rows] }
+    TensorView::new(Bytes::new(&mapping, 0..size).expect("in range"), dtype, &[ROW, rows]).expect("as many bytes")
 }
 
 fn mapped_file() -> std::sync::Arc<Mapping> {

@@ -216,46 +216,46 @@ impl Tensor {
     /// The type's name in GGUF.
     #[getter]
     fn dtype(&self) -> &'static str {
-        self.view.dtype.name()
+        self.view.dtype().name()
     }
 
     /// Rows first, as in numpy.
     #[getter]
     fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        PyTuple::new(py, self.view.shape.iter().rev())
+        PyTuple::new(py, self.view.shape().iter().rev())
     }
 
     /// Bytes in the file.
     #[getter]
     fn nbytes(&self) -> usize {
-        self.view.bytes.len()
+        self.view.bytes().len()
     }
 
     /// Where in the file it starts.
     #[getter]
     fn offset(&self) -> usize {
-        self.view.bytes.offset()
+        self.view.bytes().offset()
     }
 
     /// The weights as floats.
     fn dequantize(&self, py: Python<'_>) -> PyResult<Floats> {
-        if !self.view.dtype.is_supported() {
-            return Err(PyValueError::new_err(format!("cannot dequantize {}", self.view.dtype)));
+        if !self.view.dtype().is_supported() {
+            return Err(PyValueError::new_err(format!("cannot dequantize {}", self.view.dtype())));
         }
-        let shape: Vec<usize> = self.view.shape.iter().rev().copied().collect();
+        let shape: Vec<usize> = self.view.shape().iter().rev().copied().collect();
         let read = || {
             let mut data = vec![0.0; shape.iter().product()];
-            quant::dequantize(self.view.dtype, &self.view.bytes, &mut data);
+            quant::dequantize(self.view.dtype(), &self.view.bytes(), &mut data);
             Ok(data)
         };
-        let data = py.detach(|| self.view.bytes.mapping().checked(read)).map_err(|e| raise(py, e))?;
+        let data = py.detach(|| self.view.bytes().mapping().checked(read)).map_err(|e| raise(py, e))?;
         Ok(Floats { data, shape })
     }
 
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let this = slf.get();
-        let mut shape: Vec<usize> = this.view.shape.iter().rev().copied().collect();
-        let (format, size) = match this.view.dtype {
+        let mut shape: Vec<usize> = this.view.shape().iter().rev().copied().collect();
+        let (format, size) = match this.view.dtype() {
             DType::F32 => (c"f", 4),
             DType::F16 => (c"e", 2),
             DType::BF16 => (c"H", 2), // the bits: the buffer protocol has no bfloat16
@@ -270,7 +270,7 @@ impl Tensor {
             }
         };
         this.views.fetch_add(1, Ordering::AcqRel);
-        let bytes = &this.view.bytes;
+        let bytes = &this.view.bytes();
         // SAFETY: the bytes live as long as the tensor, which the buffer holds.
         let filled = unsafe { fill_buffer(slf.clone().into_any(), view, flags, bytes, format, size, &shape) };
         if filled.is_err() {

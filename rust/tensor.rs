@@ -1,23 +1,51 @@
 //! A tensor as it lies in the file: bytes, type, shape.
 
+use std::ops::Range;
+
 use crate::mapping::Bytes;
 use crate::quant::DType;
 
 /// A view of a tensor's bytes. Cheap to clone; it keeps the file mapped.
 ///
-/// `shape` is in the file's order: `shape[0]` is the length of a row and varies fastest (numpy would
-/// print it last). Whoever makes one has checked that `bytes` holds exactly the tensor.
+/// `shape` is in the file's order: `shape[0]` is the length of a row and varies fastest (numpy would print it last).
+/// The bytes are exactly those of the tensor: [`TensorView::new`] compares, and nobody else makes one. Kernels rely
+/// on it.
 #[derive(Debug, Clone)]
 pub struct TensorView {
-    /// The blocks, as they lie in the file.
-    pub bytes: Bytes,
-    /// How the blocks are encoded.
-    pub dtype: DType,
-    /// Length of each dimension, fastest first; one to four of them.
-    pub shape: Vec<usize>,
+    bytes: Bytes,
+    dtype: DType,
+    shape: Vec<usize>,
+    row_bytes: usize,
 }
 
 impl TensorView {
+    /// A tensor of this type and shape over `bytes`; `None` if it does not have exactly so many, if rows are not whole
+    /// blocks, or if there is no dimension or an empty one.
+    pub fn new(bytes: Bytes, dtype: DType, shape: &[usize]) -> Option<Self> {
+        let (&row, others) = shape.split_first()?;
+        if shape.contains(&0) {
+            return None;
+        }
+        let row_bytes = dtype.row_bytes(row)?;
+        let size = others.iter().try_fold(row_bytes, |size, &n| size.checked_mul(n))?;
+        (size == bytes.len()).then(|| Self { bytes, dtype, shape: shape.to_vec(), row_bytes })
+    }
+
+    /// The blocks, as they lie in the file.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// How the blocks are encoded.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Length of each dimension, fastest first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
     /// Length of a row: `shape[0]`.
     pub fn row_len(&self) -> usize {
         self.shape[0]
@@ -30,12 +58,26 @@ impl TensorView {
 
     /// Bytes of one row.
     pub fn row_bytes(&self) -> usize {
-        self.dtype.row_bytes(self.row_len()).expect("checked when the view was made")
+        self.row_bytes
     }
 
     /// Row `i`, as it lies in the file.
+    ///
+    /// # Panics
+    /// If there is no such row.
     pub fn row(&self, i: usize) -> &[u8] {
-        let n = self.row_bytes();
-        &self.bytes[i * n..(i + 1) * n]
+        assert!(i < self.n_rows(), "row {i} of {}", self.n_rows());
+        &self.bytes[i * self.row_bytes..][..self.row_bytes]
+    }
+
+    /// The rows `range` as a matrix of their own: one of several that a file keeps in one tensor. `None` if there are not
+    /// so many.
+    pub fn rows(&self, range: Range<usize>) -> Option<Self> {
+        if range.start > range.end || range.end > self.n_rows() {
+            return None;
+        }
+        let start = self.bytes.offset();
+        let bytes = start + range.start * self.row_bytes..start + range.end * self.row_bytes;
+        Self::new(Bytes::new(self.bytes.mapping(), bytes)?, self.dtype, &[self.row_len(), range.len()])
     }
 }

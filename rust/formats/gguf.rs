@@ -93,7 +93,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Changed`].
     pub fn header_hash(&self) -> Result<u64> {
-        let end = self.tensors.iter().map(|t| t.view.bytes.offset()).min().unwrap_or(self.mapping.as_slice().len());
+        let end = self.tensors.iter().map(|t| t.view.bytes().offset()).min().unwrap_or(self.mapping.as_slice().len());
         self.mapping.checked(|| Ok(hash(&self.mapping.as_slice()[..end])))
     }
 
@@ -764,7 +764,7 @@ impl<'a> Reader<'a> {
         let place = |TensorEntry { name, dtype, shape, offset, size }| {
             let start = data_start + offset;
             let bytes = Bytes::new(self.mapping, start..start + size).expect("before the end of the last");
-            TensorInfo { name, view: TensorView { bytes, dtype, shape } }
+            TensorInfo { name, view: TensorView::new(bytes, dtype, &shape).expect("sizes were compared") }
         };
         Ok(entries.into_iter().map(place).collect())
     }

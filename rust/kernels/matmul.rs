@@ -105,5 +105,5 @@ pub fn matmul(kernels: &dyn Kernels, threads: usize, interrupt: &Interrupt, jobs
 
 /// Whether any of the matrices needs its activations quantised.
 pub fn any_quantized(weights: &[&TensorView]) -> bool {
-    weights.iter().any(|w| w.dtype.is_quantized())
+    weights.iter().any(|w| w.dtype().is_quantized())
 }

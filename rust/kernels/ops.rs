@@ -78,7 +78,7 @@ pub unsafe fn swiglu<V: Vector>(out: &mut [f32], gate: &[f32], up: &[f32]) {
 pub unsafe fn float_products<V: Vector>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
     // SAFETY: the caller's promises.
     unsafe {
-        match job.w.dtype {
+        match job.w.dtype() {
             DType::F32 => float_blocks::<V, f32>(job, rows, tokens),
             DType::F16 => float_blocks::<V, u16>(job, rows, tokens),
             DType::BF16 => float_blocks::<V, Bf16>(job, rows, tokens),
@@ -147,7 +147,7 @@ unsafe fn float_tile<V: Vector, W: Number, const R: usize, const T: usize>(
     let row_len = job.x.n();
     // SAFETY: R rows and T tokens of `row_len` numbers are there; these results are the caller's own.
     unsafe {
-        let w = job.w.bytes.as_ptr().cast::<W>().wrapping_add(r * row_len);
+        let w = job.w.bytes().as_ptr().cast::<W>().wrapping_add(r * row_len);
         let x = job.x.x(t).as_ptr();
         let mut sums = [[V::splat(0.0); T]; R];
         for i in (k.start..whole).step_by(V::LANES) {

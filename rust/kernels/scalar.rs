@@ -32,7 +32,7 @@ impl Kernels for Scalar {
         // SAFETY: the caller's promise.
         unsafe {
             with_quantized!(
-                job.w.dtype,
+                job.w.dtype(),
                 |B| products::<B>(job, rows, 0..job.x.tokens()),
                 ops::float_products::<One>(job, rows, 0..job.x.tokens())
             );
@@ -43,7 +43,7 @@ impl Kernels for Scalar {
         // SAFETY: the caller's promise.
         unsafe {
             with_quantized!(
-                job.w.dtype,
+                job.w.dtype(),
                 |B| products::<B>(job, rows, tokens),
                 ops::float_products::<One>(job, rows, tokens)
             );

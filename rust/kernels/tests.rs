@@ -70,7 +70,7 @@ fn matrix(dtype: DType, rows: usize, n: usize, random: &mut Random, scale: &dyn 
         }
     }
     let mapping = Mapping::from_vec(bytes, Path::new("test"));
-    TensorView { bytes: Bytes::new(&mapping, 0..size).unwrap(), dtype, shape: vec![n, rows] }
+    TensorView::new(Bytes::new(&mapping, 0..size).unwrap(), dtype, &[n, rows]).unwrap()
 }
 
 /// Activations of `tokens` rows, quantised by `kernels`.

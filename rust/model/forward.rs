@@ -94,7 +94,7 @@ pub fn forward(
     each(cx, n, &|t| {
         // SAFETY: each token has its own row.
         let x = unsafe { rows.slice(t * dim..(t + 1) * dim) };
-        quant::dequantize(embedding.dtype, embedding.row(tokens[t] as usize), x);
+        quant::dequantize(embedding.dtype(), embedding.row(tokens[t] as usize), x);
     });
 
     for (i, layer) in weights.layers.iter().enumerate() {
@@ -168,7 +168,7 @@ pub fn forward(
 
         // SwiGLU; down
         let rows = hidden.rows();
-        let quantized = layer.w_down.dtype.is_quantized();
+        let quantized = layer.w_down.dtype().is_quantized();
         each(cx, n, &|t| {
             let range = t * hidden_dim..(t + 1) * hidden_dim;
             // SAFETY: each token has its own row.
@@ -220,7 +220,7 @@ fn head(
 ) {
     let (w, output) = (&weights.output_norm, &weights.output);
     let (dim, vocab_size) = (w.row_len(), output.n_rows());
-    if !output.dtype.is_quantized() {
+    if !output.dtype().is_quantized() {
         norm(cx, normed, x, w, eps, &[output]);
         matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::new(logits, output, normed)]);
         return;
@@ -232,7 +232,7 @@ fn head(
         // SAFETY: each token has its own two rows.
         unsafe {
             let row = rows.x(2 * t, 0..dim);
-            cx.kernels.rms_norm(row, &x[t * dim..(t + 1) * dim], &w.bytes, eps);
+            cx.kernels.rms_norm(row, &x[t * dim..(t + 1) * dim], &w.bytes(), eps);
             rounding_errors(rows.x(2 * t + 1, 0..dim), row);
             rows.quantize(cx.kernels, 2 * t);
             rows.quantize(cx.kernels, 2 * t + 1);
@@ -286,7 +286,7 @@ fn norm(cx: &Context, out: &mut Activations, x: &[f32], w: &TensorView, eps: f32
     each(cx, n, &|t| {
         // SAFETY: each token has its own row.
         unsafe {
-            cx.kernels.rms_norm(rows.x(t, 0..dim), &x[t * dim..(t + 1) * dim], &w.bytes, eps);
+            cx.kernels.rms_norm(rows.x(t, 0..dim), &x[t * dim..(t + 1) * dim], &w.bytes(), eps);
             if quantized {
                 rows.quantize(cx.kernels, t);
             }
@@ -296,7 +296,7 @@ fn norm(cx: &Context, out: &mut Activations, x: &[f32], w: &TensorView, eps: f32
 
 /// Quantises all rows if `consumer` wants that.
 fn quantize(cx: &Context, n: usize, rows: &RowsMut, consumer: &TensorView) {
-    if consumer.dtype.is_quantized() {
+    if consumer.dtype().is_quantized() {
         // SAFETY: each token has its own row.
         each(cx, n, &|t| unsafe { rows.quantize(cx.kernels, t) });
     }

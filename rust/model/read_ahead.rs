@@ -47,7 +47,7 @@ impl ReadAhead {
     pub fn new(mapping: &Arc<Mapping>, weights: &Weights) -> Self {
         let mut steps: Vec<Step> = Vec::new();
         let mut add = |layer: usize, tensors: &[&TensorView]| {
-            let mut ranges: Vec<_> = tensors.iter().map(|t| t.bytes.range()).collect();
+            let mut ranges: Vec<_> = tensors.iter().map(|t| t.bytes().range()).collect();
             ranges.sort_by_key(|range| range.start);
             for range in ranges {
                 match steps.last_mut() {
@@ -92,7 +92,7 @@ impl ReadAhead {
 
     /// To be called before the rows of `tokens` are read: only they are, and all at once.
     pub fn before_embedding(&self, embedding: &TensorView, tokens: &[u32]) {
-        let (all, len) = (embedding.bytes.range(), embedding.row_bytes());
+        let (all, len) = (embedding.bytes().range(), embedding.row_bytes());
         let is_output = self.steps.iter().any(|step| step.range.start <= all.start && all.end <= step.range.end);
         for &token in tokens {
             let row = all.start + token as usize * len;

@@ -15,7 +15,7 @@ impl Rope {
             .map(|i| f64::from(config.rope_theta).powf(-(i as f64) / pairs as f64) / f64::from(config.rope_scale))
             .collect();
         if let Some(factors) = &weights.rope_freq_factors {
-            for (f, factor) in frequencies.iter_mut().zip(factors.bytes.as_chunks::<4>().0) {
+            for (f, factor) in frequencies.iter_mut().zip(factors.bytes().as_chunks::<4>().0) {
                 *f /= f64::from(f32::from_le_bytes(*factor));
             }
         }

@@ -216,7 +216,7 @@ fn fingerprint(model: &Model) -> Result<[u64; 3]> {
     let header = checkpoint.header_hash()?;
     let mapping = checkpoint.mapping();
     let bytes = mapping.as_slice();
-    let start = checkpoint.tensors().iter().map(|t| t.view.bytes.offset()).min().unwrap_or(bytes.len());
+    let start = checkpoint.tensors().iter().map(|t| t.view.bytes().offset()).min().unwrap_or(bytes.len());
     let weights = &bytes[start..];
     let spots = (0..SAMPLES).map(|i| weights.len() / SAMPLES * i);
     let sample: Vec<u8> = spots.flat_map(|at| &weights[at..(at + SAMPLE_LEN).min(weights.len())]).copied().collect();

@@ -98,18 +98,20 @@ impl Source<'_> {
     /// A matrix of `rows` rows, of any type that the kernels read.
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<TensorView> {
         let view = self.shaped(name, &[columns, rows])?;
-        if !view.dtype.is_supported() {
+        if !view.dtype().is_supported() {
             let supported = DType::ALL.iter().filter(|t| t.is_supported()).map(|t| t.name());
             let supported = supported.collect::<Vec<_>>().join(", ");
-            return Err(self.unsupported(format!("tensor {name} of type {}; supported are {supported}", view.dtype)));
+            return Err(self.unsupported(format!("tensor {name} of type {}; supported are {supported}", view.dtype())));
         }
         Ok(view)
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<TensorView> {
         let view = self.shaped(name, &[len])?;
-        if view.dtype != DType::F32 {
-            return Err(self.unsupported(format!("tensor {name} of type {}; only F32 is supported there", view.dtype)));
+        if view.dtype() != DType::F32 {
+            return Err(
+                self.unsupported(format!("tensor {name} of type {}; only F32 is supported there", view.dtype()))
+            );
         }
         Ok(view)
     }
@@ -117,7 +119,7 @@ impl Source<'_> {
     fn shaped(&self, name: &str, shape: &[usize]) -> Result<TensorView> {
         let view = self.0.tensor(name).ok_or_else(|| self.0.error("missing tensor", name))?;
         if !has_shape(view, shape) {
-            let e = self.0.error("tensor of the wrong shape", name).got(format!("{:?}", view.shape));
+            let e = self.0.error("tensor of the wrong shape", name).got(format!("{:?}", view.shape()));
             return Err(e.limit(format!("{shape:?}")).into());
         }
         Ok(view.clone())
@@ -148,6 +150,6 @@ impl Source<'_> {
 
 /// Whether the view has this shape; trailing dimensions of length 1 do not count.
 fn has_shape(view: &TensorView, shape: &[usize]) -> bool {
-    let n = view.shape.iter().rposition(|&d| d != 1).map_or(0, |last| last + 1).max(shape.len());
-    view.shape.get(..n) == Some(shape)
+    let n = view.shape().iter().rposition(|&d| d != 1).map_or(0, |last| last + 1).max(shape.len());
+    view.shape().get(..n) == Some(shape)
 }

@@ -85,7 +85,7 @@ unsafe fn dots<U: Unpack, const R: usize, const T: usize>(job: &Matmul, r: usize
     }
     // SAFETY: the matrix has these rows, and the activations as many groups; the caller has these rows to itself.
     unsafe {
-        let w = job.w.bytes.as_ptr().add(r * row_bytes);
+        let w = job.w.bytes().as_ptr().add(r * row_bytes);
         let one = _mm256_set1_epi16(1);
         let mut sums = [[_mm256_setzero_ps(); T]; R];
         for b in 0..row_bytes / block {
@@ -204,7 +204,7 @@ unsafe fn panel<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usiz
 unsafe fn unpack_panel<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usize>, first: usize, n: usize) {
     let per_block = U::DTYPE.block_len() / 32;
     let row_bytes = job.w.row_bytes();
-    let w = job.w.bytes.as_ptr();
+    let w = job.w.bytes().as_ptr();
     // The next block of the same rows, or the first block of the next panel's rows.
     let (block, at) = (BLOCK_GROUPS / per_block * size_of::<U>(), first / per_block * size_of::<U>());
     let ahead_by = if at + block < row_bytes { block } else { (PANEL * row_bytes).wrapping_sub(at) };

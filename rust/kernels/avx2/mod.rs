@@ -40,12 +40,14 @@ impl Kernels for Avx2 {
 
     unsafe fn rows(&self, job: &Matmul, rows: Range<usize>) {
         // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
-        unsafe { with_quantized!(job.w.dtype, |B| matmul::rows::<B>(job, rows), floats(job, rows, 0..job.x.tokens())) }
+        unsafe {
+            with_quantized!(job.w.dtype(), |B| matmul::rows::<B>(job, rows), floats(job, rows, 0..job.x.tokens()))
+        }
     }
 
     unsafe fn strip(&self, job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
         // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
-        unsafe { with_quantized!(job.w.dtype, |B| matmul::strip::<B>(job, rows, tokens), floats(job, rows, tokens)) }
+        unsafe { with_quantized!(job.w.dtype(), |B| matmul::strip::<B>(job, rows, tokens), floats(job, rows, tokens)) }
     }
 
     float_kernels!(Eight, "avx2,fma,f16c");

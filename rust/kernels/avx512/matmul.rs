@@ -57,7 +57,7 @@ pub unsafe fn rows<U: Unpack>(job: &Matmul, rows: Range<usize>) {
 #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
 unsafe fn tokens_rows<U: Unpack, const R: usize, const T: usize>(job: &Matmul, rows: Range<usize>, t: usize) {
     let row_bytes = job.w.row_bytes();
-    let w = job.w.bytes.as_ptr();
+    let w = job.w.bytes().as_ptr();
     let mut r = rows.start;
     // SAFETY: rows and tokens are in range, and the caller has these rows to itself.
     unsafe {
@@ -309,7 +309,7 @@ unsafe fn unpack_panel<U: Unpack>(
     n: usize,
 ) {
     let row_bytes = job.w.row_bytes();
-    let w = job.w.bytes.as_ptr();
+    let w = job.w.bytes().as_ptr();
     // SAFETY: rows past the end of the strip repeat its last one, steps lie in a row; scratch has room for
     // BLOCK_STEPS steps; register operations of features that the caller has.
     unsafe {

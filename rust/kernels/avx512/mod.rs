@@ -47,12 +47,14 @@ impl Kernels for Avx512 {
 
     unsafe fn rows(&self, job: &Matmul, rows: Range<usize>) {
         // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
-        unsafe { with_quantized!(job.w.dtype, |B| matmul::rows::<B>(job, rows), floats(job, rows, 0..job.x.tokens())) }
+        unsafe {
+            with_quantized!(job.w.dtype(), |B| matmul::rows::<B>(job, rows), floats(job, rows, 0..job.x.tokens()))
+        }
     }
 
     unsafe fn strip(&self, job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
         // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
-        unsafe { with_quantized!(job.w.dtype, |B| matmul::strip::<B>(job, rows, tokens), floats(job, rows, tokens)) }
+        unsafe { with_quantized!(job.w.dtype(), |B| matmul::strip::<B>(job, rows, tokens), floats(job, rows, tokens)) }
     }
 
     float_kernels!(Sixteen, "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx2");

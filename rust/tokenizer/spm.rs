@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use super::merge::Merger;
 use super::vocabulary::{Kind, Matcher, Part, TextIndex, Texts, Vocabulary, get_or_try_init};
 use crate::error::{Error, Result};
-use crate::formats::Metadata;
+use crate::checkpoint::Metadata;
 
 /// What stands for a space.
 const SPACE: &str = "\u{2581}";

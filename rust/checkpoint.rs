@@ -165,7 +165,10 @@ impl Checkpoint {
     }
 
     /// Which bytes of which map are `range` of the files one after another. What reaches past the end is left out.
-    pub fn pieces(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = (&Arc<Mapping>, std::ops::Range<usize>)> {
+    pub fn pieces(
+        &self,
+        range: std::ops::Range<usize>,
+    ) -> impl Iterator<Item = (&Arc<Mapping>, std::ops::Range<usize>)> {
         let mut start = 0;
         self.maps.iter().filter_map(move |map| {
             let (before, len) = (start, map.as_slice().len());
@@ -184,7 +187,9 @@ impl Checkpoint {
         self.checked(|| {
             let hashes = self.maps.iter().zip(&self.headers).map(|(map, &len)| hash(&map.as_slice()[..len]));
             // One file's is its own.
-            Ok(hashes.reduce(|all, one| hash(bytemuck::bytes_of(&[all.to_le(), one.to_le()]))).expect("there is a file"))
+            Ok(hashes
+                .reduce(|all, one| hash(bytemuck::bytes_of(&[all.to_le(), one.to_le()])))
+                .expect("there is a file"))
         })
     }
 

@@ -72,6 +72,15 @@ pub enum Error {
     #[error("{0}")]
     Argument(String),
 
+    /// Memory that is needed cannot be had.
+    #[error("no memory for {bytes} bytes of {what}")]
+    OutOfMemory {
+        /// How much.
+        bytes: u128,
+        /// What for.
+        what: &'static str,
+    },
+
     /// The numbers of the model make no sense (NaN logits): a damaged weight, most likely.
     #[error("{}: {what}", path.display())]
     Numeric {

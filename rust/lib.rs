@@ -2,11 +2,13 @@
 
 pub mod arch;
 pub mod checkpoint;
+pub mod engine;
 pub mod error;
 pub mod formats;
 pub mod generate;
 mod hash;
 pub mod kernels;
+pub mod kv;
 pub mod mapping;
 pub mod measure;
 pub mod model;
@@ -14,6 +16,7 @@ pub mod model;
 mod python;
 pub mod quant;
 pub mod sampling;
+pub mod session;
 pub mod tensor;
 pub mod threads;
 pub mod tokenizer;

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::model::Session;
 use crate::sampling::Rng;
+use crate::session::Session;
 use crate::threads::Interrupt;
 
 /// Tokens whose logits are held at a time: 128 of a vocabulary of 128k are 64 MiB.

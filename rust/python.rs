@@ -10,15 +10,15 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use pyo3::{IntoPyObjectExt, ffi};
 
-use crate::error::{Error, Result};
 use crate::checkpoint::{Elements, Value};
+use crate::error::{Error, Result};
 use crate::formats;
 use crate::generate::{Options, Overflow};
 use crate::kernels::KV_TYPES;
 use crate::mapping::{Load, LoadOptions, Mapping};
-use crate::model::SessionOptions;
 use crate::quant::{self, DType};
 use crate::sampling::SamplingParams;
+use crate::session::{self, SessionOptions};
 use crate::tensor::TensorView;
 use crate::threads::{self, Interrupt};
 use crate::tokenizer::StreamDecoder;
@@ -121,9 +121,8 @@ impl Checkpoint {
     fn fingerprint(&self, py: Python<'_>) -> PyResult<(u64, i128, u64)> {
         let hash = py.detach(|| self.inner.header_hash()).map_err(|e| raise(py, e))?;
         let identities = self.inner.maps().iter().filter_map(|map| map.identity());
-        let (size, modified) = identities.fold((0, 0), |(size, modified), identity| {
-            (size + identity.size, modified + identity.modified)
-        });
+        let (size, modified) =
+            identities.fold((0, 0), |(size, modified), identity| (size + identity.size, modified + identity.modified));
         Ok((size, modified, hash))
     }
 
@@ -498,7 +497,7 @@ impl Model {
 
     fn session(&self, py: Python<'_>, context_length: usize, threads: usize, kv_type: &str) -> PyResult<Session> {
         let options = SessionOptions { context_length, threads, kv_type: to_kv_type(kv_type)? };
-        let session = model::Session::new(&self.inner, options).map_err(|e| raise(py, e))?;
+        let session = session::Session::new(&self.inner, options).map_err(|e| raise(py, e))?;
         Ok(Session { inner: Mutex::new(session), process: std::process::id() })
     }
 
@@ -513,7 +512,7 @@ impl Model {
         prefix: bool,
     ) -> PyResult<Session> {
         let options = SessionOptions { context_length, threads, kv_type: to_kv_type(kv_type)? };
-        let load = if prefix { model::Session::load_prefix } else { model::Session::load };
+        let load = if prefix { session::Session::load_prefix } else { session::Session::load };
         let session = py.detach(|| load(&self.inner, &path, options)).map_err(|e| raise(py, e))?;
         Ok(Session { inner: Mutex::new(session), process: std::process::id() })
     }
@@ -529,7 +528,7 @@ fn to_kv_type(name: &str) -> PyResult<DType> {
 /// A key-value cache with its position.
 #[pyclass(frozen)]
 struct Session {
-    inner: Mutex<model::Session>,
+    inner: Mutex<session::Session>,
     process: u32, // that made it
 }
 
@@ -538,7 +537,7 @@ impl Session {
     fn with<T: Send>(
         &self,
         py: Python<'_>,
-        work: impl FnOnce(&mut model::Session, &Interrupt) -> Result<T> + Send,
+        work: impl FnOnce(&mut session::Session, &Interrupt) -> Result<T> + Send,
     ) -> PyResult<T> {
         run(py, |interrupt| {
             let mut session = match self.inner.try_lock() {

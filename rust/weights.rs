@@ -226,8 +226,7 @@ struct Source<'a> {
 impl Source<'_> {
     /// The tensor called `name`, if it is as declared.
     fn tensor(&self, name: String, declared: &Declared, sizes: &Sizes) -> Result<TensorView> {
-        let view =
-            self.checkpoint.tensor(&name).ok_or_else(|| self.checkpoint.error("missing tensor", &name))?;
+        let view = self.checkpoint.tensor(&name).ok_or_else(|| self.checkpoint.error("missing tensor", &name))?;
         let shape: Vec<usize> = (declared.shape)(sizes).into_iter().rev().collect();
         if !has_shape(view, &shape) {
             let e = self.checkpoint.error("tensor of the wrong shape", &name).got(format!("{:?}", view.shape()));

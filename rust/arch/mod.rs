@@ -14,6 +14,7 @@ mod qwen2;
 use crate::checkpoint::{Checkpoint, Metadata};
 use crate::error::{Error, Result};
 
+pub use crate::kernels::RopeStyle;
 pub use keys::{Keys, MAX_DIM, MAX_VOCAB_SIZE};
 
 /// The hyper-parameters of a model.
@@ -91,15 +92,6 @@ pub struct RopeConfig {
     pub scale: f32,
     /// Which dimensions form a pair.
     pub style: RopeStyle,
-}
-
-/// Which dimensions of a head are rotated together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RopeStyle {
-    /// Neighbours: (0, 1), (2, 3), ... The order that GGUF's `llama` stores `wq` and `wk` in.
-    Interleaved,
-    /// One of the first half and one of the second: (0, d / 2), (1, d / 2 + 1), ...
-    Half,
 }
 
 impl Config {

@@ -28,7 +28,12 @@ pub fn open(map: &Arc<Mapping>, open_part: &OpenPart) -> Result<Checkpoint> {
     };
     let no = number(&file.metadata)?;
     if no >= count {
-        return Err(file.metadata.error("no such part", NO).got(no).limit(format!("less than {COUNT}, {count}")).into());
+        return Err(file
+            .metadata
+            .error("no such part", NO)
+            .got(no)
+            .limit(format!("less than {COUNT}, {count}"))
+            .into());
     }
     let name = Name::of(map.path(), no, count)?;
 
@@ -163,7 +168,10 @@ mod tests {
         let name = Name::of(Path::new("/models/a-00001-of-00002-00002-of-00003.gguf"), 1, 3).unwrap();
         assert_eq!(name.part(0), Path::new("/models/a-00001-of-00002-00001-of-00003.gguf"));
         assert_eq!(name.part(2), Path::new("/models/a-00001-of-00002-00003-of-00003.gguf"));
-        assert_eq!(Name::of(Path::new("-00001-of-00002.gguf"), 0, 2).unwrap().part(1), Path::new("-00002-of-00002.gguf"));
+        assert_eq!(
+            Name::of(Path::new("-00001-of-00002.gguf"), 0, 2).unwrap().part(1),
+            Path::new("-00002-of-00002.gguf")
+        );
         for wrong in ["a-00001-of-00003.gguf", "a-00002-of-00004.gguf", "a-2-of-3.gguf", "a.gguf", "..", "/"] {
             assert!(Name::of(Path::new(wrong), 1, 3).is_err(), "{wrong}");
         }

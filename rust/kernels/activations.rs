@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::Kernels;
+use super::{Context, Kernels};
+use crate::tensor::TensorView;
 use crate::threads::Disjoint;
 
 /// Weights of a step: what one call of an unpacker covers. Rows of int8 are padded to a multiple of it.
@@ -31,6 +32,7 @@ pub struct QuantizedRow<'a> {
 pub struct Activations {
     tokens: usize,
     n: usize,
+    int8: bool,
     x: Buffer<f32>,
     qs: Buffer<i8>,
     d: Buffer<f32>,
@@ -42,7 +44,8 @@ pub struct Activations {
 
 impl Activations {
     /// Makes room for `tokens` rows of `n`. What they hold is then unspecified, but for the padding, which is zero.
-    pub fn reset(&mut self, tokens: usize, n: usize) {
+    pub fn reset(&mut self, tokens: usize, n: usize, consumers: &[&TensorView]) {
+        self.int8 = consumers.iter().any(|w| w.dtype().is_quantized());
         (self.tokens, self.n) = (tokens, n);
         let groups = self.group_stride();
         self.x.grow(tokens * n);
@@ -52,6 +55,28 @@ impl Activations {
         self.bias32.grow(tokens * groups);
         self.sum16.grow(tokens * 2 * groups);
         self.sum32.grow(tokens * groups);
+    }
+
+    pub fn fill(&mut self, cx: &Context, f: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        let (n, int8) = (self.n, self.int8);
+        let tokens = self.tokens;
+        let rows = self.rows();
+        // SAFETY: each token has its own row.
+        cx.each(tokens, &|t| unsafe {
+            f(t, rows.x(t, 0..n));
+            if int8 {
+                rows.quantize(cx.kernels, t);
+            }
+        });
+    }
+
+    pub fn finish(&mut self, cx: &Context) {
+        if self.int8 {
+            let tokens = self.tokens;
+            let rows = self.rows();
+            // SAFETY: each token has its own row.
+            cx.each(tokens, &|t| unsafe { rows.quantize(cx.kernels, t) });
+        }
     }
 
     /// Number of rows.

@@ -7,6 +7,7 @@
 
 pub mod activations;
 mod attention;
+mod context;
 pub mod matmul;
 mod ops;
 mod scalar;
@@ -24,10 +25,19 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
-use crate::quant::DType;
 use activations::QuantizedRow;
-pub use attention::{Attention, AttentionTask, KV_TYPES};
+pub use attention::{Attention, AttentionSpan, BLOCK, Heads, KV_TYPES, load_key, value_row, zero_key};
+pub use context::Context;
 use matmul::Matmul;
+
+/// Which dimensions of a head are rotated together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Neighbours: (0, 1), (2, 3), ... The order that GGUF's `llama` stores `wq` and `wk` in.
+    Interleaved,
+    /// One of the first half and one of the second: (0, d / 2), (1, d / 2 + 1), ...
+    Half,
+}
 
 /// A set of kernels for one instruction set.
 ///
@@ -61,16 +71,21 @@ pub trait Kernels: Sync {
     fn swiglu(&self, out: &mut [f32], gate: &[f32], up: &[f32]);
 
     /// Rotates neighbours: the pair `(x[2i], x[2i + 1])` by the angle of `turns[i] = [cos, sin]` (RoPE, Su et al. 2021).
-    fn rope(&self, x: &mut [f32], turns: &[[f32; 2]]);
+    fn rope(&self, x: &mut [f32], turns: &[[f32; 2]], style: RopeStyle);
 
-    /// Rounds to `dtype`, one of [`KV_TYPES`], to nearest even.
-    fn round_to(&self, dtype: DType, out: &mut [u8], x: &[f32]);
+    /// Stores the key, rotated, and the value of position `slot` of a block: `layer` is the layer's part of the block, see
+    /// [`Heads::layer_bytes`]; `key` and `value` have all heads, `(n_kv_heads, head_dim)`. Without a value only the key.
+    /// Rounds to nearest even.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    fn store_kv(&self, heads: Heads, layer: &mut [u8], slot: usize, key: &[f32], value: Option<&[f32]>);
 
-    /// One task of an attention, see [`Attention`].
+    /// Task `i` of an attention.
     ///
     /// # Safety
-    /// - No other worker runs the same task at the same time.
-    unsafe fn attention(&self, job: &Attention, task: AttentionTask);
+    /// - No other worker runs the same task.
+    unsafe fn attention(&self, job: &Attention, i: usize);
 }
 
 /// The kernel sets that this CPU can run, slowest first.

@@ -43,7 +43,14 @@ pub unsafe fn rms_norm<V: Vector>(out: &mut [f32], x: &[f32], w: &[u8], eps: f32
 
 /// Rotates neighbours: the pair `(x[2i], x[2i + 1])` by the angle of `turns[i] = [cos, sin]`.
 #[inline(always)]
-pub fn rope(x: &mut [f32], turns: &[[f32; 2]]) {
+pub fn rope(x: &mut [f32], turns: &[[f32; 2]], style: super::RopeStyle) {
+    if style == super::RopeStyle::Half {
+        let (first, second) = x.split_at_mut(x.len() / 2);
+        for ((a, b), [cos, sin]) in first.iter_mut().zip(second).zip(turns) {
+            (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+        }
+        return;
+    }
     for ([a, b], [cos, sin]) in x.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
         (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
     }
@@ -207,35 +214,42 @@ macro_rules! float_kernels {
             unsafe { run(out, gate, up) }
         }
 
-        fn rope(&self, x: &mut [f32], turns: &[[f32; 2]]) {
+        fn rope(&self, x: &mut [f32], turns: &[[f32; 2]], style: crate::kernels::RopeStyle) {
             $(#[target_feature(enable = $features)])?
-            fn run(x: &mut [f32], turns: &[[f32; 2]]) {
-                crate::kernels::ops::rope(x, turns);
+            fn run(x: &mut [f32], turns: &[[f32; 2]], style: crate::kernels::RopeStyle) {
+                crate::kernels::ops::rope(x, turns, style);
             }
             // SAFETY: `self` exists only where the CPU has the features.
             #[allow(unused_unsafe)]
-            unsafe { run(x, turns) }
+            unsafe { run(x, turns, style) }
         }
 
-        fn round_to(&self, dtype: crate::quant::DType, out: &mut [u8], x: &[f32]) {
+        fn store_kv(
+            &self,
+            heads: crate::kernels::Heads,
+            layer: &mut [u8],
+            slot: usize,
+            key: &[f32],
+            value: Option<&[f32]>,
+        ) {
             $(#[target_feature(enable = $features)])?
-            fn run(dtype: crate::quant::DType, out: &mut [u8], x: &[f32]) {
+            fn run(h: crate::kernels::Heads, layer: &mut [u8], slot: usize, key: &[f32], value: Option<&[f32]>) {
                 // SAFETY: the features are those of this function.
-                unsafe { crate::kernels::attention::round_to::<$vector>(dtype, out, x) }
+                unsafe { crate::kernels::attention::store::<$vector>(h, layer, slot, key, value) }
             }
             // SAFETY: `self` exists only where the CPU has the features.
             #[allow(unused_unsafe)]
-            unsafe { run(dtype, out, x) }
+            unsafe { run(heads, layer, slot, key, value) }
         }
 
-        unsafe fn attention(&self, job: &crate::kernels::Attention, task: crate::kernels::AttentionTask) {
+        unsafe fn attention(&self, job: &crate::kernels::Attention, i: usize) {
             $(#[target_feature(enable = $features)])?
-            unsafe fn run(job: &crate::kernels::Attention, task: crate::kernels::AttentionTask) {
+            unsafe fn run(job: &crate::kernels::Attention, i: usize) {
                 // SAFETY: the features are those of this function; the rest is the caller's promise.
-                unsafe { crate::kernels::attention::attention::<$vector>(job, task) }
+                unsafe { crate::kernels::attention::attention::<$vector>(job, i) }
             }
             // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
-            unsafe { run(job, task) }
+            unsafe { run(job, i) }
         }
     };
 }

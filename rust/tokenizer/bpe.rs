@@ -12,8 +12,8 @@ use unicode_normalization::{UnicodeNormalization, is_nfc};
 use super::merge::Merger;
 use super::pretokenize::Splitter;
 use super::vocabulary::{Kind, Matcher, Part, TextIndex, Texts, Vocabulary, get_or_try_init, shown};
-use crate::error::{Error, FormatError, Result};
 use crate::checkpoint::{Metadata, StringArray};
+use crate::error::{Error, FormatError, Result};
 
 const MERGES: &str = "tokenizer.ggml.merges";
 const PRE: &str = "tokenizer.ggml.pre";

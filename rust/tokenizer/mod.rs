@@ -21,8 +21,8 @@ pub use stream::StreamDecoder;
 use self::bpe::Bpe;
 use self::spm::Spm;
 use self::vocabulary::{Kind, Vocabulary, get_or_try_init, shown};
-use crate::error::{Error, Result};
 use crate::checkpoint::Metadata;
+use crate::error::{Error, Result};
 
 /// Longest text, in bytes. Symbols are counted in 32 bits, and normalising and spelling may make a text six
 /// times as long.

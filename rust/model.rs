@@ -1,22 +1,13 @@
-//! The transformer: a model, and how it computes ([`Session`]).
+//! A model: a checkpoint, what its header says, and views of its weights.
 //!
-//! A [`Model`] is immutable: a mapped file, what its header says, and views of its weights. Any number of threads share
-//! it. What changes while tokens are computed is a [`Session`].
-
-mod forward;
-mod kv_cache;
-mod read_ahead;
-mod rope;
-pub mod saved;
-pub mod session;
-
-pub use session::{Session, SessionOptions};
+//! Immutable: any number of threads share it. What changes while tokens are computed is a [`Session`](crate::Session).
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use crate::arch::Config;
 use crate::checkpoint::Checkpoint;
+use crate::engine::Engine;
 use crate::error::Result;
 use crate::formats;
 use crate::mapping::LoadOptions;
@@ -25,12 +16,12 @@ use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 
 /// A model, ready to run: nothing of its weights has been read.
-#[derive(Debug)]
 pub struct Model {
     checkpoint: Arc<Checkpoint>,
-    config: Config,
-    weights: Weights,
+    config: Arc<Config>,
+    weights: Arc<Weights>,
     tokenizer: OnceLock<Arc<Tokenizer>>,
+    engine: OnceLock<Arc<Engine>>,
 }
 
 impl Model {
@@ -46,24 +37,25 @@ impl Model {
     /// Opens the model file at `path`, and brings it into memory as `options` say.
     ///
     /// # Errors
-    /// As for [`Model::open`] and [`Mapping::open_with`](crate::mapping::Mapping::open_with).
+    /// As for [`Model::open`]; those of `options`, see [`LoadOptions`].
     pub fn open_with(path: &Path, options: LoadOptions, interrupt: &Interrupt) -> Result<Self> {
         let (checkpoint, (config, weights)) = formats::open_with(path, options, interrupt, |checkpoint| {
             let config = Config::from_checkpoint(checkpoint)?;
             let weights = Weights::from_checkpoint(checkpoint, &config)?;
             Ok((config, weights))
         })?;
-        Ok(Self { checkpoint: Arc::new(checkpoint), config, weights, tokenizer: OnceLock::new() })
+        Ok(Self {
+            checkpoint: Arc::new(checkpoint),
+            config: Arc::new(config),
+            weights: Arc::new(weights),
+            tokenizer: OnceLock::new(),
+            engine: OnceLock::new(),
+        })
     }
 
     /// The hyper-parameters.
     pub fn config(&self) -> &Config {
         &self.config
-    }
-
-    /// The weights, as views of the file.
-    pub fn weights(&self) -> &Weights {
-        &self.weights
     }
 
     /// The tokenizer of the file's vocabulary. A model can run without one.
@@ -79,8 +71,26 @@ impl Model {
         Ok(self.tokenizer.get_or_init(|| made))
     }
 
+    /// What computes with its weights; made when first used.
+    ///
+    /// # Errors
+    /// As for [`Engine::new`].
+    pub(crate) fn engine(&self) -> Result<&Arc<Engine>> {
+        if let Some(engine) = self.engine.get() {
+            return Ok(engine);
+        }
+        let made = Arc::new(Engine::new(&self.checkpoint, &self.config, &self.weights)?);
+        Ok(self.engine.get_or_init(|| made))
+    }
+
     /// The file: metadata and tensors.
     pub fn checkpoint(&self) -> &Arc<Checkpoint> {
         &self.checkpoint
+    }
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Model({})", self.checkpoint.path().display())
     }
 }

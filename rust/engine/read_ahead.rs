@@ -46,32 +46,39 @@ impl ReadAhead {
     /// Everything that a pass reads, in its order.
     pub fn new(weights: &Weights) -> Self {
         let mut steps: Vec<Step> = Vec::new();
-        let mut add = |layer: usize, tensors: &[&TensorView]| {
-            let mut tensors: Vec<_> = tensors.iter().map(|t| t.bytes()).collect();
-            tensors.sort_by_key(|bytes| bytes.offset());
-            for bytes in tensors {
-                let (mapping, range) = (Arc::clone(bytes.mapping()), bytes.range());
+        let mut add = |layer: usize, tensors: &mut dyn Iterator<Item = &TensorView>| {
+            for bytes in tensors.map(TensorView::bytes) {
+                let range = bytes.range();
                 match steps.last_mut() {
                     // Only padding between the two: one range.
                     Some(last)
                         if last.layer == layer
-                            && Arc::ptr_eq(&last.mapping, &mapping)
+                            && Arc::ptr_eq(&last.mapping, bytes.mapping())
                             && range.start.wrapping_sub(last.range.end) < page_size() =>
                     {
                         last.range.end = range.end;
                     }
                     last => {
                         let before = last.map_or(0, |last| last.before + last.range.len());
-                        steps.push(Step { layer, mapping, range, before });
+                        steps.push(Step { layer, mapping: Arc::clone(bytes.mapping()), range, before });
                     }
                 }
             }
         };
         for (i, layer) in weights.layers.iter().enumerate() {
-            add(i, &layer.tensors().map(|(_, tensor)| tensor).collect::<Vec<_>>());
+            // As they lie in the file: neighbours are read together.
+            let mut tensors: Vec<&TensorView> = layer.tensors().map(|(_, tensor)| tensor).collect();
+            tensors.sort_by_key(|tensor| (Arc::as_ptr(tensor.bytes().mapping()), tensor.bytes().offset()));
+            add(i, &mut tensors.into_iter());
         }
-        add(weights.layers.len(), &[&weights.output_norm, &weights.output]);
+        add(weights.layers.len(), &mut [&weights.output_norm, &weights.output].into_iter());
         Self { steps, next: 0, reader: None }
+    }
+
+    /// Starts again from the first layer.
+    pub fn restart(&mut self) {
+        self.next = 0;
+        self.reader = None;
     }
 
     /// To be called before `layer` is computed; the output counts as one more layer.
@@ -82,8 +89,8 @@ impl ReadAhead {
         let here = self.steps.iter().find(|step| step.layer >= layer).map_or(0, |step| step.before);
         while let Some(step) = self.steps.get(self.next).filter(|step| step.before < here + WINDOW) {
             if !seems_resident(&step.mapping, &step.range) {
-                let reader = self.reader.get_or_insert_with(Reader::start);
-                reader.read(Bytes::new(&step.mapping, step.range.clone()).expect("of a tensor"));
+                let reader = self.reader.get_or_insert_with(|| Reader::start());
+                reader.read(Arc::clone(&step.mapping), step.range.clone());
             }
             self.next += 1;
         }
@@ -96,8 +103,8 @@ impl ReadAhead {
 
     /// To be called before the rows of `tokens` are read: only they are, and all at once.
     pub fn before_embedding(&self, embedding: &TensorView, tokens: &[u32]) {
-        let (all, len) = (embedding.bytes().range(), embedding.row_bytes());
-        let mapping = embedding.bytes().mapping();
+        let bytes: &Bytes = embedding.bytes();
+        let (mapping, all, len) = (bytes.mapping(), bytes.range(), embedding.row_bytes());
         let is_output = self.steps.iter().any(|step| {
             Arc::ptr_eq(&step.mapping, mapping) && step.range.start <= all.start && all.end <= step.range.end
         });
@@ -116,31 +123,31 @@ impl ReadAhead {
 
 /// A thread that reads what it is sent, in that order, and stops when this is dropped.
 struct Reader {
-    ranges: Option<Sender<Bytes>>,
+    ranges: Option<Sender<(Arc<Mapping>, Range<usize>)>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Reader {
     fn start() -> Self {
-        let (ranges, wanted) = channel::<Bytes>();
+        let (ranges, wanted) = channel::<(Arc<Mapping>, Range<usize>)>();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let read = move || {
             let stopped = || stopped.load(Ordering::Relaxed);
             let interrupt = Interrupt::new(&stopped);
-            for bytes in wanted {
+            for (mapping, range) in wanted {
                 // What cannot be read is an error of whoever uses it.
-                let _ = bytes.mapping().read_in(bytes.range(), &interrupt);
+                let _ = mapping.read_in(range, &interrupt);
             }
         };
         let _ = thread::Builder::new().name("llama_rs-read".into()).spawn(read);
         Self { ranges: Some(ranges), stop }
     }
 
-    fn read(&self, bytes: Bytes) {
+    fn read(&self, mapping: Arc<Mapping>, range: Range<usize>) {
         if let Some(ranges) = &self.ranges {
             // Where no thread could be started, the pages come when they are touched.
-            let _ = ranges.send(bytes);
+            let _ = ranges.send((mapping, range));
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Metadata, Value, ValueType};
+pub use crate::kernels::RopeStyle;
 use crate::model::names::{self, key};
 
 /// Longest vector that we accept: `dim`, `hidden_dim`, all heads together. A buffer has this length.
@@ -45,14 +46,6 @@ pub struct Config {
     pub rope: RopeStyle,
     /// Linear scaling: positions are divided by it. 1 for most models.
     pub rope_scale: f32,
-}
-
-/// Which dimensions of a head are rotated together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum RopeStyle {
-    /// Neighbours: (0, 1), (2, 3), ... The order that GGUF's `llama` stores `wq` and `wk` in.
-    Interleaved,
 }
 
 impl Config {

@@ -9,21 +9,13 @@ use super::read_ahead::ReadAhead;
 use super::rope::Rope;
 use super::{Config, Weights};
 use crate::error::{Error, Result};
-use crate::kernels::activations::{Activations, RowsMut};
-use crate::kernels::matmul::{Matmul, any_quantized, matmul};
-use crate::kernels::{Attention, Kernels};
+use crate::kernels::activations::Activations;
+use crate::kernels::matmul::Matmul;
+use crate::kernels::{Attention, Context};
 use crate::mapping::Mapping;
 use crate::quant;
 use crate::tensor::TensorView;
-use crate::threads::{self, Disjoint, Interrupt, Queue};
-
-/// What computes: kernels, workers, and whether to stop.
-pub struct Context<'a> {
-    pub kernels: &'static dyn Kernels,
-    pub threads: usize,
-    pub interrupt: &'a Interrupt<'a>,
-    pub mapping: &'a Mapping,
-}
+use crate::threads::Disjoint;
 
 /// The buffers of a session; they grow to the largest batch that it has seen.
 #[derive(Default)]
@@ -56,8 +48,6 @@ impl Buffers {
         grow(&mut self.v, n_kv_heads * head_dim);
         grow(&mut self.gate, hidden_dim);
         grow(&mut self.up, hidden_dim);
-        self.attended.reset(tokens, n_heads * head_dim);
-        self.hidden.reset(tokens, hidden_dim);
     }
 }
 
@@ -66,6 +56,7 @@ impl Buffers {
 #[allow(clippy::too_many_arguments)] // the blueprint, the weights and the state, as in llama2.c
 pub fn forward(
     cx: &Context,
+    mapping: &Mapping,
     config: &Config,
     weights: &Weights,
     rope: &Rope,
@@ -91,7 +82,7 @@ pub fn forward(
     ahead.before_layer(0);
     ahead.before_embedding(embedding, tokens);
     let rows = Disjoint::new(x);
-    each(cx, n, &|t| {
+    cx.each(n, &|t| {
         // SAFETY: each token has its own row.
         let x = unsafe { rows.slice(t * dim..(t + 1) * dim) };
         quant::dequantize(embedding.dtype(), embedding.row(tokens[t] as usize), x);
@@ -102,23 +93,22 @@ pub fn forward(
 
         // attention norm; queries, keys and values
         norm(cx, normed, &x[..n * dim], &layer.attn_norm, norm_eps, &[&layer.wq, &layer.wk, &layer.wv]);
-        matmul(
-            cx.kernels,
-            cx.threads,
-            cx.interrupt,
-            &[Matmul::new(q, &layer.wq, normed), Matmul::new(k, &layer.wk, normed), Matmul::new(v, &layer.wv, normed)],
-        );
+        cx.matmul(&[
+            Matmul::new(q, &layer.wq, normed),
+            Matmul::new(k, &layer.wk, normed),
+            Matmul::new(v, &layer.wv, normed),
+        ]);
 
         // rotation; keys and values to the cache
         let pairs = config.rope_dim / 2;
         let (q_rows, k_rows) = (Disjoint::new(q), Disjoint::new(k));
-        each(cx, n, &|t| {
+        cx.each(n, &|t| {
             let turns = &turns[t * pairs..(t + 1) * pairs];
             for (rows, heads) in [(&q_rows, n_heads), (&k_rows, n_kv_heads)] {
                 // SAFETY: each token has its own row.
                 let row = unsafe { rows.slice(t * heads * head_dim..(t + 1) * heads * head_dim) };
                 for head in row.chunks_exact_mut(head_dim) {
-                    cx.kernels.rope(&mut head[..2 * pairs], turns);
+                    cx.kernels.rope(&mut head[..2 * pairs], turns, config.rope);
                 }
             }
         });
@@ -132,6 +122,7 @@ pub fn forward(
         }
 
         // attention
+        attended.reset(n, n_heads * head_dim, &[&layer.wo]);
         let (k_cache, v_cache) = cache.layer(i);
         let job = Attention {
             q: &q[..n * n_heads * head_dim],
@@ -148,40 +139,27 @@ pub fn forward(
             n_parts,
         };
         // SAFETY: each task is run once; merged when all are done.
-        each(cx, job.n_tasks(n), &|i| unsafe { cx.kernels.attention(&job, job.task(i, n)) });
+        cx.each(job.n_tasks(n), &|i| unsafe { cx.kernels.attention(&job, job.task(i, n)) });
         if n_parts > 1 {
             // SAFETY: the tasks are done.
             unsafe { job.merge(n) };
         }
-        let rows = attended.rows();
-        quantize(cx, n, &rows, &layer.wo);
-        matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::add(x, &layer.wo, attended)]);
+        attended.finish(cx);
+        cx.matmul(&[Matmul::add(x, &layer.wo, attended)]);
 
         // feed-forward norm; gate and up
         norm(cx, normed, &x[..n * dim], &layer.ffn_norm, norm_eps, &[&layer.w_gate, &layer.w_up]);
-        matmul(
-            cx.kernels,
-            cx.threads,
-            cx.interrupt,
-            &[Matmul::new(gate, &layer.w_gate, normed), Matmul::new(up, &layer.w_up, normed)],
-        );
+        cx.matmul(&[Matmul::new(gate, &layer.w_gate, normed), Matmul::new(up, &layer.w_up, normed)]);
 
         // SwiGLU; down
-        let rows = hidden.rows();
-        let quantized = layer.w_down.dtype().is_quantized();
-        each(cx, n, &|t| {
+        hidden.reset(n, hidden_dim, &[&layer.w_down]);
+        hidden.fill(cx, &|t, row| {
             let range = t * hidden_dim..(t + 1) * hidden_dim;
-            // SAFETY: each token has its own row.
-            unsafe {
-                cx.kernels.swiglu(rows.x(t, 0..hidden_dim), &gate[range.clone()], &up[range]);
-                if quantized {
-                    rows.quantize(cx.kernels, t);
-                }
-            }
+            cx.kernels.swiglu(row, &gate[range.clone()], &up[range]);
         });
-        matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::add(x, &layer.w_down, hidden)]);
+        cx.matmul(&[Matmul::add(x, &layer.w_down, hidden)]);
 
-        cx.mapping.check_pages()?; // early: what is computed from zeros is thrown away in the end
+        mapping.check_pages()?; // early: what is computed from zeros is thrown away in the end
         if cx.interrupt.poll(0) {
             return Err(Error::Interrupted);
         }
@@ -222,26 +200,21 @@ fn head(
     let (dim, vocab_size) = (w.row_len(), output.n_rows());
     if !output.dtype().is_quantized() {
         norm(cx, normed, x, w, eps, &[output]);
-        matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::new(logits, output, normed)]);
+        cx.matmul(&[Matmul::new(logits, output, normed)]);
         return;
     }
     let n = x.len() / dim;
-    normed.reset(2 * n, dim);
-    let rows = normed.rows();
-    each(cx, n, &|t| {
-        // SAFETY: each token has its own two rows.
-        unsafe {
-            let row = rows.x(2 * t, 0..dim);
-            cx.kernels.rms_norm(row, &x[t * dim..(t + 1) * dim], &w.bytes(), eps);
-            rounding_errors(rows.x(2 * t + 1, 0..dim), row);
-            rows.quantize(cx.kernels, 2 * t);
-            rows.quantize(cx.kernels, 2 * t + 1);
+    normed.reset(2 * n, dim, &[output]);
+    normed.fill(cx, &|i, row| {
+        cx.kernels.rms_norm(row, &x[i / 2 * dim..(i / 2 + 1) * dim], &w.bytes(), eps);
+        if i % 2 == 1 {
+            keep_rounding_errors(row);
         }
     });
     if halves.len() < 2 * n * vocab_size {
         *halves = vec![0.0; 2 * n * vocab_size];
     }
-    matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::new(halves, output, normed)]);
+    cx.matmul(&[Matmul::new(halves, output, normed)]);
     for (logits, pair) in logits.chunks_exact_mut(vocab_size).zip(halves.chunks_exact(2 * vocab_size)) {
         let (row, errors) = pair.split_at(vocab_size);
         for ((out, a), b) in logits.iter_mut().zip(row).zip(errors) {
@@ -250,54 +223,20 @@ fn head(
     }
 }
 
-/// What quantising `x` in groups of 32 rounds off, see [`crate::kernels::activations::QuantizedRow`].
-fn rounding_errors(out: &mut [f32], x: &[f32]) {
-    for (out, x) in out.chunks_exact_mut(32).zip(x.chunks_exact(32)) {
+/// Replaces `x` by what quantising it in groups of 32 rounds off, see [`crate::kernels::activations::QuantizedRow`].
+fn keep_rounding_errors(x: &mut [f32]) {
+    for x in x.chunks_exact_mut(32) {
         let max = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
         let (d, inverse) = (max / 127.0, if max > 0.0 { 127.0 / max } else { 0.0 });
-        for (out, x) in out.iter_mut().zip(x) {
-            *out = x - d * (x * inverse).round_ties_even();
+        for x in x {
+            *x -= d * (*x * inverse).round_ties_even();
         }
     }
 }
 
-/// Calls `f` for `0..n`, shared out among the workers.
-fn each(cx: &Context, n: usize, f: &(dyn Fn(usize) + Sync)) {
-    let threads = cx.threads.min(n);
-    let queue = Queue::new(n, 1, threads);
-    threads::run(threads, &|worker| {
-        queue.run(worker, |chunk| {
-            for i in chunk {
-                if !cx.interrupt.poll(worker) {
-                    f(i);
-                }
-            }
-        });
-    });
-}
-
-/// `out[t] = rms_norm(x[t], w)`, quantised if one of `consumers` wants that.
+/// `out[t] = rms_norm(x[t], w)`, ready for `consumers`.
 fn norm(cx: &Context, out: &mut Activations, x: &[f32], w: &TensorView, eps: f32, consumers: &[&TensorView]) {
     let dim = w.row_len();
-    let n = x.len() / dim;
-    out.reset(n, dim);
-    let quantized = any_quantized(consumers);
-    let rows = out.rows();
-    each(cx, n, &|t| {
-        // SAFETY: each token has its own row.
-        unsafe {
-            cx.kernels.rms_norm(rows.x(t, 0..dim), &x[t * dim..(t + 1) * dim], &w.bytes(), eps);
-            if quantized {
-                rows.quantize(cx.kernels, t);
-            }
-        }
-    });
-}
-
-/// Quantises all rows if `consumer` wants that.
-fn quantize(cx: &Context, n: usize, rows: &RowsMut, consumer: &TensorView) {
-    if consumer.dtype().is_quantized() {
-        // SAFETY: each token has its own row.
-        each(cx, n, &|t| unsafe { rows.quantize(cx.kernels, t) });
-    }
+    out.reset(x.len() / dim, dim, consumers);
+    out.fill(cx, &|t, row| cx.kernels.rms_norm(row, &x[t * dim..(t + 1) * dim], &w.bytes(), eps));
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::Config;
 use crate::error::Result;
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, RopeStyle};
 use crate::mapping::{Identity, Memory, page_size};
 use crate::quant::{self, DType};
 
@@ -20,6 +20,7 @@ pub struct KvCache {
     head_dim: usize,
     dtype: DType,
     row: usize, // bytes of a position
+    rope: RopeStyle,
     /// Positions from the start of one head's region to that of the next.
     pub capacity: usize,
 }
@@ -34,7 +35,7 @@ impl KvCache {
         let sizes = [n_layers, 2, n_kv_heads, capacity, row];
         let len = sizes.into_iter().try_fold(1usize, |product, n| product.checked_mul(n))?;
         let memory = Memory::zeroed(len).ok()?;
-        Some(Self { memory, layers: n_layers, heads: n_kv_heads, head_dim, dtype, row, capacity })
+        Some(Self { memory, layers: n_layers, heads: n_kv_heads, head_dim, dtype, row, rope: config.rope, capacity })
     }
 
     /// The type of keys and values.
@@ -63,7 +64,7 @@ impl KvCache {
     /// (2^-10; half of it is what f16 has anyway). It does not grow: with half of the rest discarded each time, no key is there
     /// long enough to be moved twice.
     pub fn shift(&mut self, kernels: &dyn Kernels, turns: &[[f32; 2]], n_keep: usize, n_discard: usize, end: usize) {
-        let (dtype, row) = (self.dtype, self.row);
+        let (dtype, row, rope) = (self.dtype, self.row, self.rope);
         let mut key = vec![0.0; self.head_dim];
         for layer in 0..self.layers {
             for head in 0..self.heads {
@@ -72,7 +73,7 @@ impl KvCache {
                 for to in n_keep..end - n_discard {
                     let from = (to + n_discard) * row;
                     quant::dequantize(dtype, &keys[from..from + row], &mut key);
-                    kernels.rope(&mut key[..2 * turns.len()], turns);
+                    kernels.rope(&mut key[..2 * turns.len()], turns, rope);
                     kernels.round_to(dtype, &mut keys[to * row..(to + 1) * row], &key);
                 }
             }
@@ -128,7 +129,6 @@ fn positions_in_whole_pages(row: usize) -> usize {
 mod tests {
     use super::*;
     use crate::kernels::{self, KV_TYPES};
-    use crate::model::RopeStyle;
     use crate::sampling::Rng;
 
     fn config(n_layers: usize, n_kv_heads: usize, head_dim: usize) -> Config {
@@ -196,7 +196,7 @@ mod tests {
             let raw: Vec<f32> = (0..end * hd).map(|_| (rng.next_f64() * 8.0 - 4.0) as f32).collect();
             let rotated = |position: usize, at: usize| {
                 let mut key = raw[position * hd..(position + 1) * hd].to_vec();
-                kernels.rope(&mut key, &turns(at as f64));
+                kernels.rope(&mut key, &turns(at as f64), RopeStyle::Interleaved);
                 key
             };
             for position in 0..end {

@@ -229,6 +229,7 @@ fn settings(config: &Config, kv_type: DType) -> [u32; 8] {
     let &Config { n_layers, n_kv_heads, head_dim, rope_dim, rope_theta, rope_scale, rope, .. } = config;
     let rope = match rope {
         RopeStyle::Interleaved => 0,
+        RopeStyle::Half => 1,
     };
     let [n_layers, n_kv_heads, head_dim, rope_dim] = [n_layers, n_kv_heads, head_dim, rope_dim].map(|n| n as u32);
     [n_layers, n_kv_heads, head_dim, kv_type.id(), rope_dim, rope_theta.to_bits(), rope_scale.to_bits(), rope]

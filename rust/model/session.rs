@@ -4,14 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Model;
-use super::forward::{Buffers, Context, forward};
+use super::forward::{Buffers, forward};
 use super::kv_cache::KvCache;
 use super::read_ahead::ReadAhead;
 use super::rope::Rope;
 use super::saved::{self, Saved, State};
 use crate::error::{Error, Result};
 use crate::generate::Forward;
-use crate::kernels::{self, KV_TYPES, Kernels};
+use crate::kernels::{self, Context, KV_TYPES, Kernels};
 use crate::quant::DType;
 use crate::sampling::Rng;
 use crate::threads::{self, Interrupt};
@@ -255,7 +255,7 @@ impl Session {
             return Err(Error::ContextOverflow { tokens: before + tokens.len(), context_length: capacity });
         }
         let mapping = self.model.checkpoint().mapping();
-        let cx = Context { kernels: self.kernels, threads: self.threads, interrupt, mapping };
+        let cx = Context { kernels: self.kernels, threads: self.threads, interrupt };
         let mut done = 0;
         for batch in tokens.chunks(BATCH) {
             let logits = match &mut wanted {
@@ -265,6 +265,7 @@ impl Session {
             };
             forward(
                 &cx,
+                mapping,
                 config,
                 self.model.weights(),
                 &self.rope,

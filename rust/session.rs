@@ -194,11 +194,10 @@ impl Session {
         if tokens.len() > context_length - before {
             return Err(Error::ContextOverflow { tokens: before + tokens.len(), context_length });
         }
-        let n = tokens.len() * self.model.config().vocab_size;
-        let mut logits = Vec::new();
+        let n = tokens.len().saturating_mul(self.model.config().vocab_size);
         let bytes = n as u128 * size_of::<f32>() as u128;
-        logits.try_reserve_exact(n).map_err(|_| Error::OutOfMemory { bytes, what: "logits" })?;
-        logits.resize(n, 0.0);
+        let mut logits =
+            bytemuck::allocation::try_zeroed_vec(n).map_err(|()| Error::OutOfMemory { bytes, what: "logits" })?;
         let span = Span { sequence: &mut self.sequence, tokens, want: Want::All };
         self.engine.pass(&mut [span], &mut logits, self.threads, interrupt)?;
         Ok(logits)

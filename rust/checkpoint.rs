@@ -360,7 +360,7 @@ impl Iterator for Elements {
 
 /// The value at `at`, and where it ends; `None` if it does not lie in `bytes`.
 fn read(kind: ValueType, bytes: &Bytes, at: usize, depth: usize) -> Option<(Value, usize)> {
-    let number = |at: usize| Some(usize::try_from(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?)).ok()?);
+    let number = |at: usize| usize::try_from(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?)).ok();
     let part = |start: usize, end: usize| {
         Bytes::new(bytes.mapping(), bytes.offset() + start..bytes.offset() + end).filter(|_| end <= bytes.len())
     };

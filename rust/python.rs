@@ -203,8 +203,10 @@ fn to_python<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>>
         Value::F32(x) => x.into_bound_py_any(py),
         Value::F64(x) => x.into_bound_py_any(py),
         Value::Bool(b) => b.into_bound_py_any(py),
-        // A copy, then converted: another process may write to the file meanwhile.
-        Value::String(s) => String::from_utf8_lossy(&s.to_vec()).into_bound_py_any(py),
+        Value::String(s) => {
+            let copy = s.to_vec(); // then converted: another process may write to the file meanwhile
+            String::from_utf8_lossy(&copy).into_bound_py_any(py)
+        }
         Value::Array(a) => Array { array: a.clone(), elements: Mutex::new(a.iter()) }.into_bound_py_any(py),
     }
 }
@@ -280,7 +282,7 @@ impl Tensor {
         let shape: Vec<usize> = self.view.shape().iter().rev().copied().collect();
         let read = || {
             let mut data = vec![0.0; shape.iter().product()];
-            quant::dequantize(self.view.dtype(), &self.view.bytes(), &mut data);
+            quant::dequantize(self.view.dtype(), self.view.bytes(), &mut data);
             Ok(data)
         };
         let data = py.detach(|| self.view.bytes().mapping().checked(read)).map_err(|e| raise(py, e))?;

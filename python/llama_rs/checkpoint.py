@@ -138,7 +138,7 @@ def _value(value: Any) -> Any:
 
 
 class Metadata(Mapping[str, Any]):
-    """The key-value pairs of a file. A value is read when it is asked for, and so is each element of an :class:`Array`."""
+    """The key-value pairs of a file. A value is read when it is asked for; arrays are an :class:`Array`."""
 
     def __init__(self, core: _core.Checkpoint) -> None:
         self._core = core

@@ -708,7 +708,7 @@ def status(model: str | None, rate: float | None, as_json: bool) -> None:
     path = find_model(model)
     checkpoint = Checkpoint(path)
     what = checkpoint.residency()
-    users = [p for p in processes(path, checkpoint._core) if p.pid != os.getpid()]
+    users = [p for p in processes(checkpoint._core) if p.pid != os.getpid()]
     missing = what.bytes - what.resident
     speed = rate * 1e6 if rate else read_rate(what) if missing else None
     if as_json:

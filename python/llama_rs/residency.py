@@ -78,7 +78,7 @@ def residency(checkpoint: _core.Checkpoint) -> Residency:
     return Residency(size, checkpoint.resident(0, size), [header, *layers], tensors, files)
 
 
-def processes(path: str, checkpoint: _core.Checkpoint) -> list[Process]:
+def processes(checkpoint: _core.Checkpoint) -> list[Process]:
     """The processes that have the file, or a part of it, mapped, as far as this user may look into them (Linux)."""
     places, names = [], []
     for file, device, inode, _ in checkpoint.files():
@@ -93,10 +93,10 @@ def processes(path: str, checkpoint: _core.Checkpoint) -> list[Process]:
     for pid in sorted(int(pid) for pid in os.listdir("/proc") if pid.isdigit()):
         with suppress(OSError):  # it has ended, or belongs to somebody else
             with open(f"/proc/{pid}/maps") as f:
-                if not any(map(is_ours, f)):
+                if not any(is_ours(line) for line in f):
                     continue
-            with open(f"/proc/{pid}/cmdline", "rb") as f:
-                command = f.read().replace(b"\0", b" ").decode(errors="replace").strip()
+            with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+                command = cmdline.read().replace(b"\0", b" ").decode(errors="replace").strip()
             pss = pss_total = 0
             ours = False
             with open(f"/proc/{pid}/smaps") as f:
@@ -121,11 +121,11 @@ def read_rate(residency: Residency, seconds: float = 0.2) -> float | None:
     missing = max(residency.tensors, key=lambda t: t.bytes - t.resident, default=None)
     if missing is None or missing.bytes - missing.resident < 1 << 20:
         return None
-    step, at = 4 << 20, missing.start
-    for path, size in residency.files:
-        if at < size:
-            break
+    step, at, files = 4 << 20, missing.start, iter(residency.files)
+    path, size = next(files)
+    while at >= size:
         at -= size
+        path, size = next(files)
     try:
         file = os.open(path, os.O_RDONLY | os.O_DIRECT)
     except OSError:

@@ -1,33 +1,34 @@
 //! The Python bindings: convert, detach from the interpreter, call, map the error. Policy lives in `python/llama_rs`.
 
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{CStr, OsStr, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
-use pyo3::exceptions::{PyBufferError, PyKeyboardInterrupt, PyValueError};
+use pyo3::exceptions::{PyBufferError, PyIndexError, PyKeyboardInterrupt, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 use pyo3::{IntoPyObjectExt, ffi};
 
+use crate::checkpoint::{Elements, Value};
 use crate::error::{Error, Result};
-use crate::formats::{self, Value};
+use crate::formats;
 use crate::generate::{Options, Overflow};
 use crate::kernels::KV_TYPES;
-use crate::mapping::{Load, LoadOptions};
+use crate::mapping::{Load, LoadOptions, Mapping};
 use crate::model::SessionOptions;
 use crate::quant::{self, DType};
 use crate::sampling::SamplingParams;
 use crate::tensor::TensorView;
 use crate::threads::{self, Interrupt};
 use crate::tokenizer::StreamDecoder;
-use crate::{generate, kernels, measure, model, tokenizer};
+use crate::{checkpoint, generate, kernels, measure, model, tokenizer};
 
 /// The compiled part of llama_rs.
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use super::{Checkpoint, Floats, Generation, Model, Session, Tensor, Tokenizer, available_threads, cpu};
+    use super::{Array, Checkpoint, Floats, Generation, Model, Session, Tensor, Tokenizer, available_threads, cpu};
 }
 
 /// The name of the kernel set in use.
@@ -94,7 +95,7 @@ fn run<T: Send>(py: Python<'_>, work: impl FnOnce(&Interrupt) -> Result<T> + Sen
 /// A model file, open: metadata and tensors.
 #[pyclass(frozen)]
 struct Checkpoint {
-    inner: Arc<formats::Checkpoint>,
+    inner: Arc<checkpoint::Checkpoint>,
     views: Arc<AtomicUsize>,
 }
 
@@ -102,7 +103,7 @@ impl Checkpoint {
     /// Gives what `read` makes of the file, unless the file changed meanwhile.
     fn checked<T>(&self, py: Python<'_>, read: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
         let result = read();
-        self.inner.mapping().check().map_err(|e| raise(py, e))?;
+        self.inner.check().map_err(|e| raise(py, e))?;
         result
     }
 }
@@ -115,45 +116,54 @@ impl Checkpoint {
         Ok(Self { inner: Arc::new(inner), views: Arc::default() })
     }
 
-    /// Size, modification time in nanoseconds and hash of the header: what tells the file from others.
+    /// Size, modification time in nanoseconds and hash of the header: what tells the file from others. Of a model in parts,
+    /// the sums of sizes and times.
     fn fingerprint(&self, py: Python<'_>) -> PyResult<(u64, i128, u64)> {
-        let identity = self.inner.mapping().identity();
         let hash = py.detach(|| self.inner.header_hash()).map_err(|e| raise(py, e))?;
-        Ok(identity.map_or((0, 0, hash), |identity| (identity.size, identity.modified, hash)))
+        let identities = self.inner.maps().iter().filter_map(|map| map.identity());
+        let (size, modified) =
+            identities.fold((0, 0), |(size, modified), identity| (size + identity.size, modified + identity.modified));
+        Ok((size, modified, hash))
     }
 
-    /// Device and inode of the file.
-    fn file(&self) -> (u64, u64) {
-        self.inner.mapping().identity().map_or((0, 0), |identity| identity.file)
+    /// Path, device, inode and bytes of each file, in the order of the parts.
+    fn files(&self) -> Vec<(&OsStr, u64, u64, usize)> {
+        let file = |map: &Arc<Mapping>| map.identity().map_or((0, 0), |identity| identity.file);
+        let files = self.inner.maps().iter().map(|map| (map.path().as_os_str(), file(map), map.as_slice().len()));
+        files.map(|(path, (device, inode), len)| (path, device, inode, len)).collect()
     }
 
-    /// Bytes of the file.
+    /// Bytes of all files. Positions below count through the files one after another.
     fn size(&self) -> usize {
-        self.inner.mapping().as_slice().len()
+        self.inner.size()
     }
 
     /// What a user should know about how the file was opened.
     fn note(&self) -> Option<&str> {
-        self.inner.mapping().note()
+        self.inner.maps().iter().find_map(|map| map.note())
     }
 
-    /// Bytes of `start..end` of the file that are in memory now.
+    /// Bytes of the positions `start..end` that are in memory now.
     fn resident(&self, py: Python<'_>, start: usize, end: usize) -> usize {
-        let mapping = self.inner.mapping();
-        let end = end.min(mapping.as_slice().len());
-        py.detach(|| mapping.resident(start.min(end)..end))
+        py.detach(|| self.inner.pieces(start..end).map(|(map, range)| map.resident(range)).sum())
     }
 
-    /// Reads `start..end` of the file into memory.
+    /// Reads the positions `start..end` into memory.
     fn read_in(&self, py: Python<'_>, start: usize, end: usize) -> PyResult<()> {
-        let mapping = self.inner.mapping();
-        let end = end.min(mapping.as_slice().len());
-        run(py, |interrupt| mapping.read_in(start.min(end)..end, interrupt))
+        run(py, |interrupt| self.inner.pieces(start..end).try_for_each(|(map, range)| map.read_in(range, interrupt)))
     }
 
-    /// Keeps the file in memory until it is closed.
+    /// Keeps the files in memory until they are closed.
     fn lock(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.inner.mapping().lock()).map_err(|e| raise(py, e))
+        py.detach(|| self.inner.maps().iter().try_for_each(|map| map.lock())).map_err(|e| raise(py, e))
+    }
+
+    /// Name, first position and bytes of each tensor, in the order of the file.
+    fn tensor_spans(&self) -> Vec<(&str, usize, usize)> {
+        let span = |t: &checkpoint::TensorInfo| {
+            (self.inner.position(t.view.bytes()).expect("of this checkpoint"), t.view.bytes().len())
+        };
+        self.inner.tensors().iter().map(|t| (t.name(), span(t))).map(|(name, (at, len))| (name, at, len)).collect()
     }
 
     /// Names of the tensors, in the order of the file.
@@ -182,7 +192,7 @@ impl Checkpoint {
     }
 }
 
-fn tensor(checkpoint: &formats::Checkpoint, views: &Arc<AtomicUsize>, name: &str) -> Option<Tensor> {
+fn tensor(checkpoint: &checkpoint::Checkpoint, views: &Arc<AtomicUsize>, name: &str) -> Option<Tensor> {
     Some(Tensor { view: checkpoint.tensor(name)?.clone(), views: Arc::clone(views) })
 }
 
@@ -193,13 +203,40 @@ fn to_python<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>>
         Value::F32(x) => x.into_bound_py_any(py),
         Value::F64(x) => x.into_bound_py_any(py),
         Value::Bool(b) => b.into_bound_py_any(py),
-        Value::String(s) => String::from_utf8_lossy(s).into_bound_py_any(py),
-        Value::Array(a) => {
-            let list = PyList::empty(py);
-            for value in a.iter() {
-                list.append(to_python(py, &value)?)?;
+        Value::String(s) => {
+            let copy = s.to_vec(); // then converted: another process may write to the file meanwhile
+            String::from_utf8_lossy(&copy).into_bound_py_any(py)
+        }
+        Value::Array(a) => Array { array: a.clone(), elements: Mutex::new(a.iter()) }.into_bound_py_any(py),
+    }
+}
+
+/// An array of the metadata: its elements are read when they are asked for.
+#[pyclass(frozen, sequence)]
+struct Array {
+    array: checkpoint::Array,
+    elements: Mutex<Elements>, // from where the last one was asked for: strings are found by walking over those before
+}
+
+#[pymethods]
+impl Array {
+    fn __len__(&self) -> usize {
+        self.array.len
+    }
+
+    fn __getitem__<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyAny>> {
+        let value = py.detach(|| {
+            let mut elements = self.elements.lock().unwrap_or_else(PoisonError::into_inner);
+            if elements.position() > index {
+                *elements = self.array.iter();
             }
-            Ok(list.into_any())
+            let n = index - elements.position();
+            elements.nth(n)
+        });
+        self.array.bytes.mapping().check().map_err(|e| raise(py, e))?;
+        match value {
+            Some(value) => to_python(py, &value),
+            None => Err(PyIndexError::new_err("array index out of range")),
         }
     }
 }
@@ -245,7 +282,7 @@ impl Tensor {
         let shape: Vec<usize> = self.view.shape().iter().rev().copied().collect();
         let read = || {
             let mut data = vec![0.0; shape.iter().product()];
-            quant::dequantize(self.view.dtype(), &self.view.bytes(), &mut data);
+            quant::dequantize(self.view.dtype(), self.view.bytes(), &mut data);
             Ok(data)
         };
         let data = py.detach(|| self.view.bytes().mapping().checked(read)).map_err(|e| raise(py, e))?;
@@ -371,7 +408,7 @@ impl Tokenizer {
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let open = || {
             let checkpoint = formats::open(&path)?;
-            checkpoint.mapping().checked(|| tokenizer::Tokenizer::from_metadata(&checkpoint.metadata))
+            checkpoint.checked(|| tokenizer::Tokenizer::from_metadata(&checkpoint.metadata))
         };
         Ok(Self { inner: Arc::new(py.detach(open).map_err(|e| raise(py, e))?) })
     }
@@ -433,21 +470,21 @@ impl Model {
         Ok(Self { inner: Arc::new(inner), views: Arc::default() })
     }
 
-    /// The hyper-parameters by name.
+    /// The hyper-parameters by name; of those that differ by layer, the largest.
     fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let c = self.inner.config();
         let dict = PyDict::new(py);
         dict.set_item("architecture", &c.architecture)?;
         dict.set_item("dim", c.dim)?;
-        dict.set_item("hidden_dim", c.hidden_dim)?;
-        dict.set_item("n_layers", c.n_layers)?;
-        dict.set_item("n_heads", c.n_heads)?;
-        dict.set_item("n_kv_heads", c.n_kv_heads)?;
-        dict.set_item("head_dim", c.head_dim)?;
+        dict.set_item("hidden_dim", c.hidden_dim())?;
+        dict.set_item("n_layers", c.n_layers())?;
+        dict.set_item("n_heads", c.n_heads())?;
+        dict.set_item("n_kv_heads", c.n_kv_heads())?;
+        dict.set_item("head_dim", c.head_dim())?;
         dict.set_item("vocab_size", c.vocab_size)?;
         dict.set_item("context_length", c.context_length)?;
         dict.set_item("norm_eps", c.norm_eps)?;
-        dict.set_item("rope_theta", c.rope_theta)?;
+        dict.set_item("rope_theta", c.ropes[0].theta)?;
         Ok(dict)
     }
 

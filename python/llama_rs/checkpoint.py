@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, overload
 
 from . import _core
 
@@ -39,7 +40,7 @@ class Tensor:
 
     @property
     def offset(self) -> int:
-        """Where in the file it starts, in bytes."""
+        """Where in the file it starts, in bytes; of a model in parts, in the part that has it."""
         return self._core.offset
 
     def numpy(self) -> npt.NDArray[Any]:
@@ -93,8 +94,51 @@ class Tensors(Mapping[str, Tensor]):
         return f"<{len(self)} tensors>"
 
 
+class Array(Sequence[Any]):
+    """An array of the metadata, equal to a list of the same elements.
+
+    An element is read when it is asked for: the array may be as long as the file. ``list(array)`` reads all of it.
+    """
+
+    def __init__(self, core: _core.Array) -> None:
+        self._core = core
+
+    def __len__(self) -> int:
+        return len(self._core)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = index + len(self) if index < 0 else index
+        if not 0 <= i < len(self):
+            raise IndexError(f"index {index} of an array of {len(self)} elements")
+        return _value(self._core[i])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Array | list | tuple):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+    def __repr__(self) -> str:
+        shown = [repr(item) for item in islice(self, 4)]
+        return f"[{', '.join(shown)}{f', ... {len(self)} in all' if len(self) > 4 else ''}]"
+
+
+def _value(value: Any) -> Any:
+    return Array(value) if isinstance(value, _core.Array) else value
+
+
 class Metadata(Mapping[str, Any]):
-    """The key-value pairs of a file. A value is read when it is asked for; arrays become lists."""
+    """The key-value pairs of a file. A value is read when it is asked for; arrays are an :class:`Array`."""
 
     def __init__(self, core: _core.Checkpoint) -> None:
         self._core = core
@@ -103,7 +147,7 @@ class Metadata(Mapping[str, Any]):
         value = self._core.metadata_value(key)
         if value is None:
             raise KeyError(key)
-        return value
+        return _value(value)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._core.metadata_keys())

@@ -6,23 +6,24 @@
 
 use super::kv_cache::KvCache;
 use super::read_ahead::ReadAhead;
-use super::rope::Rope;
-use super::{Config, Weights};
+use super::rope::{Rope, rotate};
+use crate::arch::{Activation, Config, Mixer};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::kernels::activations::{Activations, RowsMut};
 use crate::kernels::matmul::{Matmul, any_quantized, matmul};
 use crate::kernels::{Attention, Kernels};
-use crate::mapping::Mapping;
 use crate::quant;
 use crate::tensor::TensorView;
 use crate::threads::{self, Disjoint, Interrupt, Queue};
+use crate::weights::Weights;
 
 /// What computes: kernels, workers, and whether to stop.
 pub struct Context<'a> {
     pub kernels: &'static dyn Kernels,
     pub threads: usize,
     pub interrupt: &'a Interrupt<'a>,
-    pub mapping: &'a Mapping,
+    pub checkpoint: &'a Checkpoint,
 }
 
 /// The buffers of a session; they grow to the largest batch that it has seen.
@@ -44,20 +45,19 @@ pub struct Buffers {
 
 impl Buffers {
     fn reset(&mut self, config: &Config, tokens: usize) {
-        let &Config { dim, hidden_dim, n_heads, n_kv_heads, head_dim, .. } = config;
+        let (hidden_dim, head_dim) = (config.hidden_dim(), config.head_dim());
+        let (n_heads, n_kv_heads) = (config.n_heads(), config.n_kv_heads());
         let grow = |buffer: &mut Vec<f32>, width: usize| {
             if buffer.len() < tokens * width {
                 *buffer = vec![0.0; tokens * width];
             }
         };
-        grow(&mut self.x, dim);
+        grow(&mut self.x, config.dim);
         grow(&mut self.q, n_heads * head_dim);
         grow(&mut self.k, n_kv_heads * head_dim);
         grow(&mut self.v, n_kv_heads * head_dim);
         grow(&mut self.gate, hidden_dim);
         grow(&mut self.up, hidden_dim);
-        self.attended.reset(tokens, n_heads * head_dim);
-        self.hidden.reset(tokens, hidden_dim);
     }
 }
 
@@ -76,15 +76,11 @@ pub fn forward(
     start: usize,
     logits: &mut [f32],
 ) -> Result<()> {
-    let &Config { dim, hidden_dim, n_heads, n_kv_heads, head_dim, norm_eps, vocab_size, .. } = config;
+    let &Config { dim, norm_eps, vocab_size, .. } = config;
     let (n, kv_type) = (tokens.len(), cache.dtype());
     buffers.reset(config, n);
     let Buffers { x, q, k, v, gate, up, turns, normed, attended, hidden, halves, parts } = buffers;
     rope.turns(turns, start, n);
-    let n_parts = Attention::parts_for(n_heads, n_kv_heads, start, n);
-    if n_parts > 1 {
-        parts.resize(n * n_heads * n_parts * (head_dim + 2), 0.0);
-    }
 
     // token embeddings
     let embedding = &weights.token_embedding;
@@ -97,8 +93,18 @@ pub fn forward(
         quant::dequantize(embedding.dtype(), embedding.row(tokens[t] as usize), x);
     });
 
-    for (i, layer) in weights.layers.iter().enumerate() {
+    for (i, (layer, layer_config)) in weights.layers.iter().zip(&config.layers).enumerate() {
         ahead.before_layer(i);
+        let Mixer::Attention(attention) = &layer_config.mixer;
+        let (n_heads, n_kv_heads, head_dim) = (attention.n_heads, attention.n_kv_heads, attention.head_dim);
+        let (hidden_dim, Activation::Silu) = (layer_config.ffn.hidden_dim, layer_config.ffn.activation);
+        let rope_config = &config.ropes[attention.rope];
+        attended.reset(n, n_heads * head_dim);
+        hidden.reset(n, hidden_dim);
+        let n_parts = Attention::parts_for(n_heads, n_kv_heads, start, n);
+        if n_parts > 1 {
+            parts.resize(n * n_heads * n_parts * (head_dim + 2), 0.0);
+        }
 
         // attention norm; queries, keys and values
         norm(cx, normed, &x[..n * dim], &layer.attn_norm, norm_eps, &[&layer.wq, &layer.wk, &layer.wv]);
@@ -109,16 +115,25 @@ pub fn forward(
             &[Matmul::new(q, &layer.wq, normed), Matmul::new(k, &layer.wk, normed), Matmul::new(v, &layer.wv, normed)],
         );
 
-        // rotation; keys and values to the cache
-        let pairs = config.rope_dim / 2;
-        let (q_rows, k_rows) = (Disjoint::new(q), Disjoint::new(k));
+        // biases, rotation; keys and values to the cache
+        let pairs = rope_config.dim / 2;
+        let (q_rows, k_rows, v_rows) = (Disjoint::new(q), Disjoint::new(k), Disjoint::new(v));
         each(cx, n, &|t| {
             let turns = &turns[t * pairs..(t + 1) * pairs];
-            for (rows, heads) in [(&q_rows, n_heads), (&k_rows, n_kv_heads)] {
+            for (rows, heads, bias, rotated) in [
+                (&q_rows, n_heads, &layer.bq, true),
+                (&k_rows, n_kv_heads, &layer.bk, true),
+                (&v_rows, n_kv_heads, &layer.bv, false),
+            ] {
                 // SAFETY: each token has its own row.
                 let row = unsafe { rows.slice(t * heads * head_dim..(t + 1) * heads * head_dim) };
-                for head in row.chunks_exact_mut(head_dim) {
-                    cx.kernels.rope(&mut head[..2 * pairs], turns);
+                if let Some(bias) = bias {
+                    for (x, b) in row.iter_mut().zip(bias.bytes().as_chunks::<4>().0) {
+                        *x += f32::from_le_bytes(*b);
+                    }
+                }
+                for head in row.chunks_exact_mut(head_dim).filter(|_| rotated) {
+                    rotate(cx.kernels, rope_config.style, head, turns);
                 }
             }
         });
@@ -181,7 +196,7 @@ pub fn forward(
         });
         matmul(cx.kernels, cx.threads, cx.interrupt, &[Matmul::add(x, &layer.w_down, hidden)]);
 
-        cx.mapping.check_pages()?; // early: what is computed from zeros is thrown away in the end
+        cx.checkpoint.check_pages()?; // early: what is computed from zeros is thrown away in the end
         if cx.interrupt.poll(0) {
             return Err(Error::Interrupted);
         }
@@ -232,7 +247,7 @@ fn head(
         // SAFETY: each token has its own two rows.
         unsafe {
             let row = rows.x(2 * t, 0..dim);
-            cx.kernels.rms_norm(row, &x[t * dim..(t + 1) * dim], &w.bytes(), eps);
+            cx.kernels.rms_norm(row, &x[t * dim..(t + 1) * dim], w.bytes(), eps);
             rounding_errors(rows.x(2 * t + 1, 0..dim), row);
             rows.quantize(cx.kernels, 2 * t);
             rows.quantize(cx.kernels, 2 * t + 1);
@@ -286,7 +301,7 @@ fn norm(cx: &Context, out: &mut Activations, x: &[f32], w: &TensorView, eps: f32
     each(cx, n, &|t| {
         // SAFETY: each token has its own row.
         unsafe {
-            cx.kernels.rms_norm(rows.x(t, 0..dim), &x[t * dim..(t + 1) * dim], &w.bytes(), eps);
+            cx.kernels.rms_norm(rows.x(t, 0..dim), &x[t * dim..(t + 1) * dim], w.bytes(), eps);
             if quantized {
                 rows.quantize(cx.kernels, t);
             }

@@ -6,11 +6,13 @@
 use std::fs::File;
 use std::path::Path;
 
-use super::Config;
+use crate::arch::{Config, RopeStyle};
 use crate::error::Result;
 use crate::kernels::Kernels;
 use crate::mapping::{Identity, Memory, page_size};
 use crate::quant::{self, DType};
+
+use super::rope::rotate;
 
 /// Keys and values of every layer. Positions that were never written cost no memory.
 pub struct KvCache {
@@ -28,7 +30,7 @@ impl KvCache {
     /// Room for at least `positions`, with keys and values of `dtype`; `None` if there is not so much address space, or if
     /// heads are not whole blocks of that type.
     pub fn new(config: &Config, dtype: DType, positions: usize) -> Option<Self> {
-        let &Config { n_layers, n_kv_heads, head_dim, .. } = config;
+        let (n_layers, n_kv_heads, head_dim) = (config.n_layers(), config.n_kv_heads(), config.head_dim());
         let row = dtype.row_bytes(head_dim)?;
         let capacity = positions.checked_next_multiple_of(positions_in_whole_pages(row))?;
         let sizes = [n_layers, 2, n_kv_heads, capacity, row];
@@ -62,7 +64,15 @@ impl KvCache {
     /// at their new position from the start, the largest error found with f16 is 1.0e-3 of the largest key of its head
     /// (2^-10; half of it is what f16 has anyway). It does not grow: with half of the rest discarded each time, no key is there
     /// long enough to be moved twice.
-    pub fn shift(&mut self, kernels: &dyn Kernels, turns: &[[f32; 2]], n_keep: usize, n_discard: usize, end: usize) {
+    pub fn shift(
+        &mut self,
+        kernels: &dyn Kernels,
+        style: RopeStyle,
+        turns: &[[f32; 2]],
+        n_keep: usize,
+        n_discard: usize,
+        end: usize,
+    ) {
         let (dtype, row) = (self.dtype, self.row);
         let mut key = vec![0.0; self.head_dim];
         for layer in 0..self.layers {
@@ -72,7 +82,7 @@ impl KvCache {
                 for to in n_keep..end - n_discard {
                     let from = (to + n_discard) * row;
                     quant::dequantize(dtype, &keys[from..from + row], &mut key);
-                    kernels.rope(&mut key[..2 * turns.len()], turns);
+                    rotate(kernels, style, &mut key, turns);
                     kernels.round_to(dtype, &mut keys[to * row..(to + 1) * row], &key);
                 }
             }
@@ -127,26 +137,25 @@ fn positions_in_whole_pages(row: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::{Activation, AttentionConfig, Ffn, LayerConfig, Mixer, RopeConfig};
     use crate::kernels::{self, KV_TYPES};
-    use crate::model::RopeStyle;
     use crate::sampling::Rng;
 
     fn config(n_layers: usize, n_kv_heads: usize, head_dim: usize) -> Config {
         Config {
             architecture: "llama".into(),
             dim: 64,
-            hidden_dim: 64,
-            n_layers,
-            n_heads: n_kv_heads,
-            n_kv_heads,
-            head_dim,
             vocab_size: 1,
             context_length: 1,
             norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            rope_dim: head_dim,
-            rope: RopeStyle::Interleaved,
-            rope_scale: 1.0,
+            layers: vec![
+                LayerConfig {
+                    mixer: Mixer::Attention(AttentionConfig { n_heads: n_kv_heads, n_kv_heads, head_dim, rope: 0 }),
+                    ffn: Ffn { hidden_dim: 64, activation: Activation::Silu },
+                };
+                n_layers
+            ],
+            ropes: vec![RopeConfig { dim: head_dim, theta: 10_000.0, scale: 1.0, style: RopeStyle::Interleaved }],
         }
     }
 
@@ -206,7 +215,7 @@ mod tests {
                     v.fill(position as u8);
                 }
             }
-            cache.shift(kernels, &turns(-(n_discard as f64)), n_keep, n_discard, end);
+            cache.shift(kernels, RopeStyle::Interleaved, &turns(-(n_discard as f64)), n_keep, n_discard, end);
             let mut worst = 0.0f32;
             for at in 0..end - n_discard {
                 let position = if at < n_keep { at } else { at + n_discard };

@@ -1,30 +1,28 @@
-//! The transformer: what a model is ([`Config`], [`Weights`]), and how it computes ([`Session`]).
+//! The transformer: a model, and how it computes ([`Session`]).
 //!
 //! A [`Model`] is immutable: a mapped file, what its header says, and views of its weights. Any number of threads share
 //! it. What changes while tokens are computed is a [`Session`].
 
-pub mod config;
 mod forward;
 mod kv_cache;
-pub mod names;
 mod read_ahead;
 mod rope;
 pub mod saved;
 pub mod session;
-pub mod weights;
 
-pub use config::{Config, RopeStyle};
 pub use session::{Session, SessionOptions};
-pub use weights::{LayerWeights, Weights};
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use crate::arch::Config;
+use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::formats::{self, Checkpoint};
+use crate::formats;
 use crate::mapping::LoadOptions;
 use crate::threads::Interrupt;
 use crate::tokenizer::Tokenizer;
+use crate::weights::Weights;
 
 /// A model, ready to run: nothing of its weights has been read.
 #[derive(Debug)]
@@ -50,10 +48,9 @@ impl Model {
     /// # Errors
     /// As for [`Model::open`] and [`Mapping::open_with`](crate::mapping::Mapping::open_with).
     pub fn open_with(path: &Path, options: LoadOptions, interrupt: &Interrupt) -> Result<Self> {
-        let checkpoint = formats::open_with(path, options, interrupt)?;
-        let (config, weights) = checkpoint.mapping().checked(|| {
-            let config = Config::from_checkpoint(&checkpoint)?;
-            let weights = Weights::from_checkpoint(&checkpoint, &config)?;
+        let (checkpoint, (config, weights)) = formats::open_with(path, options, interrupt, |checkpoint| {
+            let config = Config::from_checkpoint(checkpoint)?;
+            let weights = Weights::from_checkpoint(checkpoint, &config)?;
             Ok((config, weights))
         })?;
         Ok(Self { checkpoint: Arc::new(checkpoint), config, weights, tokenizer: OnceLock::new() })
@@ -78,7 +75,7 @@ impl Model {
             return Ok(tokenizer);
         }
         let metadata = &self.checkpoint.metadata;
-        let made = Arc::new(self.checkpoint.mapping().checked(|| Tokenizer::from_metadata(metadata))?);
+        let made = Arc::new(self.checkpoint.checked(|| Tokenizer::from_metadata(metadata))?);
         Ok(self.tokenizer.get_or_init(|| made))
     }
 

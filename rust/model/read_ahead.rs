@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
-use super::Weights;
-use crate::mapping::{Mapping, page_size};
+use crate::mapping::{Bytes, Mapping, page_size};
 use crate::tensor::TensorView;
 use crate::threads::Interrupt;
+use crate::weights::Weights;
 
 /// How far ahead of the pass the file is asked for, in bytes: enough that the disk always has something to do, and
 /// little enough that none of it is dropped again before it is used.
@@ -30,7 +30,6 @@ const SAMPLES: usize = 8;
 
 /// What is still to be asked for.
 pub struct ReadAhead {
-    mapping: Arc<Mapping>,
     steps: Vec<Step>, // in the order of the pass
     next: usize,
     reader: Option<Reader>, // once there is something to read
@@ -38,36 +37,41 @@ pub struct ReadAhead {
 
 struct Step {
     layer: usize,
+    mapping: Arc<Mapping>,
     range: Range<usize>,
     before: usize, // bytes of all steps before it
 }
 
 impl ReadAhead {
     /// Everything that a pass reads, in its order.
-    pub fn new(mapping: &Arc<Mapping>, weights: &Weights) -> Self {
+    pub fn new(weights: &Weights) -> Self {
         let mut steps: Vec<Step> = Vec::new();
         let mut add = |layer: usize, tensors: &[&TensorView]| {
-            let mut ranges: Vec<_> = tensors.iter().map(|t| t.bytes().range()).collect();
-            ranges.sort_by_key(|range| range.start);
-            for range in ranges {
+            let mut tensors: Vec<_> = tensors.iter().map(|t| t.bytes()).collect();
+            tensors.sort_by_key(|bytes| bytes.offset());
+            for bytes in tensors {
+                let (mapping, range) = (Arc::clone(bytes.mapping()), bytes.range());
                 match steps.last_mut() {
                     // Only padding between the two: one range.
-                    Some(last) if last.layer == layer && range.start.wrapping_sub(last.range.end) < page_size() => {
+                    Some(last)
+                        if last.layer == layer
+                            && Arc::ptr_eq(&last.mapping, &mapping)
+                            && range.start.wrapping_sub(last.range.end) < page_size() =>
+                    {
                         last.range.end = range.end;
                     }
                     last => {
                         let before = last.map_or(0, |last| last.before + last.range.len());
-                        steps.push(Step { layer, range, before });
+                        steps.push(Step { layer, mapping, range, before });
                     }
                 }
             }
         };
         for (i, layer) in weights.layers.iter().enumerate() {
-            add(i, &[&layer.attn_norm, &layer.wq, &layer.wk, &layer.wv, &layer.wo]);
-            add(i, &[&layer.ffn_norm, &layer.w_gate, &layer.w_up, &layer.w_down]);
+            add(i, &layer.tensors().map(|(_, tensor)| tensor).collect::<Vec<_>>());
         }
         add(weights.layers.len(), &[&weights.output_norm, &weights.output]);
-        Self { mapping: Arc::clone(mapping), steps, next: 0, reader: None }
+        Self { steps, next: 0, reader: None }
     }
 
     /// To be called before `layer` is computed; the output counts as one more layer.
@@ -77,9 +81,9 @@ impl ReadAhead {
         }
         let here = self.steps.iter().find(|step| step.layer >= layer).map_or(0, |step| step.before);
         while let Some(step) = self.steps.get(self.next).filter(|step| step.before < here + WINDOW) {
-            if !seems_resident(&self.mapping, &step.range) {
-                let reader = self.reader.get_or_insert_with(|| Reader::start(Arc::clone(&self.mapping)));
-                reader.read(step.range.clone());
+            if !seems_resident(&step.mapping, &step.range) {
+                let reader = self.reader.get_or_insert_with(Reader::start);
+                reader.read(Bytes::new(&step.mapping, step.range.clone()).expect("of a tensor"));
             }
             self.next += 1;
         }
@@ -93,15 +97,18 @@ impl ReadAhead {
     /// To be called before the rows of `tokens` are read: only they are, and all at once.
     pub fn before_embedding(&self, embedding: &TensorView, tokens: &[u32]) {
         let (all, len) = (embedding.bytes().range(), embedding.row_bytes());
-        let is_output = self.steps.iter().any(|step| step.range.start <= all.start && all.end <= step.range.end);
+        let mapping = embedding.bytes().mapping();
+        let is_output = self.steps.iter().any(|step| {
+            Arc::ptr_eq(&step.mapping, mapping) && step.range.start <= all.start && all.end <= step.range.end
+        });
         for &token in tokens {
             let row = all.start + token as usize * len;
-            if self.mapping.resident(row..row + len) < len {
+            if mapping.resident(row..row + len) < len {
                 if is_output {
                     // All of it will be read soon: no small pages in its midst.
-                    return self.mapping.prefer_large_pages(all);
+                    return mapping.prefer_large_pages(all);
                 }
-                self.mapping.will_need(row..row + len);
+                mapping.will_need(row..row + len);
             }
         }
     }
@@ -109,31 +116,31 @@ impl ReadAhead {
 
 /// A thread that reads what it is sent, in that order, and stops when this is dropped.
 struct Reader {
-    ranges: Option<Sender<Range<usize>>>,
+    ranges: Option<Sender<Bytes>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Reader {
-    fn start(mapping: Arc<Mapping>) -> Self {
-        let (ranges, wanted) = channel::<Range<usize>>();
+    fn start() -> Self {
+        let (ranges, wanted) = channel::<Bytes>();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let read = move || {
             let stopped = || stopped.load(Ordering::Relaxed);
             let interrupt = Interrupt::new(&stopped);
-            for range in wanted {
+            for bytes in wanted {
                 // What cannot be read is an error of whoever uses it.
-                let _ = mapping.read_in(range, &interrupt);
+                let _ = bytes.mapping().read_in(bytes.range(), &interrupt);
             }
         };
         let _ = thread::Builder::new().name("llama_rs-read".into()).spawn(read);
         Self { ranges: Some(ranges), stop }
     }
 
-    fn read(&self, range: Range<usize>) {
+    fn read(&self, bytes: Bytes) {
         if let Some(ranges) = &self.ranges {
             // Where no thread could be started, the pages come when they are touched.
-            let _ = ranges.send(range);
+            let _ = ranges.send(bytes);
         }
     }
 }

@@ -23,10 +23,12 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use super::Model;
 use super::kv_cache::KvCache;
-use super::{Config, Model, RopeStyle};
+use crate::arch::{Config, RopeStyle};
+use crate::checkpoint::Fingerprint;
 use crate::error::{Error, Result};
-use crate::formats::gguf::hash;
+use crate::hash::hash;
 use crate::mapping::{Identity, page_size, replace_file};
 use crate::quant::DType;
 use crate::sampling::Rng;
@@ -138,7 +140,7 @@ impl Saved {
         // From here on it is what somebody saved; is it ours?
         let words = |at: usize| std::array::from_fn::<_, 3, _>(|i| u64_at(&header, at + 8 * i));
         let (theirs, ours) = (words(16), fingerprint(model)?);
-        let name = model.checkpoint().mapping().path().display();
+        let name = model.checkpoint().path().display();
         if theirs != ours {
             let what = match theirs[0] == ours[0] {
                 true => format!("the session of another model than {name}"),
@@ -168,8 +170,8 @@ impl Saved {
 
         let first_region = header_len.next_multiple_of(alignment);
         let expected = || {
-            let region = n.checked_mul(kv_type.row_bytes(config.head_dim)?)?.checked_next_multiple_of(alignment)?;
-            let regions = region.checked_mul(2 * config.n_layers * config.n_kv_heads)?;
+            let region = n.checked_mul(kv_type.row_bytes(config.head_dim())?)?.checked_next_multiple_of(alignment)?;
+            let regions = region.checked_mul(2 * config.n_layers() * config.n_kv_heads())?;
             Some((region, regions.checked_add(first_region)? as u64))
         };
         let (region, len) = expected().ok_or_else(damaged)?;
@@ -207,29 +209,20 @@ impl Saved {
     }
 }
 
-/// What tells a model from others: bytes of its file, its header, and a sample of its weights, for models that were
-/// trained on have the same header. A copy has the same.
+/// What tells a model from others.
 fn fingerprint(model: &Model) -> Result<[u64; 3]> {
-    const SAMPLES: usize = 64;
-    const SAMPLE_LEN: usize = 64;
-    let checkpoint = model.checkpoint();
-    let header = checkpoint.header_hash()?;
-    let mapping = checkpoint.mapping();
-    let bytes = mapping.as_slice();
-    let start = checkpoint.tensors().iter().map(|t| t.view.bytes().offset()).min().unwrap_or(bytes.len());
-    let weights = &bytes[start..];
-    let spots = (0..SAMPLES).map(|i| weights.len() / SAMPLES * i);
-    let sample: Vec<u8> = spots.flat_map(|at| &weights[at..(at + SAMPLE_LEN).min(weights.len())]).copied().collect();
-    mapping.check()?;
-    Ok([bytes.len() as u64, header, hash(&sample)])
+    let Fingerprint { size, header, weights } = model.checkpoint().fingerprint()?;
+    Ok([size, header, weights])
 }
 
 /// All of a config that keys and values depend on, and their layout.
 fn settings(config: &Config, kv_type: DType) -> [u32; 8] {
-    let &Config { n_layers, n_kv_heads, head_dim, rope_dim, rope_theta, rope_scale, rope, .. } = config;
-    let rope = match rope {
+    let rope = &config.ropes[0];
+    let style = match rope.style {
         RopeStyle::Interleaved => 0,
+        RopeStyle::Half => 1,
     };
-    let [n_layers, n_kv_heads, head_dim, rope_dim] = [n_layers, n_kv_heads, head_dim, rope_dim].map(|n| n as u32);
-    [n_layers, n_kv_heads, head_dim, kv_type.id(), rope_dim, rope_theta.to_bits(), rope_scale.to_bits(), rope]
+    let [n_layers, n_kv_heads, head_dim, rope_dim] =
+        [config.n_layers(), config.n_kv_heads(), config.head_dim(), rope.dim].map(|n| n as u32);
+    [n_layers, n_kv_heads, head_dim, kv_type.id(), rope_dim, rope.theta.to_bits(), rope.scale.to_bits(), style]
 }

@@ -67,26 +67,26 @@ impl Session {
         if context_length == 0 {
             return Err(Error::Argument("context_length must be at least 1, got 0".into()));
         }
-        let head_dim = model.config().head_dim;
+        let head_dim = model.config().head_dim();
         if !KV_TYPES.contains(&kv_type) || kv_type.row_bytes(head_dim).is_none() {
             let what =
                 format!("kv_type {kv_type} cannot hold the keys of this model, {head_dim} numbers a head: use F16");
             return Err(Error::Argument(what));
         }
-        model.checkpoint().mapping().check()?;
+        model.checkpoint().check()?;
         let too_long = || Error::Argument(format!("no memory for a context_length of {context_length}"));
         Ok(Self {
             model: Arc::clone(model),
             kernels: kernels::best()?,
             threads,
-            rope: Rope::new(model.config(), model.weights()),
+            rope: Rope::new(&model.config().ropes[0], model.weights().rope_freq_factors.as_ref()),
             cache: KvCache::new(model.config(), kv_type, context_length).ok_or_else(too_long)?,
             context_length,
             tokens: Vec::new(),
             shifted_from: None,
             rng: None,
             buffers: Buffers::default(),
-            ahead: ReadAhead::new(model.checkpoint().mapping(), model.weights()),
+            ahead: ReadAhead::new(model.weights()),
             logits: Vec::new(),
         })
     }
@@ -157,7 +157,7 @@ impl Session {
         }
         let mut turns = Vec::new();
         self.rope.turns_back(&mut turns, n_discard);
-        self.cache.shift(self.kernels, &turns, n_keep, n_discard, have);
+        self.cache.shift(self.kernels, self.model.config().ropes[0].style, &turns, n_keep, n_discard, have);
         self.tokens.drain(n_keep..gap);
         self.shifted_from = Some(self.shifted_from.map_or(n_keep, |from| from.min(n_keep)));
         Ok(())
@@ -254,8 +254,8 @@ impl Session {
         if tokens.len() > capacity - before {
             return Err(Error::ContextOverflow { tokens: before + tokens.len(), context_length: capacity });
         }
-        let mapping = self.model.checkpoint().mapping();
-        let cx = Context { kernels: self.kernels, threads: self.threads, interrupt, mapping };
+        let checkpoint = self.model.checkpoint();
+        let cx = Context { kernels: self.kernels, threads: self.threads, interrupt, checkpoint };
         let mut done = 0;
         for batch in tokens.chunks(BATCH) {
             let logits = match &mut wanted {
@@ -276,7 +276,7 @@ impl Session {
                 logits,
             )?;
             done += batch.len();
-            mapping.check()?; // the file was the model up to here, or nothing of this gets out
+            checkpoint.check()?; // the file was the model up to here, or nothing of this gets out
             self.cache.check()?; // and so is that of a saved session
         }
         self.tokens.extend_from_slice(tokens);
@@ -315,6 +315,6 @@ impl Forward for Session {
     }
 
     fn path(&self) -> &Path {
-        self.model.checkpoint().mapping().path()
+        self.model.checkpoint().path()
     }
 }

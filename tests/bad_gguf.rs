@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use llama_rs::arch::Config;
 use llama_rs::checkpoint::{MAX_ARRAY_DEPTH, Value as Parsed};
 use llama_rs::formats;
-use llama_rs::model::{Model, Session, SessionOptions};
 use llama_rs::quant::DType;
 use llama_rs::sampling::{Rng, Sampler, SamplingParams};
 use llama_rs::threads::Interrupt;
 use llama_rs::tokenizer::Tokenizer;
 use llama_rs::weights::Weights;
 use llama_rs::{Error, FormatError, Result};
+use llama_rs::{Model, Session, SessionOptions};
 
 use crate::gguf_builder::{self as build, Gguf, Tensor};
 

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use llama_rs::internals::{DType, Interrupt, Rng};
-use llama_rs::{Error, Model, Session, SessionOptions};
+use llama_rs::quant::DType;
+use llama_rs::sampling::Rng;
+use llama_rs::{Error, Interrupt, Model, Session, SessionOptions};
 
+use crate::bad_gguf::TempFile;
 use crate::gguf_builder::Gguf;
-use crate::temp_file::TempFile;
 
 const VOCAB: u64 = 260;
 

@@ -7,7 +7,7 @@ use crate::engine::{Engine, Span, Want};
 use crate::error::{Error, Result};
 use crate::generate::Forward;
 use crate::kv::Sequence;
-use crate::kv::saved::{self, Saved, State};
+use crate::kv::saved::{self, Of, Saved, State};
 use crate::model::Model;
 use crate::quant::DType;
 use crate::sampling::Rng;
@@ -129,7 +129,7 @@ impl Session {
     /// [`Error::File`] if the file cannot be written. What was at `path` is still there then.
     pub fn save(&mut self, path: &Path) -> Result<()> {
         let state = State { n: self.position(), shifted_from: self.sequence.shifted_from(), rng: self.rng.as_ref() };
-        saved::write(path, &self.model, &mut self.sequence, state)
+        saved::write(path, of(&self.model), &mut self.sequence, state)
     }
 
     /// Saves the first `n` tokens alone, to be the start of other sessions, which [`Session::load_prefix`] makes.
@@ -139,7 +139,7 @@ impl Session {
     /// As for [`Session::save`].
     pub fn save_prefix(&mut self, path: &Path, n: usize) -> Result<()> {
         let state = State { n: n.min(self.sequence.exact()), shifted_from: None, rng: None };
-        saved::write(path, &self.model, &mut self.sequence, state)
+        saved::write(path, of(&self.model), &mut self.sequence, state)
     }
 
     /// Brings a saved session back. Its keys and values are mapped: they are in memory once for all sessions that come from
@@ -150,7 +150,7 @@ impl Session {
     /// it is longer than the context, [`Error::File`] if it cannot be read; as for [`Session::new`].
     pub fn load(model: &Arc<Model>, path: &Path, options: SessionOptions) -> Result<Self> {
         let mut session = Self::new(model, options)?;
-        let saved = Saved::open(path, model, session.sequence.layout())?;
+        let saved = Saved::open(path, of(model), session.sequence.layout())?;
         let (tokens, context_length) = (saved.n_tokens(), options.context_length);
         if tokens > context_length {
             return Err(Error::ContextOverflow { tokens, context_length });
@@ -166,7 +166,7 @@ impl Session {
     /// As for [`Session::load`], but that nothing is too long.
     pub fn load_prefix(model: &Arc<Model>, path: &Path, options: SessionOptions) -> Result<Self> {
         let mut session = Self::new(model, options)?;
-        let saved = Saved::open(path, model, session.sequence.layout())?;
+        let saved = Saved::open(path, of(model), session.sequence.layout())?;
         let n = saved.exact().min(options.context_length);
         saved.restore(&mut session.sequence, n)?;
         Ok(session)
@@ -224,6 +224,10 @@ impl Session {
         engine.pass(&mut spans.collect::<Vec<_>>(), &mut logits, threads, interrupt)?;
         Ok(logits)
     }
+}
+
+fn of(model: &Model) -> Of<'_> {
+    Of { checkpoint: model.checkpoint(), config: model.config() }
 }
 
 impl Forward for Session {

@@ -29,11 +29,11 @@ use std::sync::Arc;
 use super::sequence::Unverified;
 use super::{Block, Layout, Sequence};
 use crate::arch::{Config, Mixer};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::hash::{checksum, hash};
 use crate::kernels::{BLOCK, value_row, zero_key};
 use crate::mapping::{Identity, Memory, page_size, replace_file};
-use crate::model::Model;
 use crate::quant::DType;
 use crate::sampling::Rng;
 
@@ -47,6 +47,15 @@ const ENTRY_LEN: usize = 4 * BLOCK + 16;
 const NO_TOKEN: u32 = u32::MAX;
 /// Pages of all systems that we know of.
 const ALIGNMENTS: std::ops::RangeInclusive<usize> = 1 << 12..=1 << 16;
+
+/// The model that a session is one of.
+#[derive(Clone, Copy)]
+pub struct Of<'a> {
+    /// Its file.
+    pub checkpoint: &'a Checkpoint,
+    /// Its hyper-parameters.
+    pub config: &'a Config,
+}
 
 /// What of a session is saved besides the blocks.
 pub struct State<'a> {
@@ -62,7 +71,7 @@ pub struct State<'a> {
 ///
 /// # Errors
 /// [`Error::File`] if the file cannot be written, [`Error::SavedSession`] if the sequence came from a damaged one.
-pub fn write(path: &Path, model: &Model, sequence: &mut Sequence, state: State) -> Result<()> {
+pub fn write(path: &Path, model: Of, sequence: &mut Sequence, state: State) -> Result<()> {
     let State { n, shifted_from, rng } = state;
     sequence.verify()?; // what is damaged must not get a new checksum
     let layout = Arc::clone(sequence.layout());
@@ -71,8 +80,8 @@ pub fn write(path: &Path, model: &Model, sequence: &mut Sequence, state: State) 
     header.extend(MAGIC);
     header.extend(VERSION.to_le_bytes());
     header.extend((alignment as u32).to_le_bytes());
-    header.extend(fingerprint(model)?.iter().flat_map(|word| word.to_le_bytes()));
-    header.extend(settings(model.config()).to_le_bytes());
+    header.extend(fingerprint(model.checkpoint)?.iter().flat_map(|word| word.to_le_bytes()));
+    header.extend(settings(model.config).to_le_bytes());
     header.extend(u64::from(layout.kv_type().id()).to_le_bytes());
     header.extend((n as u64).to_le_bytes());
     header.extend(shifted_from.map_or(u64::MAX, |from| from as u64).to_le_bytes());
@@ -142,7 +151,7 @@ impl Saved {
     ///
     /// # Errors
     /// [`Error::SavedSession`] if not, [`Error::File`] if it cannot be read.
-    pub fn open(path: &Path, model: &Model, layout: &Layout) -> Result<Self> {
+    pub fn open(path: &Path, model: Of, layout: &Layout) -> Result<Self> {
         let fail = |source| Error::File { path: path.into(), source };
         let wrong = |what: String| Error::SavedSession { path: path.into(), what };
         let meta = std::fs::metadata(path).map_err(fail)?;
@@ -178,8 +187,8 @@ impl Saved {
 
         // From here on it is what somebody saved; is it ours?
         let theirs: [u64; 3] = std::array::from_fn(|i| u64_at(16 + 8 * i));
-        let ours = fingerprint(model)?;
-        let name = model.checkpoint().path().display();
+        let ours = fingerprint(model.checkpoint)?;
+        let name = model.checkpoint.path().display();
         if theirs[0] != ours[0] {
             let (theirs, ours) = (theirs[0], ours[0]);
             return Err(wrong(format!("the session of another model: of a file of {theirs} bytes, {name} has {ours}")));
@@ -193,7 +202,7 @@ impl Saved {
             Some(theirs) => return Err(wrong(format!("a session with keys and values in {theirs}, not in {kv_type}"))),
             None => return Err(damaged()),
         }
-        if u64_at(40) != settings(model.config()) {
+        if u64_at(40) != settings(model.config) {
             return Err(wrong(format!("a session of {name} with other settings")));
         }
         let n = usize::try_from(u64_at(56)).map_err(|_| damaged())?;
@@ -211,7 +220,7 @@ impl Saved {
             return Err(wrong(format!("a saved session cut short: {size} bytes, expected {len} for its {n} tokens")));
         }
         let rng = (u64_at(72) == 1).then(|| Rng::from_words(std::array::from_fn(|i| u64_at(80 + 8 * i))));
-        let (path, vocab_size) = (path.to_path_buf(), model.config().vocab_size);
+        let (path, vocab_size) = (path.to_path_buf(), model.config.vocab_size);
         let shifted_from = shifted_from.map(|from| from as usize);
         Ok(Self { file, path, identity, n_tokens: n, vocab_size, shifted_from, rng, blocks_at })
     }
@@ -276,9 +285,8 @@ impl Saved {
 
 /// What tells a model from others: bytes of its files, its header, and samples of every tensor, for models that were trained
 /// on have the same header. A copy has the same.
-fn fingerprint(model: &Model) -> Result<[u64; 3]> {
+fn fingerprint(checkpoint: &Checkpoint) -> Result<[u64; 3]> {
     const SAMPLE_LEN: usize = 32;
-    let checkpoint = model.checkpoint();
     let size: usize = checkpoint.maps().iter().map(|map| map.as_slice().len()).sum();
     let header = checkpoint.header_hash()?;
     // A fine-tune changes nearly all numbers of a tensor that it changes: a few at its start, middle and end tell.

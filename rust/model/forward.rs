@@ -206,7 +206,7 @@ fn head(
     let n = x.len() / dim;
     normed.reset(2 * n, dim, &[output]);
     normed.fill(cx, &|i, row| {
-        cx.kernels.rms_norm(row, &x[i / 2 * dim..(i / 2 + 1) * dim], &w.bytes(), eps);
+        cx.kernels.rms_norm(row, &x[i / 2 * dim..(i / 2 + 1) * dim], w.bytes(), eps);
         if i % 2 == 1 {
             keep_rounding_errors(row);
         }
@@ -238,5 +238,5 @@ fn keep_rounding_errors(x: &mut [f32]) {
 fn norm(cx: &Context, out: &mut Activations, x: &[f32], w: &TensorView, eps: f32, consumers: &[&TensorView]) {
     let dim = w.row_len();
     out.reset(x.len() / dim, dim, consumers);
-    out.fill(cx, &|t, row| cx.kernels.rms_norm(row, &x[t * dim..(t + 1) * dim], &w.bytes(), eps));
+    out.fill(cx, &|t, row| cx.kernels.rms_norm(row, &x[t * dim..(t + 1) * dim], w.bytes(), eps));
 }

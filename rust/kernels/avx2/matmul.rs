@@ -39,48 +39,62 @@ const ROW_TOKENS: usize = 4;
 /// - `rows` are rows of `job.w`, which is of type `U`, and no other worker writes the same rows of `job.out`.
 pub unsafe fn rows<U: Unpack>(job: &Matmul, rows: Range<usize>) {
     let tokens = job.x.tokens();
-    let mut r = rows.start;
-    while r < rows.end {
-        // Eight rows or, at the end of a matrix, one: then all lanes hold the same.
-        let n = if rows.end - r >= 8 { 8 } else { 1 };
-        for t in (0..tokens).step_by(ROW_TOKENS) {
-            // SAFETY: rows and tokens are in range; the rest is the caller's promise.
-            unsafe {
-                match tokens - t {
-                    1 => dots::<U, 1>(job, r, n, t),
-                    2 => dots::<U, 2>(job, r, n, t),
-                    3 => dots::<U, 3>(job, r, n, t),
-                    _ => dots::<U, ROW_TOKENS>(job, r, n, t),
-                }
+    for t in (0..tokens).step_by(ROW_TOKENS) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            match tokens - t {
+                1 => tokens_rows::<U, 1>(job, rows.clone(), t),
+                2 => tokens_rows::<U, 2>(job, rows.clone(), t),
+                3 => tokens_rows::<U, 3>(job, rows.clone(), t),
+                _ => tokens_rows::<U, ROW_TOKENS>(job, rows.clone(), t),
             }
         }
-        r += n;
     }
 }
 
 avx2! {
-    /// The products of the `n` rows from `r`, eight or one, with the `T` tokens from `t`.
+    /// Rows for the `T` tokens from `t`.
     ///
     /// # Safety
     /// - The matrix, of type `U`, has these rows, and the activations these tokens; nobody else writes their results.
-    unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize) {
-        // SAFETY: the features are those of this function; the rest is the caller's promise.
-        unsafe { dots_in::<U, T>(job, r, n, t) }
+    unsafe fn tokens_rows<U: Unpack, const T: usize>(job: &Matmul, rows: Range<usize>, t: usize) {
+        let x = Rows::<T>::new(job.x, t, 0, U::HALVES);
+        let mut r = rows.start;
+        while r < rows.end {
+            // Eight rows or, at the end of a matrix, one: then all of the eight are the same.
+            let n = if rows.end - r >= 8 { 8 } else { 1 };
+            // SAFETY: the features are those of this function; the rest is the caller's promise.
+            unsafe { dots::<U, T>(job, r, n, t, &x) };
+            r += n;
+        }
     }
 }
 
+/// The products of the `n` rows from `r`, eight or one, with the `T` tokens from `t`, whose rows are `x`.
+///
+/// Nothing in the loop over blocks is decided by what does not change in it: the compiler would make a copy of it all for
+/// either case.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - The matrix, of type `U`, has the rows, and `x` is of its tokens; nobody else writes the results.
 #[inline(always)]
-unsafe fn dots_in<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize) {
+unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize, x: &Rows<T>) {
     let row_bytes = job.w.row_bytes();
     let block = size_of::<U>();
     let (blocks, per_block) = (row_bytes / block, U::DTYPE.block_len() / 32);
     let stride = if n == 8 { row_bytes } else { 0 };
     let ahead_by = PREFETCH.next_multiple_of(8 * row_bytes);
-    let x = Rows::<T>::new(job.x, t, 0, U::HALVES);
     // SAFETY: the matrix has these rows, and the activations as many groups; the results lie in `out`.
     unsafe {
         let w = job.w.bytes().as_ptr().add(r * row_bytes);
-        let mut totals = [_mm256_setzero_ps(); T];
+        let mut totals = [_mm256_set1_ps(-0.0); T]; // that is what changes nothing that is added to it
+        if job.accumulate {
+            for j in 0..T {
+                let out = job.at(t + j, r);
+                totals[j] = if n == 8 { _mm256_loadu_ps(out) } else { _mm256_set1_ps(*out) };
+            }
+        }
         for first in (0..blocks).step_by(BLOCK_GROUPS / per_block) {
             let mut sums = [_mm256_setzero_ps(); T];
             for b in first..(first + BLOCK_GROUPS / per_block).min(blocks) {
@@ -95,16 +109,11 @@ unsafe fn dots_in<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t
                 let mut scales = Scales::ZERO;
                 U::scales(&p, &mut scales);
                 for g in 0..per_block {
-                    add_group::<U, T>(&mut sums, &p, &scales, g, &x, b * per_block + g);
+                    add_group::<U, T>(&mut sums, &p, &scales, g, x, b * per_block + g);
                 }
             }
             for j in 0..T {
-                totals[j] = if first > 0 { _mm256_add_ps(totals[j], sums[j]) } else { sums[j] };
-                if first == 0 && job.accumulate {
-                    let out = job.at(t + j, r);
-                    let out = if n == 8 { _mm256_loadu_ps(out) } else { _mm256_set1_ps(*out) };
-                    totals[j] = _mm256_add_ps(out, sums[j]);
-                }
+                totals[j] = _mm256_add_ps(totals[j], sums[j]);
             }
         }
         for j in 0..T {
@@ -119,6 +128,10 @@ unsafe fn dots_in<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t
 }
 
 /// Adds the products of group `g` of the blocks at `p` with group `at` of the activations.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - Each of `p` is valid for reads of a block of type `U`, `g` is a group of it, and `x` has a group `at`.
 #[inline(always)]
 unsafe fn add_group<U: Unpack, const T: usize>(
     sums: &mut [__m256; T],
@@ -177,6 +190,9 @@ unsafe fn add_group<U: Unpack, const T: usize>(
 }
 
 /// -`BIAS` times a sum of activations, from -128 times the sum.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn biased<U: Unpack>(bias: __m256i) -> __m256i {
     const { assert!(U::MINS || U::BIAS.is_power_of_two()) }
@@ -185,6 +201,9 @@ unsafe fn biased<U: Unpack>(bias: __m256i) -> __m256i {
 }
 
 /// The products of the integers `q` with `a` in pairs, 16 bits.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn pairs<U: Unpack>(q: __m256i, a: __m256i) -> __m256i {
     // SAFETY: the features are the caller's promise.
@@ -202,6 +221,9 @@ unsafe fn pairs<U: Unpack>(q: __m256i, a: __m256i) -> __m256i {
 ///
 /// Registers are added to each other in 16 bits, where sums are twice as many, as long as the products of `LARGEST` allow:
 /// 2 * 127 * `LARGEST` each, up to 32767.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn dot_four<U: Unpack>(q: &[__m256i; 4], a: __m256i) -> __m256i {
     let (wide_first, wide_second) = (U::LARGEST > 63, U::HALVES || U::LARGEST > 31);
@@ -231,6 +253,8 @@ unsafe fn dot_four<U: Unpack>(q: &[__m256i; 4], a: __m256i) -> __m256i {
     }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn add(a: __m256i, b: __m256i, wide: bool) -> __m256i {
     // SAFETY: the features are the caller's promise.
@@ -240,6 +264,9 @@ unsafe fn add(a: __m256i, b: __m256i, wide: bool) -> __m256i {
 /// The halves of `a` added to each other, in the lower half, and those of `b` in the upper.
 ///
 /// Here and below a blend and a shuffle rather than two shuffles: there is one port for those.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn add_lanes(a: __m256i, b: __m256i, wide: bool) -> __m256i {
     // SAFETY: the features are the caller's promise.
@@ -247,6 +274,9 @@ unsafe fn add_lanes(a: __m256i, b: __m256i, wide: bool) -> __m256i {
 }
 
 /// The same within each lane.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn add_quarters(a: __m256i, b: __m256i, wide: bool) -> __m256i {
     // SAFETY: the features are the caller's promise.
@@ -294,6 +324,9 @@ pub unsafe fn strip<U: Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<u
     });
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
+/// - `rows` and `tokens` are rows and tokens of `job`, whose matrix is of type `U`; no other worker writes their results.
 unsafe fn panel<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
     let groups = job.x.n() / 32;
     for first in (0..groups).step_by(BLOCK_GROUPS) {
@@ -339,6 +372,9 @@ avx2! {
     }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
+/// - As for `unpack_panel`.
 #[inline(always)]
 unsafe fn unpack_panel_in<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usize>, first: usize, n: usize) {
     let per_block = U::DTYPE.block_len() / 32;
@@ -389,6 +425,9 @@ unsafe fn unpack_panel_in<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: 
 }
 
 /// Eight rows of eight dwords to eight columns.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 pub unsafe fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
     // SAFETY: the features are the caller's promise.
@@ -405,6 +444,9 @@ pub unsafe fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
 }
 
 /// Dwords 0 and 4, 1 and 5, 2 and 6, 3 and 7 of four rows, one of each pair in each half.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn transpose_four(a: __m256i, b: __m256i, c: __m256i, d: __m256i) -> [__m256i; 4] {
     // SAFETY: the features are the caller's promise.
@@ -420,6 +462,9 @@ unsafe fn transpose_four(a: __m256i, b: __m256i, c: __m256i, d: __m256i) -> [__m
     }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
+/// - As for `tile`.
 #[inline(always)]
 unsafe fn tile_in<U: Unpack, const T: usize>(
     scratch: &Scratch,
@@ -563,6 +608,9 @@ pub unsafe fn quantize(x: &[f32], row: QuantizedRow) {
 }
 
 /// Sum of the lanes.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn sum(v: __m256i) -> i32 {
     // SAFETY: the features are the caller's promise.

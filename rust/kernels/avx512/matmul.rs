@@ -9,8 +9,7 @@
 //!   and multiplied with all tokens, six at a time: 12 integer and 12 float sums in registers.
 //!
 //! The order of the float additions is the same in both. A row has four sums, one for each group of a step, to which the
-//! groups are added one after another; every [`BLOCK_STEPS`] steps the four are added, 0 and 2, 1 and 3, then those two, and
-//! go to the result. What is added in integers may be added in any order.
+//! groups are added one after another; every [`BLOCK_STEPS`] steps the four are added to the result, one after another. What is added in integers may be added in any order.
 //!
 //! The integer products: `dpbusd` multiplies unsigned weights with signed activations. Weights are raised
 //! by `BIAS`; the sum is corrected by starting the accumulator at `-BIAS * sum(a)`, which is exact and free.
@@ -66,32 +65,45 @@ avx512! {
     /// # Safety
     /// - The matrix, of type `U`, has these rows, and the activations these tokens; nobody else writes their results.
     unsafe fn tokens_rows<U: Unpack, const T: usize>(job: &Matmul, rows: Range<usize>, t: usize) {
+        let x = Rows::<T>::new(job.x, t, 0, U::HALVES);
         let mut r = rows.start;
         while r < rows.end {
             // Four rows or, at the end of a matrix, one: then all of the four are the same.
             let n = if rows.end - r >= 4 { 4 } else { 1 };
             // SAFETY: the features are those of this function; the rest is the caller's promise.
-            unsafe { dots::<U, T>(job, r, n, t) };
+            unsafe { dots::<U, T>(job, r, n, t, &x) };
             r += n;
         }
     }
 }
 
-/// The products of the `n` rows from `r`, four or one, with the `T` tokens from `t`.
+/// The products of the `n` rows from `r`, four or one, with the `T` tokens from `t`, whose rows are `x`.
+///
+/// Nothing in the loop over blocks is decided by what does not change in it: the compiler would make a copy of it all for
+/// either case.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - The matrix, of type `U`, has the rows, and `x` is of its tokens; nobody else writes the results.
 #[inline(always)]
-unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize) {
+unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize, x: &Rows<T>) {
     let row_bytes = job.w.row_bytes();
     let stride = if n == 4 { row_bytes } else { 0 };
     let mask = if n == 4 { 0b1111 } else { 0b0001 };
     let ahead_by = PREFETCH.next_multiple_of(4 * row_bytes);
     let (units, left) = (row_bytes / U::UNIT, row_bytes % U::UNIT);
-    let x = Rows::<T>::new(job.x, t, 0, U::HALVES);
     let steps = job.x.n().div_ceil(STEP);
+    let tail = if left != 0 { units } else { usize::MAX };
     // SAFETY: the matrix has these rows, `x` rows that are padded to whole steps, and `out` the results; the features are the
     // caller's promise.
     unsafe {
         let w = job.w.bytes().as_ptr().add(r * row_bytes);
-        let mut totals = [_mm_setzero_ps(); T];
+        let mut totals = [_mm_set1_ps(-0.0); T]; // that is what changes nothing that is added to it
+        if job.accumulate {
+            for j in 0..T {
+                totals[j] = _mm_maskz_loadu_ps(mask, job.at(t + j, r));
+            }
+        }
         for first in (0..steps).step_by(BLOCK_STEPS) {
             let mut sums = [_mm512_setzero_ps(); T];
             for u in first / U::STEPS..((first + BLOCK_STEPS) / U::STEPS).min(units) {
@@ -103,25 +115,25 @@ unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: u
                 let p = [p, p.add(stride), p.add(2 * stride), p.add(3 * stride)];
                 let shared = U::shared(&p);
                 for s in 0..U::STEPS {
-                    add_step::<U, T, false>(&mut sums, &p, 0, &shared, s, &x, u * U::STEPS + s);
+                    add_step::<U, T, false>(&mut sums, &p, 0, &shared, s, x, u * U::STEPS + s);
                 }
             }
-            if U::STEPS == 1 && left != 0 && first + BLOCK_STEPS >= steps {
+            if U::STEPS == 1 && tail < first + BLOCK_STEPS {
                 let p = w.add(units * U::UNIT);
                 let p = [p, p.add(stride), p.add(2 * stride), p.add(3 * stride)];
                 let shared = U::shared(&p);
-                add_step::<U, T, true>(&mut sums, &p, left, &shared, 0, &x, units);
+                add_step::<U, T, true>(&mut sums, &p, left, &shared, 0, x, units);
             }
             for j in 0..T {
-                let two = _mm256_add_ps(_mm512_castps512_ps256(sums[j]), _mm512_extractf32x8_ps::<1>(sums[j]));
-                let sum = _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps::<1>(two));
-                totals[j] = if first > 0 {
-                    _mm_add_ps(totals[j], sum)
-                } else if job.accumulate {
-                    _mm_add_ps(_mm_maskz_loadu_ps(mask, job.at(t + j, r)), sum)
-                } else {
-                    sum
-                };
+                let parts = [
+                    _mm512_castps512_ps128(sums[j]),
+                    _mm512_extractf32x4_ps::<1>(sums[j]),
+                    _mm512_extractf32x4_ps::<2>(sums[j]),
+                    _mm512_extractf32x4_ps::<3>(sums[j]),
+                ];
+                for g in 0..4 {
+                    totals[j] = _mm_add_ps(totals[j], parts[g]);
+                }
             }
         }
         for j in 0..T {
@@ -131,6 +143,10 @@ unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: u
 }
 
 /// Adds the products of step `s` of the units at `p` with step `at` of the activations.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - Each of `p` is valid for reads of a unit of type `U`, with `TAIL` of `left` bytes of it; `x` has a step `at`.
 #[inline(always)]
 unsafe fn add_step<U: Unpack, const T: usize, const TAIL: bool>(
     sums: &mut [__m512; T],
@@ -197,6 +213,9 @@ unsafe fn add_step<U: Unpack, const T: usize, const TAIL: bool>(
 /// The four sums of each group and row: lane `4 * g + i` is that of group `g` and row `i`.
 ///
 /// First with a blend and a shuffle for each two rows, rather than two shuffles: there is one port for those.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn across(p: &[__m512i; 4]) -> __m512i {
     // SAFETY: the features are the caller's promise.
@@ -213,6 +232,8 @@ unsafe fn across(p: &[__m512i; 4]) -> __m512i {
     }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn zero_ps() -> __m512 {
     // SAFETY: the features are the caller's promise.
@@ -220,6 +241,9 @@ unsafe fn zero_ps() -> __m512 {
 }
 
 /// Number `g` in all four lanes of group `g`.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn each_four(x: __m128) -> __m512 {
     // SAFETY: the features are the caller's promise.
@@ -230,6 +254,9 @@ unsafe fn each_four(x: __m128) -> __m512 {
 }
 
 /// Number `2 * g + half` in all four lanes of group `g`.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn each_of_eight(x: __m256, half: i32) -> __m512 {
     // SAFETY: the features are the caller's promise.
@@ -240,6 +267,9 @@ unsafe fn each_of_eight(x: __m256, half: i32) -> __m512 {
 }
 
 /// Number `g` in the first lane of group `g`, else zeros: what belongs to the whole of a group, once.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn first_of_four(x: __m128i) -> __m512i {
     // SAFETY: the features are the caller's promise.
@@ -250,6 +280,9 @@ unsafe fn first_of_four(x: __m128i) -> __m512i {
 }
 
 /// Number `2 * g + half` likewise.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn first_of_eight(x: __m256i, half: i32) -> __m512i {
     // SAFETY: the features are the caller's promise.
@@ -261,6 +294,9 @@ unsafe fn first_of_eight(x: __m256i, half: i32) -> __m512i {
 }
 
 /// Where the integer sums of a type start, -`BIAS` times a sum of activations, from -128 times the sum.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn biased<U: Unpack>(bias: __m256i) -> __m256i {
     const { assert!(U::MINS || U::BIAS.is_power_of_two()) }
@@ -350,6 +386,9 @@ avx512! {
     }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
+/// - As for `unpack_panel`.
 #[inline(always)]
 unsafe fn unpack_panel_in<U: Unpack>(
     scratch: &mut Scratch,
@@ -382,7 +421,7 @@ unsafe fn unpack_panel_in<U: Unpack>(
                         _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
                     }
                 }
-                let (staged, at) = (&mut scratch.staged[4 * four..], 16 * panel + 4 * four);
+                let (staged, at) = (&mut scratch.staged[4 * four..4 * four + 4], 16 * panel + 4 * four);
                 let scales = if U::STEPS > 1 || left >= U::UNIT {
                     stage::<U, false>(staged, &p, left, s_in_unit, raise)
                 } else {
@@ -409,6 +448,10 @@ unsafe fn unpack_panel_in<U: Unpack>(
 }
 
 /// Unpacks a step of four rows: its integers to `staged`, raised; gives its scales.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - Each of `p` is valid for reads of a unit of type `U`, with `TAIL` of `left` bytes of it.
 #[inline(always)]
 unsafe fn stage<U: Unpack, const TAIL: bool>(
     staged: &mut [[u8; STEP]],
@@ -431,6 +474,9 @@ unsafe fn stage<U: Unpack, const TAIL: bool>(
 }
 
 /// Keeps the scales of four rows from row `at` on of step `s`: those of a group to a place of their own.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn scatter(to: &mut [[[[f32; STRIP]; 2]; BLOCK_STEPS]; 4], s: usize, half: usize, at: usize, scales: __m512i) {
     // SAFETY: there is room for four floats from `at` on; the features are the caller's promise.
@@ -443,6 +489,10 @@ unsafe fn scatter(to: &mut [[[[f32; STRIP]; 2]; BLOCK_STEPS]; 4], s: usize, half
 }
 
 /// Four dwords of each of 16 rows, `stride` bytes apart, as four columns of 16.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - 16 rows of 16 bytes, `stride` bytes apart, are there.
 #[inline(always)]
 unsafe fn transpose(p: *const u8, stride: usize) -> [__m512i; 4] {
     // SAFETY: the caller has 16 rows of 16 bytes at `p`, and the features.
@@ -503,6 +553,9 @@ impl Unpacked<'_, '_> {
         }
     }
 
+    /// # Safety
+    /// - The CPU has the features of the set.
+    /// - As for the function `tile`.
     #[inline(always)]
     unsafe fn tile<const HALVES: bool, const MINS: bool, const T: usize>(&self, t: usize) {
         let x = Rows::<T>::new(self.job.x, t, self.first * 4, HALVES);
@@ -510,7 +563,6 @@ impl Unpacked<'_, '_> {
         // SAFETY: scratch holds `steps` steps, and the rows of activations reach as far; the caller has the
         // rows of `out` to itself, and the features.
         unsafe {
-            let mut parts = [[[_mm512_setzero_ps(); 2]; T]; 4]; // of each group of a step
             for g in 0..4 {
                 let mut sums = [[_mm512_setzero_ps(); 2]; T];
                 for s in 0..self.steps {
@@ -554,22 +606,20 @@ impl Unpacked<'_, '_> {
                         }
                     }
                 }
-                parts[g] = sums;
-            }
-            for j in 0..T {
-                let mut sums = [_mm512_setzero_ps(); 2];
-                for p in 0..2 {
-                    let even = _mm512_add_ps(parts[0][j][p], parts[2][j][p]);
-                    sums[p] = _mm512_add_ps(even, _mm512_add_ps(parts[1][j][p], parts[3][j][p]));
+                for j in 0..T {
+                    self.write(t + j, g, sums[j]);
                 }
-                self.write(t + j, sums);
             }
         }
     }
 
-    /// Writes or adds the products of 32 rows with token `t`.
+    /// Writes or adds the products of 32 rows with token `t`, those of group `g` of the steps.
+    ///
+    /// # Safety
+    /// - The CPU has the features of the set.
+    /// - `t` is a token of the job, and nobody else writes its results of these rows.
     #[inline(always)]
-    unsafe fn write(&self, t: usize, sums: [__m512; 2]) {
+    unsafe fn write(&self, t: usize, g: usize, sums: [__m512; 2]) {
         for p in 0..2 {
             let n = self.rows.len().saturating_sub(16 * p).min(16);
             let mask = ((1u32 << n) - 1) as u16;
@@ -577,7 +627,7 @@ impl Unpacked<'_, '_> {
             unsafe {
                 let out = self.job.at(t, self.rows.start).wrapping_add(16 * p);
                 let mut sum = sums[p];
-                if self.job.accumulate || self.first > 0 {
+                if self.job.accumulate || self.first > 0 || g > 0 {
                     sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum);
                 }
                 _mm512_mask_storeu_ps(out, mask, sum);

@@ -79,6 +79,7 @@ pub fn forward(
     let &Config { dim, hidden_dim, n_heads, n_kv_heads, head_dim, norm_eps, vocab_size, .. } = config;
     let (n, kv_type) = (tokens.len(), cache.dtype());
     buffers.reset(config, n);
+    let _busy = threads::busy();
     let Buffers { x, q, k, v, gate, up, turns, normed, attended, hidden, halves, parts } = buffers;
     rope.turns(turns, start, n);
     let n_parts = Attention::parts_for(n_heads, n_kv_heads, start, n);

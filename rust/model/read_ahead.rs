@@ -14,12 +14,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::thread;
 
 use super::Weights;
 use crate::mapping::{Mapping, page_size};
 use crate::tensor::TensorView;
-use crate::threads::Interrupt;
+use crate::threads::{self, Interrupt};
 
 /// How far ahead of the pass the file is asked for, in bytes: enough that the disk always has something to do, and
 /// little enough that none of it is dropped again before it is used.
@@ -126,7 +125,7 @@ impl Reader {
                 let _ = mapping.read_in(range, &interrupt);
             }
         };
-        let _ = thread::Builder::new().name("llama_rs-read".into()).spawn(read);
+        let _ = threads::spawn("llama_rs-read".into(), read);
         Self { ranges: Some(ranges), stop }
     }
 

@@ -330,7 +330,11 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
 /// # Errors
 /// As for [`open`] and [`Mapping::open_with`].
 pub fn open_with(path: &Path, options: LoadOptions, interrupt: &Interrupt) -> Result<Checkpoint> {
-    let mapping = Mapping::open_with(path, options, interrupt)?;
+    let probe = |head: &[u8]| {
+        let head = Mapping::from_vec(head.to_vec(), path);
+        Reader { mapping: &head, data: head.as_slice(), pos: 0 }.magic_and_version()
+    };
+    let mapping = Mapping::open_if(path, options, interrupt, probe)?;
     mapping.checked(|| parse(&mapping))
 }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::Identity;
 use super::faults::{self, Guard, page_size};
+use super::watch::Watch;
 use crate::error::{Error, Result};
 
 /// Zeroed memory, straight from the system: a page costs nothing until it is written to.
@@ -26,7 +27,7 @@ struct Laid {
     guard: Guard,
     file: File,
     path: PathBuf,
-    identity: Identity,
+    watch: Watch,
 }
 
 impl Memory {
@@ -70,7 +71,13 @@ impl Memory {
         assert!(self.laid.is_none(), "one file at a time");
         // Before the first part, so that no page of the file is ever without a guard.
         let guard = Guard::writable(&self.map);
-        self.laid = Some(Laid { guard, file, path: path.into(), identity });
+        let meta = file.metadata().map_err(|source| Error::File { path: path.into(), source })?;
+        // Its contents are not watched: pages that were written to are no longer the file's.
+        let watch = Watch::new(&file, &meta, false);
+        self.laid = Some(Laid { guard, file, path: path.into(), watch });
+        if Identity::of(&meta) != identity {
+            return Err(Error::Changed { path: path.into(), what: "it was written to".into() });
+        }
         for (at, offset, len) in parts {
             self.lay_part(at, offset, len).map_err(|source| Error::File { path: path.into(), source })?;
         }
@@ -111,18 +118,12 @@ impl Memory {
     /// # Errors
     /// [`Error::Changed`].
     pub fn check(&self) -> Result<()> {
-        let Some(Laid { guard, file, path, identity }) = &self.laid else { return Ok(()) };
+        let Some(Laid { guard, file, path, watch }) = &self.laid else { return Ok(()) };
         faults::keep_installed();
-        let what = match file.metadata() {
-            _ if guard.is_poisoned() => "a part of it could not be read, or was gone for a while".into(),
-            Err(e) => format!("it can no longer be asked about ({e})"),
-            Ok(now) if Identity::of(&now) == *identity => return Ok(()),
-            Ok(now) if now.len() != identity.size => {
-                format!("it had {} bytes and has {} now", identity.size, now.len())
-            }
-            Ok(_) => "it was written to".into(),
-        };
-        Err(Error::Changed { path: path.clone(), what })
+        match watch.damage(file, &[], guard) {
+            None => Ok(()),
+            Some(what) => Err(Error::Changed { path: path.clone(), what }),
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use super::kv_cache::KvCache;
 use super::{Config, Model, RopeStyle};
 use crate::error::{Error, Result};
 use crate::formats::gguf::hash;
-use crate::mapping::{Identity, page_size, replace_file};
+use crate::mapping::{Identity, guarded, page_size, replace_file};
 use crate::quant::DType;
 use crate::sampling::Rng;
 
@@ -50,6 +50,7 @@ pub(super) struct State<'a> {
 /// Saves the cache of `state.tokens`, its first positions.
 pub(super) fn write(path: &Path, model: &Model, cache: &KvCache, state: State) -> Result<()> {
     let State { tokens, shifted_from, rng } = state;
+    let _guarded = guarded();
     let alignment = page_size();
     let mut header = Vec::with_capacity(FIXED_LEN + 4 * tokens.len() + 8);
     header.extend(MAGIC);
@@ -212,6 +213,7 @@ impl Saved {
 fn fingerprint(model: &Model) -> Result<[u64; 3]> {
     const SAMPLES: usize = 64;
     const SAMPLE_LEN: usize = 64;
+    let _guarded = guarded();
     let checkpoint = model.checkpoint();
     let header = checkpoint.header_hash()?;
     let mapping = checkpoint.mapping();

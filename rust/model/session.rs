@@ -254,6 +254,7 @@ impl Session {
         if tokens.len() > capacity - before {
             return Err(Error::ContextOverflow { tokens: before + tokens.len(), context_length: capacity });
         }
+        let _guarded = crate::mapping::guarded(); // of the weights, and of a saved session
         let mapping = self.model.checkpoint().mapping();
         let cx = Context { kernels: self.kernels, threads: self.threads, interrupt, mapping };
         let mut done = 0;

@@ -33,7 +33,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::hash::{checksum, hash};
 use crate::kernels::{BLOCK, value_row, zero_key};
-use crate::mapping::{Identity, Memory, page_size, replace_file};
+use crate::mapping::{Identity, Memory, guarded, page_size, replace_file};
 use crate::quant::DType;
 use crate::sampling::Rng;
 
@@ -73,6 +73,7 @@ pub struct State<'a> {
 /// [`Error::File`] if the file cannot be written, [`Error::SavedSession`] if the sequence came from a damaged one.
 pub fn write(path: &Path, model: Of, sequence: &mut Sequence, state: State) -> Result<()> {
     let State { n, shifted_from, rng } = state;
+    let _guarded = guarded();
     sequence.verify()?; // what is damaged must not get a new checksum
     let layout = Arc::clone(sequence.layout());
     let alignment = page_size();
@@ -287,6 +288,7 @@ impl Saved {
 /// on have the same header. A copy has the same.
 fn fingerprint(checkpoint: &Checkpoint) -> Result<[u64; 3]> {
     const SAMPLE_LEN: usize = 32;
+    let _guarded = guarded();
     let size: usize = checkpoint.maps().iter().map(|map| map.as_slice().len()).sum();
     let header = checkpoint.header_hash()?;
     // A fine-tune changes nearly all numbers of a tensor that it changes: a few at its start, middle and end tell.

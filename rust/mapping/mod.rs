@@ -6,18 +6,21 @@
 //!
 //! A map is only as good as its file, which another process may cut short or write over at any moment. Reading is
 //! therefore optimistic: read first, compute, and [`Mapping::check`] before the result leaves the crate. What was
-//! computed from a broken map is thrown away, and [`faults`] keeps the process alive until then.
+//! computed from a broken map is thrown away, and `faults` keeps the process alive until then. What is found, and what is
+//! not, is written in `watch`; where a process dies all the same, in `faults`.
 
 mod faults;
 mod memory;
 mod replace;
 mod residency;
+mod samples;
+mod watch;
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::ops::{Deref, Range};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
@@ -25,9 +28,10 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 use crate::error::{Error, Result};
 use crate::threads::Interrupt;
 
-pub use faults::page_size;
+pub use faults::{Guarded, guarded, page_size};
 pub use memory::Memory;
 pub use replace::replace_file;
+use watch::Watch;
 
 /// How a file comes into memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -49,6 +53,9 @@ pub struct LoadOptions {
     /// Keep it in memory: it is read at once and never dropped while it is open.
     pub lock: bool,
 }
+
+/// Bytes of a file that [`Mapping::open_if`] shows before it reads the rest.
+pub const PROBE_LEN: usize = 4096;
 
 /// What tells one state of a file from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,9 +84,9 @@ impl Identity {
 pub struct Mapping {
     storage: Storage,
     path: PathBuf,
-    load: Load,                 // as asked for; `storage` is what came of it
-    identity: Option<Identity>, // when it was opened; None for what never was a file
-    broken: AtomicBool,         // found so by `check`, for good
+    load: Load,           // as asked for; `storage` is what came of it
+    watch: Option<Watch>, // None for what never was a file
+    broken: AtomicBool,   // found so by `check`, for good
     note: Option<String>,
 }
 
@@ -105,6 +112,20 @@ impl Mapping {
     /// As for [`Mapping::open`]; [`Error::File`] also for what `prefault` cannot read and `lock` cannot lock,
     /// [`Error::Changed`] if somebody writes to the file meanwhile, [`Error::Interrupted`].
     pub fn open_with(path: &Path, options: LoadOptions, interrupt: &Interrupt) -> Result<Arc<Self>> {
+        Self::open_if(path, options, interrupt, |_| Ok(()))
+    }
+
+    /// The same, if `probe` likes the first bytes of the file, at most [`PROBE_LEN`]: it is asked before the rest is read
+    /// or locked.
+    ///
+    /// # Errors
+    /// As for [`Mapping::open_with`], and what `probe` says.
+    pub fn open_if(
+        path: &Path,
+        options: LoadOptions,
+        interrupt: &Interrupt,
+        probe: impl Fn(&[u8]) -> Result<()>,
+    ) -> Result<Arc<Self>> {
         let fail = |source| Error::File { path: path.to_path_buf(), source };
         // Before it is opened: opening a pipe would wait for a writer.
         let meta = std::fs::metadata(path).map_err(fail)?;
@@ -113,20 +134,29 @@ impl Mapping {
             return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, format!("{kind}, expected a model file"))));
         }
         let file = File::open(path).map_err(fail)?;
-        let identity = Identity::of(&file.metadata().map_err(fail)?);
-        let same = |m: &Arc<Self>| m.load == options.load && m.identity == Some(identity) && !m.is_broken();
-        let known = || registry().iter().filter_map(Weak::upgrade).find(same);
-        let mapping = match known() {
+        let meta = file.metadata().map_err(fail)?;
+        let mapping = match Self::known(options.load, &meta) {
             Some(known) => known,
             None => {
-                let made = Self::make(path, file, identity, options.load).map_err(fail)?;
+                let mut head = [0; PROBE_LEN];
+                let mut n = 0;
+                while n < head.len() {
+                    match file.read_at(&mut head[n..], n as u64) {
+                        Ok(0) => break,
+                        Ok(more) => n += more,
+                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                        Err(e) => return Err(fail(e)),
+                    }
+                }
+                probe(&head[..n])?;
+                let made = Arc::new(Self::make(path, file, &meta, options.load, interrupt)?);
+                let same = |m: &Arc<Self>| m.load == made.load && m.identity() == made.identity() && !m.is_broken();
                 let mut registry = registry();
                 registry.retain(|other| other.strong_count() > 0);
                 // Another thread may have been faster.
                 registry.iter().filter_map(Weak::upgrade).find(same).unwrap_or_else(|| {
-                    let made = Arc::new(made);
                     registry.push(Arc::downgrade(&made));
-                    made
+                    Arc::clone(&made)
                 })
             }
         };
@@ -139,35 +169,58 @@ impl Mapping {
         Ok(mapping)
     }
 
-    fn make(path: &Path, mut file: File, identity: Identity, load: Load) -> io::Result<Self> {
+    /// The map that this process has of the file in its state of now.
+    fn known(load: Load, meta: &Metadata) -> Option<Arc<Self>> {
+        let now = Identity::of(meta);
+        let of_file = |m: &Arc<Self>| m.load == load && m.identity().is_some_and(|identity| identity.file == now.file);
+        let found: Vec<_> = registry().iter().filter_map(Weak::upgrade).filter(of_file).collect();
+        found.into_iter().find(|m| match &m.storage {
+            Storage::Map { .. } => m.identity().is_some_and(|then| then.size == now.size) && m.check().is_ok(),
+            Storage::Owned(_) => m.watch.as_ref().is_some_and(|watch| watch.is_as(meta)),
+        })
+    }
+
+    fn make(path: &Path, file: File, meta: &Metadata, load: Load, interrupt: &Interrupt) -> Result<Self> {
+        let fail = |source| Error::File { path: path.to_path_buf(), source };
+        let read = |file| match read(file, meta, interrupt) {
+            Ok(Some(bytes)) => Ok(Storage::Owned(bytes)),
+            Ok(None) => Err(Error::Interrupted),
+            Err(e) => Err(fail(e)),
+        };
         let mut note = None;
-        let storage = if identity.size == 0 {
+        let storage = if meta.len() == 0 {
             Storage::Owned(Vec::new()) // an empty file cannot be mapped
         } else if load == Load::Read {
-            Storage::Owned(read(&mut file)?)
+            read(&file)?
         } else {
             // SAFETY: the map is read-only, and nothing in this process writes to the file. Another process may write
             // to it or cut it short: then the bytes change, or `faults` puts zeros where a page is gone. Every parser
             // copies a number out before it checks it and never reads it again, no value of a weight can lead the
             // kernels out of bounds, and `check` keeps what they computed from getting out.
             match unsafe { memmap2::MmapOptions::new().map(&file) } {
-                Ok(map) => Storage::Map { guard: faults::Guard::new(&map, file.as_fd()), map, file },
+                Ok(map) => {
+                    let watch = Watch::new(&file, meta, true);
+                    let guard = faults::Guard::new(&map, file.as_fd());
+                    return Ok(Self::of(Storage::Map { guard, map, file }, path, load, Some(watch), None));
+                }
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::EOPNOTSUPP)) => {
                     note =
                         Some(format!("{}: this file system cannot map files ({e}): read into memory", path.display()));
-                    Storage::Owned(read(&mut file)?)
+                    read(&file)?
                 }
-                Err(e) => return Err(e),
+                Err(e) => return Err(fail(e)),
             }
         };
-        Ok(Self { storage, path: path.into(), load, identity: Some(identity), broken: AtomicBool::new(false), note })
+        Ok(Self::of(storage, path, load, Some(Watch::new(&file, meta, false)), note))
+    }
+
+    fn of(storage: Storage, path: &Path, load: Load, watch: Option<Watch>, note: Option<String>) -> Self {
+        Self { storage, path: path.into(), load, watch, broken: AtomicBool::new(false), note }
     }
 
     /// Stands for a file at `path` with the given contents: for tests, and for what is not a file.
     pub fn from_vec(contents: Vec<u8>, path: &Path) -> Arc<Self> {
-        let (storage, path) = (Storage::Owned(contents), path.to_path_buf());
-        let broken = AtomicBool::new(false);
-        Arc::new(Self { storage, path, load: Load::Read, identity: None, broken, note: None })
+        Arc::new(Self::of(Storage::Owned(contents), path, Load::Read, None, None))
     }
 
     /// The path it was opened by.
@@ -177,7 +230,7 @@ impl Mapping {
 
     /// The state of the file when it was opened; None for what never was a file.
     pub fn identity(&self) -> Option<Identity> {
-        self.identity
+        self.watch.as_ref().map(Watch::identity)
     }
 
     /// Whether the pages are those of the file, which all processes share.
@@ -199,22 +252,28 @@ impl Mapping {
     }
 
     /// Whether the file is still what it was when it was opened. To be asked after reading: if all is well then,
-    /// what was read was the file.
+    /// what was read was the file. A file that was merely touched, renamed or unlinked is what it was.
     ///
-    /// One `fstat`, half a microsecond. Once broken, a map stays broken.
+    /// Two system calls, half a microsecond, and a thousandth of the time that passes for a sample of the contents. Once
+    /// broken, a map stays broken.
+    ///
+    /// A new size, and any write that the kernel dates, is always found. Bytes that were written without a trace in the
+    /// file's times (through a shared map that was dirty before; or the times were put back, as `cp -p` and `rsync -t`
+    /// do) are found if they meet the sample: nearly always where 16 KiB or more were written over, in time, and by
+    /// chance where it was less.
     ///
     /// # Errors
     /// [`Error::Changed`].
     pub fn check(&self) -> Result<()> {
-        let Storage::Map { guard, file, .. } = &self.storage else { return Ok(()) };
+        let (Storage::Map { guard, map, file }, Some(watch)) = (&self.storage, &self.watch) else { return Ok(()) };
         faults::keep_installed();
-        let found =
-            if self.broken.load(Ordering::Relaxed) || guard.is_poisoned() { None } else { file.metadata().ok() };
-        if found.map(|meta| Identity::of(&meta)) == self.identity {
-            return Ok(());
-        }
+        let what = match watch.damage(file, map, guard) {
+            None if !self.broken.load(Ordering::Relaxed) => return Ok(()),
+            None => watch::OTHER_CONTENTS.into(), // of what was found before, all that can still not be seen
+            Some(what) => what,
+        };
         self.broken.store(true, Ordering::Relaxed);
-        Err(Error::Changed { path: self.path.clone(), what: self.damage(file) })
+        Err(Error::Changed { path: self.path.clone(), what })
     }
 
     /// As [`Mapping::check`], but only for pages that could not be read: two loads, for the middle of a pass.
@@ -225,11 +284,12 @@ impl Mapping {
         if self.is_broken() { self.check() } else { Ok(()) }
     }
 
-    /// Gives what `read` makes of the file, unless the file changed meanwhile.
+    /// Gives what `read` makes of the file, unless the file changed meanwhile. It runs [`guarded`].
     ///
     /// # Errors
     /// [`Error::Changed`], and those of `read`.
     pub fn checked<T>(&self, read: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _guarded = guarded();
         let result = read();
         self.check()?;
         result
@@ -239,27 +299,29 @@ impl Mapping {
         let poisoned = matches!(&self.storage, Storage::Map { guard, .. } if guard.is_poisoned());
         poisoned || self.broken.load(Ordering::Relaxed)
     }
-
-    fn damage(&self, file: &File) -> String {
-        let before = self.identity.map_or(0, |identity| identity.size);
-        match file.metadata() {
-            Err(e) => format!("it can no longer be asked about ({e})"),
-            Ok(now) if now.len() != before => format!("it had {before} bytes and has {} now", now.len()),
-            Ok(now) if Some(Identity::of(&now)) != self.identity => "it was written to".into(),
-            Ok(_) => "a part of it could not be read, or was gone for a while".into(),
-        }
-    }
 }
 
-fn read(file: &mut File) -> io::Result<Vec<u8>> {
-    let before = Identity::of(&file.metadata()?);
+/// Reads a file whole, in pieces between which it looks whether to stop: None if so.
+fn read(file: &File, meta: &Metadata, interrupt: &Interrupt) -> io::Result<Option<Vec<u8>>> {
+    const PIECE: usize = 8 << 20;
     let mut contents = Vec::new();
-    contents.try_reserve_exact(before.size as usize)?;
-    file.read_to_end(&mut contents)?;
-    if Identity::of(&file.metadata()?) != before {
+    contents.try_reserve_exact(usize::try_from(meta.len()).map_err(io::Error::other)?)?;
+    loop {
+        if interrupt.poll(0) {
+            return Ok(None);
+        }
+        let n = file.take(PIECE as u64).read_to_end(&mut contents)?;
+        if n < PIECE || contents.len() as u64 > meta.len() {
+            break;
+        }
+    }
+    let now = file.metadata()?;
+    // What says that it has no bytes, such as the files of sysfs and proc, may have some.
+    let whole = contents.len() as u64 == meta.len() || meta.blocks() == 0;
+    if Identity::of(&now) != Identity::of(meta) || !whole {
         return Err(io::Error::other("the file was written to while it was read"));
     }
-    Ok(contents)
+    Ok(Some(contents))
 }
 
 /// The maps of this process.
@@ -293,7 +355,7 @@ fn registry() -> MutexGuard<'static, Vec<Weak<Mapping>>> {
 /// Whether this process has the file `(device, inode)` mapped.
 fn is_mapped_here(file: (u64, u64)) -> bool {
     let maps = registry().iter().filter_map(Weak::upgrade).collect::<Vec<_>>(); // dropped after the lock
-    maps.iter().any(|m| m.is_mapped() && m.identity.is_some_and(|identity| identity.file == file))
+    maps.iter().any(|m| m.is_mapped() && m.identity().is_some_and(|identity| identity.file == file))
 }
 
 /// A range of a mapped file that keeps the map alive.
@@ -345,6 +407,8 @@ impl std::fmt::Debug for Bytes {
 mod tests {
     use std::fs;
     use std::io::Write;
+    use std::sync::atomic::AtomicUsize;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
 
@@ -427,6 +491,184 @@ mod tests {
         (&held).write_all(b"x").unwrap();
         assert_eq!(changed(map.check()), "it was written to");
         assert!(map.checked(|| Ok(())).is_err());
+    }
+
+    /// Uses all of the file, of which the next round of samples then sees all.
+    fn use_all(map: &Mapping) -> Result<()> {
+        std::hint::black_box(map.as_slice().iter().map(|&b| u64::from(b)).sum::<u64>());
+        map.check()
+    }
+
+    /// Contents that differ everywhere.
+    fn contents(seed: u8) -> Vec<u8> {
+        (0..LEN).map(|i| (i / 11) as u8 ^ (i / 1000) as u8 ^ seed).collect()
+    }
+
+    fn set_times(file: &TempFile, accessed: SystemTime, modified: SystemTime) {
+        let times = fs::FileTimes::new().set_accessed(accessed).set_modified(modified);
+        File::options().write(true).open(&file.0).unwrap().set_times(times).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_was_merely_touched_is_the_same() {
+        let file = TempFile::new("touched", &contents(0));
+        let map = Mapping::open(&file.0).unwrap();
+        use_all(&map).unwrap();
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        for (accessed, modified) in [
+            (SystemTime::now(), None),                 // touch
+            (long_ago, None),                          // touch -d
+            (SystemTime::now(), Some(long_ago)),       // rsync -t of the same contents
+            (long_ago + Duration::from_secs(1), None), // and once more
+        ] {
+            set_times(&file, accessed, modified.unwrap_or(accessed));
+            map.check().unwrap();
+            assert!(Arc::ptr_eq(&map, &Mapping::open(&file.0).unwrap()));
+        }
+        let mut mode = fs::metadata(&file.0).unwrap().permissions();
+        mode.set_readonly(true);
+        fs::set_permissions(&file.0, mode).unwrap();
+        map.check().unwrap();
+    }
+
+    #[test]
+    fn a_file_that_was_written_over_and_given_its_times_back_is_not() {
+        for (name, used) in [("backdated", true), ("backdated-unused", false)] {
+            let file = TempFile::new(name, &contents(0));
+            let before = fs::metadata(&file.0).unwrap();
+            let map = Mapping::open(&file.0).unwrap();
+            if used {
+                use_all(&map).unwrap();
+            }
+            fs::write(&file.0, contents(1)).unwrap();
+            set_times(&file, before.accessed().unwrap(), before.modified().unwrap());
+            assert_eq!(changed(map.check()), "its contents are no longer what they were, and its time was set by hand");
+            changed(map.check()); // for good
+            let again = Mapping::open(&file.0).unwrap();
+            assert!(!Arc::ptr_eq(&map, &again));
+            again.check().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_part_that_was_written_over_and_backdated_is_found_if_it_is_16_kib_and_was_used() {
+        for at in [0, 300_000, LEN - (16 << 10)] {
+            let file = TempFile::new(&format!("part-{at}"), &contents(0));
+            let before = fs::metadata(&file.0).unwrap();
+            let map = Mapping::open(&file.0).unwrap();
+            use_all(&map).unwrap();
+            let at = at / (16 << 10) * (16 << 10);
+            let out = File::options().write(true).open(&file.0).unwrap();
+            out.write_all_at(&vec![0xaa; 16 << 10], at as u64).unwrap();
+            set_times(&file, before.accessed().unwrap(), before.modified().unwrap());
+            changed(map.check());
+        }
+    }
+
+    #[test]
+    fn bytes_that_no_time_tells_of_are_found_by_a_sample() {
+        let file = TempFile::new("undated", &contents(0));
+        let writer = File::options().read(true).write(true).open(&file.0).unwrap();
+        // SAFETY: a map of a file that only this test writes to.
+        let mut writer = unsafe { memmap2::MmapMut::map_mut(&writer) }.unwrap();
+        writer.copy_from_slice(&contents(0)); // all its pages are dirty from here on: dated for the last time
+        let map = Mapping::open(&file.0).unwrap();
+        use_all(&map).unwrap();
+        writer[LEN / 2..].fill(7);
+        let watch = map.watch.as_ref().unwrap();
+        let samples_alone = || changed(use_all(&map));
+        assert!(watch.is_as(&fs::metadata(&file.0).unwrap()), "no time tells of it");
+        assert_eq!(samples_alone(), "its contents are no longer what they were");
+        assert_eq!(samples_alone(), "its contents are no longer what they were");
+    }
+
+    #[test]
+    fn a_file_is_probed_before_it_is_read() {
+        let file = TempFile::new("probed", &contents(0));
+        for load in [Load::Mmap, Load::Read] {
+            let options = LoadOptions { load, ..LoadOptions::default() };
+            let no = |head: &[u8]| {
+                assert_eq!(head, &contents(0)[..PROBE_LEN]);
+                Err(Error::Argument("no".into()))
+            };
+            assert!(matches!(Mapping::open_if(&file.0, options, &Interrupt::never(), no), Err(Error::Argument(_))));
+            let map = Mapping::open_if(&file.0, options, &Interrupt::never(), |_| Ok(())).unwrap();
+            assert_eq!(map.as_slice(), contents(0));
+        }
+        let short = TempFile::new("probed-short", b"GGUF");
+        let map = Mapping::open_if(&short.0, LoadOptions::default(), &Interrupt::never(), |head| {
+            assert_eq!(head, b"GGUF");
+            Ok(())
+        });
+        assert_eq!(map.unwrap().as_slice(), b"GGUF");
+    }
+
+    #[test]
+    fn reading_a_file_stops_when_it_is_asked_to() {
+        let file = TempFile::new("stop", b"");
+        truncate(&file, 64 << 20);
+        let asked = AtomicUsize::new(0);
+        let check = || asked.fetch_add(1, Ordering::Relaxed) > 0;
+        let interrupt = Interrupt::new(&check);
+        // Until the first answer that is yes: however fast it is read, then at the latest.
+        let read = LoadOptions { load: Load::Read, ..LoadOptions::default() };
+        while !interrupt.poll(0) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(matches!(Mapping::open_with(&file.0, read, &interrupt), Err(Error::Interrupted)));
+    }
+
+    #[test]
+    fn any_number_of_maps_is_guarded() {
+        let file = TempFile::new("many", &[1; 8192]);
+        let open = || {
+            let file = File::open(&file.0).unwrap();
+            let meta = file.metadata().unwrap();
+            let interrupt = Interrupt::never();
+            Mapping::make(Path::new("many"), file, &meta, Load::Mmap, &interrupt).unwrap()
+        };
+        let maps: Vec<Mapping> = (0..1100).map(|_| open()).collect();
+        truncate(&file, 4096);
+        assert!(maps.iter().all(|map| map.as_slice()[5000] == 0 && map.check().is_err()));
+    }
+
+    #[test]
+    fn a_thread_that_blocks_signals_takes_faults_inside_a_scope() {
+        let file = TempFile::new("blocked", &[1; LEN]);
+        let map = Mapping::open(&file.0).unwrap();
+        truncate(&file, 4096);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let blocked = || {
+                    let mut mask = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+                    // SAFETY: the call initialises the mask.
+                    unsafe {
+                        libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), mask.as_mut_ptr());
+                        libc::sigismember(mask.as_ptr(), libc::SIGBUS) == 1
+                    }
+                };
+                let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+                // SAFETY: the first call initialises the set; the second changes the mask of a thread of this test.
+                unsafe {
+                    libc::sigfillset(all.as_mut_ptr());
+                    libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), std::ptr::null_mut());
+                }
+                let sum = map.checked(|| Ok(map.as_slice()[LEN / 2])).map_err(|e| e.to_string());
+                assert!(sum.unwrap_err().contains("changed while it was in use"));
+                assert!(blocked(), "as before");
+                let outer = guarded();
+                drop(guarded());
+                assert!(!blocked(), "until the last scope ends");
+                drop(outer);
+                assert!(blocked());
+            });
+        });
+    }
+
+    #[test]
+    fn residency_is_known_of_ones_own_files() {
+        let file = TempFile::new("own", &[1; LEN]);
+        assert!(Mapping::open(&file.0).unwrap().residency_known());
     }
 
     #[test]

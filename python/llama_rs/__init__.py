@@ -15,9 +15,11 @@ from .errors import (
     ModelFormatError,
     ModelNotFoundError,
     SavedSessionError,
+    SessionBusyError,
     UnsupportedModelError,
 )
 from .model import Completion, Config, Model, Session, Stream, Timings
+from .options import FinishReason, GenerateOptions, KvType, Load, OnOverflow, SamplingParams
 from .tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -27,15 +29,22 @@ __all__ = [
     "Completion",
     "Config",
     "ContextOverflowError",
+    "FinishReason",
+    "GenerateOptions",
+    "KvType",
     "LlamaError",
+    "Load",
     "Model",
     "ModelChangedError",
     "ModelClosedError",
     "ModelFileError",
     "ModelFormatError",
     "ModelNotFoundError",
+    "OnOverflow",
+    "SamplingParams",
     "SavedSessionError",
     "Session",
+    "SessionBusyError",
     "Stream",
     "Tensor",
     "Timings",

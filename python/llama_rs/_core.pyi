@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 __all__ = [
     "Checkpoint",
@@ -13,11 +13,15 @@ __all__ = [
     "Tensor",
     "Tokenizer",
     "available_threads",
+    "check",
     "cpu",
+    "parameters",
 ]
 
 def cpu() -> str: ...
 def available_threads() -> int: ...
+def parameters() -> list[tuple[Any, ...]]: ...
+def check(values: dict[str, Any]) -> None: ...
 
 @final
 class Checkpoint:
@@ -98,30 +102,12 @@ class Session:
 
 @final
 class Generation:
-    def __new__(
-        cls,
-        tokenizer: Tokenizer,
-        prompt: Sequence[int],
-        *,
-        max_tokens: int | None,
-        stop: Sequence[str],
-        ignore_eos: bool,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        repeat_penalty: float,
-        repeat_last_n: int,
-        presence_penalty: float,
-        frequency_penalty: float,
-        seed: int | None,
-        n_keep: int | None,
-    ) -> Generation: ...
+    def __new__(cls, tokenizer: Tokenizer, prompt: Sequence[int], options: dict[str, Any]) -> Generation: ...
     def next(self, session: Session) -> str | None: ...
     @property
     def token_ids(self) -> list[int]: ...
     @property
-    def finish_reason(self) -> str | None: ...
+    def finish_reason(self) -> Literal["stop", "length"] | None: ...
     @property
     def seed(self) -> int: ...
     @property

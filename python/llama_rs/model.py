@@ -6,26 +6,23 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Unpack
 
 from . import _core
 from .checkpoint import Metadata, Tensor, Tensors
 from .errors import ModelChangedError, ModelClosedError, ModelNotFoundError
+from .options import FinishReason, GenerateOptions, Load, SamplingParams, default_threads, merged
+from .options import KvType as KvType
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from typing_extensions import Unpack  # for type checkers, which have it
 
     from .residency import Residency
 
 DEFAULT_CONTEXT_LENGTH = 4096
 """Positions of a session, unless asked for otherwise or the model was trained for fewer."""
-
-
-KvType = Literal["f16", "q8_0"]
-"""How keys and values are stored."""
 
 
 class Config(NamedTuple):
@@ -64,36 +61,10 @@ class Completion(NamedTuple):
 
     text: str
     token_ids: list[int]
-    finish_reason: str
+    finish_reason: FinishReason
     prompt_tokens: int
     timings: Timings
     seed: int
-
-
-class GenerateOptions(TypedDict, total=False):
-    """The options of :meth:`Model.generate` that are about one answer; it says what they mean."""
-
-    max_tokens: int | None
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repeat_penalty: float
-    repeat_last_n: int
-    presence_penalty: float
-    frequency_penalty: float
-    seed: int | None
-    stop: str | Sequence[str]
-    ignore_eos: bool
-    on_overflow: Literal["stop", "shift"]
-    n_keep: int
-    add_special: bool
-    parse_special: bool
-
-
-def default_threads() -> int:
-    """``LLAMA_RS_THREADS``, else the cores that this process may use."""
-    return int(os.environ.get("LLAMA_RS_THREADS") or 0) or _core.available_threads()
 
 
 class Model:
@@ -134,7 +105,7 @@ class Model:
         threads: int | None = None,
         context_length: int | None = None,
         kv_type: KvType = "f16",
-        load: Literal["mmap", "read"] = "mmap",
+        load: Load = "mmap",
         prefault: bool = False,
         lock: bool = False,
     ) -> None:
@@ -208,91 +179,53 @@ class Model:
         self,
         prompt: str | Sequence[int],
         *,
-        max_tokens: int | None = None,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        repeat_last_n: int = 64,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-        on_overflow: Literal["stop", "shift"] = "stop",
-        n_keep: int = 4,
-        add_special: bool = True,
-        parse_special: bool = True,
+        sampling: SamplingParams | None = None,
         prompt_cache: str | os.PathLike[str] | None = None,
         prompt_cache_readonly: bool = False,
+        **options: Unpack[GenerateOptions],
     ) -> Completion:
         """Answers a prompt. The same seed, file and build give the same answer.
 
         Args:
             prompt: text, or token ids.
-            max_tokens: most tokens to generate; by default until the model ends or the context is full.
-            temperature: below 1 more predictable, above 1 more daring; 0 always takes the most likely token.
-            top_k: choose among this many of the most likely tokens; 0 for all.
-            top_p: choose among the most likely tokens that together have this probability.
-            min_p: choose among tokens at least this likely, relative to the most likely one.
-            repeat_penalty: above 1, tokens of late become less likely.
-            repeat_last_n: how many of the latest tokens the penalties look at.
-            presence_penalty: subtracted from the logit of tokens of late.
-            frequency_penalty: the same, for each time that the token was there.
-            seed: where the random numbers start; by default another one each time.
-            stop: strings that end the answer; they are not part of it.
-            ignore_eos: go on when the model wants to end.
-            on_overflow: what to do when the context is full. ``"stop"`` ends the answer, with the finish_reason
-                ``"length"``. ``"shift"`` makes room and goes on for ever: the first ``n_keep`` tokens stay, of the
-                others the older half is discarded.
-            n_keep: tokens from the start that a shift keeps; -1 for the whole prompt.
-            add_special: put the tokens around a text prompt that the model expects.
-            parse_special: read ``<|im_start|>`` and the like in a text prompt as the tokens they name.
+            sampling: how the answer is made.
             prompt_cache: a file that holds the computed prompt. What it has of this prompt, from the first token on, is
                 not computed again; any number of processes share it in memory. It is made when it is not there, and
                 replaced by one with this prompt when the prompt has more.
             prompt_cache_readonly: use the file as it is: it has to be there.
+            options: the fields of :class:`SamplingParams`, which says what they mean: ``max_tokens``, ``temperature``,
+                ``seed``, ``stop`` and so on. They override ``sampling``.
 
         Raises:
             ContextOverflowError: if the prompt does not fit in the context.
             SavedSessionError: if the prompt cache is not one, or is one of another model.
             ValueError: if an argument is out of range.
         """
-        options = {name: value for name, value in locals().items() if name not in ("self", "prompt")}
-        return self.stream(prompt, **options)._completion()
+        stream = self.stream(
+            prompt,
+            sampling=sampling,
+            prompt_cache=prompt_cache,
+            prompt_cache_readonly=prompt_cache_readonly,
+            **options,
+        )
+        return stream._completion()
 
     def stream(
         self,
         prompt: str | Sequence[int],
         *,
-        max_tokens: int | None = None,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        repeat_last_n: int = 64,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-        on_overflow: Literal["stop", "shift"] = "stop",
-        n_keep: int = 4,
-        add_special: bool = True,
-        parse_special: bool = True,
+        sampling: SamplingParams | None = None,
         prompt_cache: str | os.PathLike[str] | None = None,
         prompt_cache_readonly: bool = False,
+        **options: Unpack[GenerateOptions],
     ) -> Stream:
         """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text."""
-        given = locals()
-        options = {name: given[name] for name in GenerateOptions.__annotations__}
+        params = merged(sampling, options)
         if prompt_cache is None:
-            return self.session()._stream(prompt, options, owned=True)
+            return self.session()._stream(prompt, params, owned=True)
         is_there = prompt_cache_readonly or os.path.exists(prompt_cache)
         session = self._load_session(prompt_cache, self.context_length, prefix=True) if is_there else self.session()
-        stream = session._stream(prompt, options, owned=True)
+        stream = session._stream(prompt, params, owned=True)
         if not prompt_cache_readonly:
             stream._prompt_cache = prompt_cache
         return stream
@@ -413,44 +346,36 @@ class Session:
 
         return np.asarray(self._handle.forward_all(token_ids))
 
-    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Completion:
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
         """Answers a prompt, as :meth:`Model.generate` does, with the same options.
 
         The prompt is the whole text from the beginning. What the session has of it already is not computed again, the
         rest of the session is forgotten. So in a conversation each prompt is the one before, its answer, and what comes
         next. Without a seed the random numbers go on where the last answer left off.
         """
-        return self.stream(prompt, **options)._completion()
+        return self.stream(prompt, sampling=sampling, **options)._completion()
 
-    def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Stream:
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Stream:
         """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text."""
-        unknown = options.keys() - GenerateOptions.__annotations__.keys()
-        if unknown:
-            raise TypeError(f"stream() got an unexpected keyword argument {min(unknown)!r}")
-        defaults = Model.stream.__kwdefaults__ or {}
-        both = {name: options.get(name, defaults[name]) for name in GenerateOptions.__annotations__}
-        return self._stream(prompt, both, owned=False)
+        return self._stream(prompt, merged(sampling, options), owned=False)
 
-    def _stream(self, prompt: str | Sequence[int], options: dict[str, Any], *, owned: bool) -> Stream:
+    def _stream(self, prompt: str | Sequence[int], params: SamplingParams, *, owned: bool) -> Stream:
         tokenizer = self.model.tokenizer
-        add_special, parse_special = options.pop("add_special"), options.pop("parse_special")
         if isinstance(prompt, str):
-            prompt = tokenizer.encode(prompt, add_special=add_special, parse_special=parse_special)
-        stop, on_overflow, n_keep = options.pop("stop"), options.pop("on_overflow"), options.pop("n_keep")
-        if on_overflow not in ("stop", "shift"):
-            raise ValueError(f'on_overflow is {on_overflow!r}, it must be "stop" or "shift"')
-        if n_keep < -1:
-            raise ValueError(f"n_keep is {n_keep}, it must be 0 or more, or -1 for the whole prompt")
-        if n_keep == -1:
-            n_keep = len(prompt)
-        generation = _core.Generation(
-            tokenizer._core,
-            prompt,
-            stop=[stop] if isinstance(stop, str) else stop,
-            n_keep=n_keep if on_overflow == "shift" else None,
-            **options,
-        )
-        return Stream(self, generation, owned=owned)
+            prompt = tokenizer.encode(prompt, add_special=params.add_special, parse_special=params.parse_special)
+        return Stream(self, _core.Generation(tokenizer._core, prompt, dict(params)), owned=owned)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Saves the session to a file: its tokens, all that was computed of them, and where the random numbers are.
@@ -533,7 +458,7 @@ class Stream(Iterator[str]):
         return self._generation.token_ids
 
     @property
-    def finish_reason(self) -> str | None:
+    def finish_reason(self) -> FinishReason | None:
         """Why the answer ended: ``"stop"`` or ``"length"``; None while it has not."""
         return self._generation.finish_reason
 

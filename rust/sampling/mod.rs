@@ -5,83 +5,17 @@
 //! point, so all three cut one list, and that list is never longer than it has to be: the logits of a
 //! 128k vocabulary are scanned, not sorted.
 
+mod params;
 mod rng;
 
+pub(crate) use params::parameters;
+pub use params::{Field, Kind, Parameter, SamplingParams, Value};
 pub use rng::Rng;
 
 use std::cmp::Ordering;
 use std::hash::{BuildHasher, Hasher};
 
-use crate::error::{Error, Result};
-
-/// How a token is chosen. The defaults are llama.cpp's.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SamplingParams {
-    /// Logits are divided by it: below 1 more predictable, above 1 more daring. 0 takes the most likely.
-    pub temperature: f32,
-    /// Keep the `top_k` most likely tokens; 0 keeps all.
-    pub top_k: usize,
-    /// Keep the most likely tokens that together have this probability; 1 keeps all.
-    pub top_p: f32,
-    /// Keep tokens at least this likely, relative to the most likely; 0 keeps all.
-    pub min_p: f32,
-    /// Makes tokens that were there lately less likely: their logits are divided by it, or multiplied
-    /// if negative. 1 changes nothing.
-    pub repeat_penalty: f32,
-    /// How many of the latest tokens the penalties look at.
-    pub repeat_last_n: usize,
-    /// Subtracted from the logit of each token that was there lately.
-    pub presence_penalty: f32,
-    /// The same, for each time that it was there.
-    pub frequency_penalty: f32,
-    /// Added to the logits of these tokens, before all else; minus infinity rules a token out.
-    pub logit_bias: Vec<(u32, f32)>,
-    /// Where the random numbers start; `None` draws a seed.
-    pub seed: Option<u64>,
-}
-
-impl Default for SamplingParams {
-    fn default() -> Self {
-        Self {
-            temperature: 0.8,
-            top_k: 40,
-            top_p: 0.95,
-            min_p: 0.05,
-            repeat_penalty: 1.0,
-            repeat_last_n: 64,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: None,
-        }
-    }
-}
-
-impl SamplingParams {
-    /// Always the most likely token.
-    pub fn greedy() -> Self {
-        Self { temperature: 0.0, ..Self::default() }
-    }
-
-    fn check(&self) -> Result<()> {
-        let check = |name: &str, value: f32, ok: bool, range: &str| {
-            if ok { Ok(()) } else { Err(Error::Argument(format!("{name} is {value}, it must be {range}"))) }
-        };
-        let Self { temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, .. } = *self;
-        check("temperature", temperature, temperature >= 0.0 && temperature.is_finite(), "0 or more")?;
-        check("top_p", top_p, (0.0..=1.0).contains(&top_p), "from 0 to 1")?;
-        check("min_p", min_p, (0.0..=1.0).contains(&min_p), "from 0 to 1")?;
-        check("repeat_penalty", repeat_penalty, repeat_penalty > 0.0 && repeat_penalty.is_finite(), "above 0")?;
-        check("presence_penalty", presence_penalty, presence_penalty.is_finite(), "a finite number")?;
-        check("frequency_penalty", frequency_penalty, frequency_penalty.is_finite(), "a finite number")?;
-        self.logit_bias.iter().try_for_each(|&(_, bias)| check("logit_bias", bias, !bias.is_nan(), "a number"))
-    }
-
-    fn has_penalties(&self) -> bool {
-        self.repeat_last_n > 0
-            && (self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0)
-    }
-}
+use crate::error::Result;
 
 /// Chooses tokens. Keeps its random numbers and its buffers from one token to the next.
 ///
@@ -290,6 +224,7 @@ fn keep_mass(candidates: &mut Vec<Candidate>, enough: f64, mass: impl Fn(&Candid
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
 
     /// What the steps mean, written without a thought for speed: sorts everything, in f64.
     fn probabilities(logits: &[f32], recent: &[u32], params: &SamplingParams) -> Vec<f64> {

@@ -1,23 +1,23 @@
 //! The Python bindings: convert, detach from the interpreter, call, map the error. Policy lives in `python/llama_rs`.
 
+mod parameters;
+
 use std::ffi::{CStr, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
-use pyo3::exceptions::{PyBufferError, PyKeyboardInterrupt, PyValueError};
+use pyo3::exceptions::{PyBufferError, PyKeyboardInterrupt, PyMemoryError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use pyo3::{IntoPyObjectExt, ffi};
 
 use crate::error::{Error, Result};
 use crate::formats::{self, Value};
-use crate::generate::{Options, Overflow};
 use crate::kernels::KV_TYPES;
 use crate::mapping::{Load, LoadOptions};
 use crate::model::SessionOptions;
 use crate::quant::{self, DType};
-use crate::sampling::SamplingParams;
 use crate::tensor::TensorView;
 use crate::threads::{self, Interrupt};
 use crate::tokenizer::StreamDecoder;
@@ -26,6 +26,8 @@ use crate::{generate, kernels, measure, model, tokenizer};
 /// The compiled part of llama_rs.
 #[pymodule(gil_used = false)]
 mod _core {
+    #[pymodule_export]
+    use super::parameters::{check, parameters};
     #[pymodule_export]
     use super::{Checkpoint, Floats, Generation, Model, Session, Tensor, Tokenizer, available_threads, cpu};
 }
@@ -65,6 +67,8 @@ fn try_raise(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         Error::ContextOverflow { tokens, context_length } => {
             ("ContextOverflowError", (message, *tokens, *context_length).into_pyobject(py)?)
         }
+        Error::SessionBusy(_) => ("SessionBusyError", (message,).into_pyobject(py)?),
+        Error::OutOfMemory { .. } => return Ok(PyMemoryError::new_err(message)),
         _ => ("LlamaError", (message,).into_pyobject(py)?),
     };
     let class = py.import("llama_rs.errors")?.getattr(class)?;
@@ -586,43 +590,8 @@ struct Generation {
 #[pymethods]
 impl Generation {
     #[new]
-    #[pyo3(signature = (
-        tokenizer, prompt, *, max_tokens, stop, ignore_eos, temperature, top_k, top_p, min_p, repeat_penalty,
-        repeat_last_n, presence_penalty, frequency_penalty, seed, n_keep
-    ))]
-    #[allow(clippy::too_many_arguments)]
-    fn new(
-        py: Python<'_>,
-        tokenizer: &Tokenizer,
-        prompt: Vec<u32>,
-        max_tokens: Option<usize>,
-        stop: Vec<String>,
-        ignore_eos: bool,
-        temperature: f32,
-        top_k: usize,
-        top_p: f32,
-        min_p: f32,
-        repeat_penalty: f32,
-        repeat_last_n: usize,
-        presence_penalty: f32,
-        frequency_penalty: f32,
-        seed: Option<u64>,
-        n_keep: Option<usize>, // None ends at the end of the context, Some shifts
-    ) -> PyResult<Self> {
-        let sampling = SamplingParams {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            repeat_penalty,
-            repeat_last_n,
-            presence_penalty,
-            frequency_penalty,
-            logit_bias: Vec::new(),
-            seed,
-        };
-        let on_overflow = n_keep.map_or(Overflow::Stop, |n_keep| Overflow::Shift { n_keep });
-        let options = Options { max_tokens, stop, sampling, ignore_eos, on_overflow };
+    fn new(py: Python<'_>, tokenizer: &Tokenizer, prompt: Vec<u32>, options: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let options = parameters::to_options(py, options)?;
         let made = tokenizer.inner.end_tokens().and_then(|end| {
             let decoder = StreamDecoder::new(Arc::clone(&tokenizer.inner), true);
             generate::Generation::new(prompt, end, decoder, options)
@@ -637,17 +606,17 @@ impl Generation {
 
     #[getter]
     fn token_ids(&self, py: Python<'_>) -> Vec<u32> {
-        py.detach(|| self.lock(|generation| generation.generated().to_vec()))
+        py.detach(|| self.lock(|generation| generation.answer().generated().to_vec()))
     }
 
     #[getter]
     fn finish_reason(&self, py: Python<'_>) -> Option<&'static str> {
-        py.detach(|| self.lock(|generation| generation.finish_reason().map(|r| r.as_str())))
+        py.detach(|| self.lock(|generation| generation.answer().finish_reason().map(|r| r.as_str())))
     }
 
     #[getter]
     fn seed(&self, py: Python<'_>) -> u64 {
-        py.detach(|| self.lock(|generation| generation.seed()))
+        py.detach(|| self.lock(|generation| generation.answer().seed()))
     }
 
     /// Prompt tokens, seconds for them, generated tokens, seconds for them, prompt tokens that were there already.

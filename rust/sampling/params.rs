@@ -344,11 +344,6 @@ impl SamplingParams {
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::default() }
     }
-
-    pub(super) fn has_penalties(&self) -> bool {
-        self.repeat_last_n > 0
-            && (self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0)
-    }
 }
 
 #[cfg(test)]

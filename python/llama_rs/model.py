@@ -13,6 +13,7 @@ from .checkpoint import Metadata, Tensor, Tensors
 from .errors import ModelChangedError, ModelClosedError, ModelNotFoundError
 from .options import FinishReason, GenerateOptions, Load, SamplingParams, default_threads, merged
 from .options import KvType as KvType
+from .prompt_cache import PromptCache
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -191,7 +192,9 @@ class Model:
             sampling: how the answer is made.
             prompt_cache: a file that holds the computed prompt. What it has of this prompt, from the first token on, is
                 not computed again; any number of processes share it in memory. It is made when it is not there, and
-                replaced by one with this prompt when the prompt has more.
+                replaced by one with this prompt when that has a sixteenth more, or when less than half of the prompt
+                was in it. When it cannot be written the answer comes all the same, and the logger ``llama_rs`` says so,
+                or :attr:`Stream.prompt_cache_error`.
             prompt_cache_readonly: use the file as it is: it has to be there.
             options: the fields of :class:`SamplingParams`, which says what they mean: ``max_tokens``, ``temperature``,
                 ``seed``, ``stop`` and so on. They override ``sampling``.
@@ -223,12 +226,8 @@ class Model:
         params = merged(sampling, options)
         if prompt_cache is None:
             return self.session()._stream(prompt, params, owned=True)
-        is_there = prompt_cache_readonly or os.path.exists(prompt_cache)
-        session = self._load_session(prompt_cache, self.context_length, prefix=True) if is_there else self.session()
-        stream = session._stream(prompt, params, owned=True)
-        if not prompt_cache_readonly:
-            stream._prompt_cache = prompt_cache
-        return stream
+        cache = PromptCache(prompt_cache, readonly=prompt_cache_readonly)
+        return cache.open(self)._stream(prompt, params, owned=True, prompt_cache=cache)
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits of every token given those before it, ``(n_tokens, vocab_size)``."""
@@ -371,11 +370,23 @@ class Session:
         """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text."""
         return self._stream(prompt, merged(sampling, options), owned=False)
 
-    def _stream(self, prompt: str | Sequence[int], params: SamplingParams, *, owned: bool) -> Stream:
+    def _stream(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        owned: bool,
+        prompt_cache: PromptCache | None = None,
+    ) -> Stream:
         tokenizer = self.model.tokenizer
         if isinstance(prompt, str):
             prompt = tokenizer.encode(prompt, add_special=params.add_special, parse_special=params.parse_special)
-        return Stream(self, _core.Generation(tokenizer._core, prompt, dict(params)), owned=owned)
+        stream = Stream(self, _core.Generation(tokenizer._core, prompt, dict(params)), owned=owned)
+        if prompt_cache:
+            stream._prompt_cache = prompt_cache
+            if params.max_tokens == 0:
+                prompt_cache.compute(self, prompt)
+        return stream
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Saves the session to a file: its tokens, all that was computed of them, and where the random numbers are.
@@ -425,7 +436,7 @@ class Stream(Iterator[str]):
         self._session = session
         self._generation = generation
         self._owned = owned  # the session is this stream's alone
-        self._prompt_cache: str | os.PathLike[str] | None = None  # still to be written
+        self._prompt_cache: PromptCache | None = None
 
     def __next__(self) -> str:
         if self._session._open is None and (self._generation.finish_reason or self._session.model._open is not None):
@@ -439,17 +450,21 @@ class Stream(Iterator[str]):
 
     def _save_prompt(self) -> None:
         """Writes the prompt cache once the prompt is computed: the first piece does not wait for it."""
-        timings = self.timings
-        if self._prompt_cache is None or self._session._open is None or not timings.prompt_seconds:
-            return
-        path, self._prompt_cache = self._prompt_cache, None
-        # The last token is computed again in any case, so a file that lacks only that is as good.
-        if timings.cached_tokens < timings.prompt_tokens - 1 or not os.path.exists(path):
-            self._session._handle.save(path, timings.prompt_tokens)
+        if self._prompt_cache and self._session._open and (timings := self.timings).prompt_seconds:
+            self._prompt_cache.keep(self._session, timings.prompt_tokens, timings.cached_tokens)
+
+    @property
+    def prompt_cache_error(self) -> str | None:
+        """Why the prompt cache could not be written, if so; the answer does not suffer from it."""
+        return self._prompt_cache.error if self._prompt_cache else None
 
     def _completion(self) -> Completion:
         text = "".join(self)
         assert self.finish_reason is not None, "the stream has ended"
+        if self.prompt_cache_error:
+            import logging
+
+            logging.getLogger("llama_rs").warning(self.prompt_cache_error)
         return Completion(text, self.token_ids, self.finish_reason, self.prompt_tokens, self.timings, self.seed)
 
     @property

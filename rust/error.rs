@@ -76,6 +76,10 @@ pub enum Error {
     #[error("{0}")]
     SessionBusy(&'static str),
 
+    /// The session, or its model, was closed.
+    #[error("the session is closed")]
+    Closed,
+
     /// Memory that is needed cannot be had.
     #[error("no memory for {bytes} bytes of {what}")]
     OutOfMemory {

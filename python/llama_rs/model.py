@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import exp, sqrt
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from . import _core
-from .checkpoint import Metadata, Tensor, Tensors
+from .checkpoint import Checkpoint, Metadata, Tensor, Tensors
 from .errors import ModelChangedError, ModelClosedError, ModelNotFoundError
-from .options import FinishReason, GenerateOptions, Load, SamplingParams, default_threads, merged
-from .options import KvType as KvType
+from .lazy import Lazy
+from .options import GenerateOptions, KvType, Load, SamplingParams, default_threads, merged
 from .prompt_cache import PromptCache
+from .session import Completion, Session, Stream
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from .residency import Residency
+    from . import residency as _residency
+else:
+    np, npt, _residency = Lazy("numpy"), Lazy("numpy.typing"), Lazy("llama_rs.residency")
 
 DEFAULT_CONTEXT_LENGTH = 4096
 """Positions of a session, unless asked for otherwise or the model was trained for fewer."""
@@ -42,30 +46,53 @@ class Config(NamedTuple):
     rope_theta: float
 
 
-class Timings(NamedTuple):
-    """Where the time of an answer went, in tokens and seconds."""
+class Perplexity(NamedTuple):
+    """How well a model predicts a text."""
 
-    prompt_tokens: int
-    prompt_seconds: float
-    generated_tokens: int
-    generation_seconds: float
-    cached_tokens: int
-    """Of the prompt: they were in the session already and took no time."""
+    perplexity: float
+    """The exponential of the mean negative log-likelihood per token: the lower, the better."""
+    stderr: float
+    """Its standard error."""
+    tokens: int
+    """Tokens that were scored: the second half of each window."""
+    windows: int
+    context_length: int
+    """Tokens per window."""
 
 
-class Completion(NamedTuple):
-    """An answer.
+class Score(NamedTuple):
+    """How likely a continuation is to a model."""
 
-    ``finish_reason`` is ``"stop"`` if the model or a stop string ended it, ``"length"`` at ``max_tokens`` or at the end
-    of the context. ``seed`` is the one given, or the one drawn: with it the same answer comes again.
-    """
-
-    text: str
     token_ids: list[int]
-    finish_reason: FinishReason
-    prompt_tokens: int
-    timings: Timings
-    seed: int
+    """The tokens of the continuation."""
+    logprobs: list[float]
+    """The natural logarithm of the probability of each, given all before it."""
+
+    @property
+    def total(self) -> float:
+        """The logarithm of the probability of the whole continuation."""
+        return sum(self.logprobs)
+
+
+class Benchmark(NamedTuple):
+    """How fast a model is here."""
+
+    test: str
+    """As in llama.cpp's llama-bench: ``pp512`` reads a prompt of 512 tokens, ``tg128`` generates 128."""
+    tokens: int
+    seconds: list[float]
+    """The time of each round."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The mean over the rounds."""
+        return sum(self.tokens / s for s in self.seconds) / len(self.seconds)
+
+    @property
+    def stddev(self) -> float:
+        """The standard deviation of the tokens per second; 0 of one round."""
+        mean = self.tokens_per_second
+        return sqrt(sum((self.tokens / s - mean) ** 2 for s in self.seconds) / max(len(self.seconds) - 1, 1))
 
 
 class Model:
@@ -97,6 +124,7 @@ class Model:
         ModelFileError: if the file cannot be opened, mapped, read or locked.
         ModelFormatError: if it is not a valid model file.
         UnsupportedModelError: if it holds something that this version cannot run.
+        ValueError: if an argument is out of range: its name, the value and the range.
     """
 
     def __init__(
@@ -121,6 +149,7 @@ class Model:
         self.threads = default_threads() if threads is None else threads
         if context_length is None:
             context_length = min(DEFAULT_CONTEXT_LENGTH, self.config.context_length)
+        self._open.check(context_length, self.threads, kv_type)
         self.context_length = context_length
         self.kv_type = kv_type
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -131,6 +160,11 @@ class Model:
         if self._open is None:
             raise ModelClosedError(f"{self.path}: the model is closed")
         return self._open
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The file of the model, to look into."""
+        return Checkpoint._of(self._handle.checkpoint(), self.path)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -147,7 +181,7 @@ class Model:
         """The tokenizer of the model's vocabulary, which is indexed when first used."""
         core = self._handle
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer._of(core.tokenizer())
+            self._tokenizer = Tokenizer._of(core.tokenizer(), self.path)
         return self._tokenizer
 
     def session(self, *, context_length: int | None = None) -> Session:
@@ -230,15 +264,121 @@ class Model:
         return cache.open(self)._stream(prompt, params, owned=True, prompt_cache=cache)
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Logits of every token given those before it, ``(n_tokens, vocab_size)``."""
-        with self.session(context_length=max(len(token_ids), 1)) as session:
+        """Logits of every token given those before it, ``(n_tokens, vocab_size)``.
+
+        Raises:
+            MemoryError: if there is no memory for so many.
+        """
+        n = 1 if isinstance(token_ids, (str, bytes, bytearray)) else len(token_ids)
+        with self.session(context_length=max(n, 1)) as session:
             return session.logits(token_ids)
 
-    def residency(self) -> Residency:
-        """What of the file is in memory now, by layer and by tensor."""
-        from .residency import residency
+    def score(self, prompt: str | Sequence[int], continuation: str | Sequence[int]) -> Score:
+        """How likely ``continuation`` is after ``prompt``. Nothing is drawn: options of sampling play no part.
 
-        return residency(self._handle.checkpoint())
+        Both are text, or both are token ids. Text is tokenized as one, if the tokens of the whole then begin with those
+        of the prompt.
+
+        Raises:
+            ValueError: if one of the two has no tokens.
+        """
+        if isinstance(prompt, str) and isinstance(continuation, str):
+            encode = self.tokenizer.encode
+            before, whole = encode(prompt), encode(prompt + continuation)
+            if whole[: len(before)] != before:
+                whole = before + encode(continuation, add_special=False)
+        elif isinstance(prompt, str) or isinstance(continuation, str):
+            raise TypeError("prompt and continuation must both be text, or both be token ids")
+        else:
+            before, whole = list(prompt), [*prompt, *continuation]
+        if not before or len(whole) == len(before):
+            which = "continuation" if before else "prompt"
+            raise ValueError(f"the {which} has no tokens: it must have at least one")
+        with self.session(context_length=len(whole)) as session:
+            nll = session._handle.negative_log_likelihood(whole, len(before))
+        return Score(whole[len(before) :], [-x for x in nll])
+
+    def perplexity(
+        self,
+        text: str | Sequence[int],
+        *,
+        context_length: int = 512,
+        on_window: Callable[[int, int, float], object] | None = None,
+    ) -> Perplexity:
+        """Measures how well the model predicts a text, as llama.cpp's llama-perplexity does.
+
+        The text is cut into windows, and the second half of each is scored, given what stands before it in the window.
+        What does not fill a window is left out.
+
+        Args:
+            text: text, in which nothing is read as a special token, or token ids.
+            context_length: tokens per window.
+            on_window: called after each window with its number, from 1, the number of windows, and the perplexity up to
+                there.
+
+        Raises:
+            ValueError: if the text does not fill one window.
+            LlamaError: if the logits are not finite: a weight is damaged.
+        """
+        tokenizer = self.tokenizer
+        ids = tokenizer.encode(text, parse_special=False) if isinstance(text, str) else text
+        if context_length < 4:
+            raise ValueError(f"context_length is {context_length}, it must be 4 or more")
+        if len(ids) < context_length:
+            raise ValueError(
+                f"the text has {len(ids)} tokens, too few for a window of {context_length}: choose a smaller one"
+            )
+        begin = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.encode("")[:1] == [tokenizer.bos] else []
+        n_windows = len(ids) // context_length
+        scores: list[float] = []
+        with self.session(context_length=context_length) as session:
+            for i in range(n_windows):
+                window = [*begin, *ids[i * context_length + len(begin) : (i + 1) * context_length]]
+                scores += session._handle.negative_log_likelihood(window, context_length // 2 + 1)
+                if on_window:
+                    on_window(i + 1, n_windows, _exp(sum(scores) / len(scores)))
+        n, mean = len(scores), sum(scores) / len(scores)
+        deviation = sqrt(sum((s - mean) ** 2 for s in scores) / (n - 1)) if n > 1 else 0.0
+        return Perplexity(_exp(mean), _exp(mean) * deviation / sqrt(n), n, n_windows, context_length)
+
+    def bench(
+        self,
+        *,
+        prompt_tokens: int = 512,
+        max_tokens: int = 128,
+        repetitions: int = 5,
+        on_test: Callable[[str], object] | None = None,
+    ) -> list[Benchmark]:
+        """Measures how fast the model is here, as llama.cpp's llama-bench does.
+
+        Both tests start from an empty context with random tokens, and run once to warm up.
+
+        Args:
+            prompt_tokens: length of the prompt that is read in one go; 0 for no such test.
+            max_tokens: how many tokens are generated one after another; 0 for no such test.
+            repetitions: how often each test is run.
+            on_test: called with the name of each test before it runs.
+        """
+        for name, value, least in (
+            ("prompt_tokens", prompt_tokens, 0),
+            ("max_tokens", max_tokens, 0),
+            ("repetitions", repetitions, 1),
+        ):
+            if not least <= value < 1 << 32:
+                raise ValueError(f"{name} is {value}, it must be from {least} to {(1 << 32) - 1}")
+        results = []
+        for test, n, is_generation in (("pp", prompt_tokens, False), ("tg", max_tokens, True)):
+            if n:
+                if on_test:
+                    on_test(f"{test}{n}")
+                with self.session(context_length=n) as session:
+                    seconds = session._handle.bench(n, is_generation, repetitions)
+                results.append(Benchmark(f"{test}{n}", n, seconds))
+        return results
+
+    def residency(self) -> _residency.Residency:
+        """What of the file is in memory now, by layer and by tensor."""
+        return self.checkpoint.residency()
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = {
@@ -261,11 +401,15 @@ class Model:
     def close(self) -> None:
         """Unmaps the file. Every later use is a :class:`ModelClosedError`; closing again does nothing.
 
+        A call that uses one of its sessions ends with a :class:`ModelClosedError`. What was taken out of the model
+        before (its tokenizer, metadata, a checkpoint) can still be used, and keeps the file mapped for as long as it
+        lives.
+
         Raises:
             BufferError: if arrays are alive that are views of the file.
         """
         if self._open is not None:
-            views = self._open.checkpoint().views()
+            views = self._handle.checkpoint().views()
             if views:
                 raise BufferError(f"{self.path}: cannot close the model, {views} views of its tensors are alive")
             for session in list(self._sessions):
@@ -298,205 +442,6 @@ def _reopen(path: str, options: dict[str, Any], fingerprint: tuple[int, int, int
     return model
 
 
-class Session:
-    """A key-value cache and its position: what has been computed, and the state to go on from.
-
-    Made by :meth:`Model.session`. One thread at a time may use it; others wait.
-    """
-
-    def __init__(self, model: Model, core: _core.Session) -> None:
-        self.model = model
-        self._open: _core.Session | None = core
-
-    @property
-    def _handle(self) -> _core.Session:
-        if self._open is None:
-            raise ModelClosedError("the session is closed")
-        return self._open
-
-    @property
-    def position(self) -> int:
-        """Number of tokens computed so far."""
-        return self._handle.position
-
-    @property
-    def context_length(self) -> int:
-        """Positions there is room for."""
-        return self._handle.context_length
-
-    @property
-    def tokens(self) -> list[int]:
-        """The tokens computed so far."""
-        return self._handle.tokens
-
-    def forward(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Computes tokens after those already there; logits of the last one, ``(vocab_size,)``.
-
-        Raises:
-            ContextOverflowError: if they do not fit. Nothing has changed then.
-        """
-        import numpy as np
-
-        return np.asarray(self._handle.forward(token_ids))
-
-    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Computes tokens after those already there; logits of each, ``(n_tokens, vocab_size)``."""
-        import numpy as np
-
-        return np.asarray(self._handle.forward_all(token_ids))
-
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        sampling: SamplingParams | None = None,
-        **options: Unpack[GenerateOptions],
-    ) -> Completion:
-        """Answers a prompt, as :meth:`Model.generate` does, with the same options.
-
-        The prompt is the whole text from the beginning. What the session has of it already is not computed again, the
-        rest of the session is forgotten. So in a conversation each prompt is the one before, its answer, and what comes
-        next. Without a seed the random numbers go on where the last answer left off.
-        """
-        return self.stream(prompt, sampling=sampling, **options)._completion()
-
-    def stream(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        sampling: SamplingParams | None = None,
-        **options: Unpack[GenerateOptions],
-    ) -> Stream:
-        """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text."""
-        return self._stream(prompt, merged(sampling, options), owned=False)
-
-    def _stream(
-        self,
-        prompt: str | Sequence[int],
-        params: SamplingParams,
-        *,
-        owned: bool,
-        prompt_cache: PromptCache | None = None,
-    ) -> Stream:
-        tokenizer = self.model.tokenizer
-        if isinstance(prompt, str):
-            prompt = tokenizer.encode(prompt, add_special=params.add_special, parse_special=params.parse_special)
-        stream = Stream(self, _core.Generation(tokenizer._core, prompt, dict(params)), owned=owned)
-        if prompt_cache:
-            stream._prompt_cache = prompt_cache
-            if params.max_tokens == 0:
-                prompt_cache.compute(self, prompt)
-        return stream
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Saves the session to a file: its tokens, all that was computed of them, and where the random numbers are.
-
-        :meth:`Model.load_session` brings it back. The file is replaced in one step: whoever uses the one before keeps
-        it, and if something goes wrong it is still there.
-        """
-        self._handle.save(path, None)
-
-    def truncate(self, n: int) -> None:
-        """Forgets all but the first ``n`` tokens."""
-        self._handle.truncate(n)
-
-    def shift(self, n_keep: int, n_discard: int) -> None:
-        """Makes room: forgets ``n_discard`` tokens after the first ``n_keep``; those after them move down.
-
-        Nothing is computed again, so what moved was computed with the forgotten tokens before it. A later prompt is
-        compared with the tokens that did not move only.
-        """
-        self._handle.shift(n_keep, n_discard)
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a session cannot be pickled: save it to a file, and load it where that arrives")
-
-    def close(self) -> None:
-        """Frees the cache."""
-        self._open = None
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        if self._open is None:
-            return "<closed Session>"
-        return f"<Session at {self.position} of {self.context_length} tokens>"
-
-
-class Stream(Iterator[str]):
-    """The pieces of an answer as they come. What it has so far can be asked for at any time."""
-
-    def __init__(self, session: Session, generation: _core.Generation, *, owned: bool) -> None:
-        self._session = session
-        self._generation = generation
-        self._owned = owned  # the session is this stream's alone
-        self._prompt_cache: PromptCache | None = None
-
-    def __next__(self) -> str:
-        if self._session._open is None and (self._generation.finish_reason or self._session.model._open is not None):
-            raise StopIteration
-        self._save_prompt()
-        piece = self._generation.next(self._session._handle)
-        if piece is None:
-            self.close()
-            raise StopIteration
-        return piece
-
-    def _save_prompt(self) -> None:
-        """Writes the prompt cache once the prompt is computed: the first piece does not wait for it."""
-        if self._prompt_cache and self._session._open and (timings := self.timings).prompt_seconds:
-            self._prompt_cache.keep(self._session, timings.prompt_tokens, timings.cached_tokens)
-
-    @property
-    def prompt_cache_error(self) -> str | None:
-        """Why the prompt cache could not be written, if so; the answer does not suffer from it."""
-        return self._prompt_cache.error if self._prompt_cache else None
-
-    def _completion(self) -> Completion:
-        text = "".join(self)
-        assert self.finish_reason is not None, "the stream has ended"
-        if self.prompt_cache_error:
-            import logging
-
-            logging.getLogger("llama_rs").warning(self.prompt_cache_error)
-        return Completion(text, self.token_ids, self.finish_reason, self.prompt_tokens, self.timings, self.seed)
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The tokens of the answer so far, without an end token."""
-        return self._generation.token_ids
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """Why the answer ended: ``"stop"`` or ``"length"``; None while it has not."""
-        return self._generation.finish_reason
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Number of tokens of the prompt."""
-        return self.timings.prompt_tokens
-
-    @property
-    def timings(self) -> Timings:
-        """Where the time went so far."""
-        return Timings(*self._generation.timings)
-
-    @property
-    def seed(self) -> int:
-        """The seed given, or the one drawn."""
-        return self._generation.seed
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a stream cannot be pickled: pickle its model, or the text that it gave")
-
-    def close(self) -> None:
-        """Stops, and frees the cache if it is not that of an explicit session."""
-        self._save_prompt()
-        if self._owned:
-            self._session.close()
+def _exp(x: float) -> float:
+    """The exponential, infinite where Python's raises."""
+    return exp(x) if x < 709 else float("inf")

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from .errors import LlamaError, ModelFileError
 
 if TYPE_CHECKING:
-    from .model import Model, Session
+    from .model import Model
+    from .session import Session
 
 
 class PromptCache:

@@ -156,7 +156,7 @@ impl<D: Decode> Generation<D> {
 }
 
 /// What a stream says when it no longer fits its session.
-const CHANGED: &str = "the session was used for something else since the last piece of this answer: ask again, or use a \
+pub(crate) const CHANGED: &str = "the session was used for something else since the last piece of this answer: ask again, or use a \
                        session for each answer";
 
 impl<D> Generation<D> {
@@ -411,6 +411,127 @@ mod tests {
         let a = answer(&[5], 100, Options { max_tokens: Some(6), ..stop(&["hix", "klm"]) }).unwrap();
         assert_eq!((a.pieces, a.reason), (["g", "hij", "kl"].map(String::from).to_vec(), "length"));
         assert!(matches!(answer(&[5], 100, stop(&["x", ""])).err().unwrap(), Error::Argument(_)));
+    }
+
+    /// What the model of these tests gives after `token`.
+    fn logits_after(token: u32) -> Vec<f32> {
+        let mut logits = vec![0.0; 40];
+        logits[(token as usize + 1).min(39)] = 4.0;
+        logits[0] = 3.0;
+        logits
+    }
+
+    fn drawn(seed: u64) -> Options {
+        let sampling = SamplingParams { seed: Some(seed), temperature: 1.5, ..SamplingParams::default() };
+        Options { max_tokens: Some(20), sampling, ..Options::default() }
+    }
+
+    /// The text and the tokens of an answer that is driven in the plainest way.
+    fn plain(prompt: &[u32], options: Options) -> (String, Vec<u32>) {
+        let mut answer = Answer::new(prompt.to_vec(), &[END], Letters::default(), options).unwrap();
+        let mut text = String::new();
+        while let Some(&last) = answer.wants().last() {
+            match answer.accept(&logits_after(last)).unwrap() {
+                Event::Piece(piece) | Event::End { text: piece, .. } => text.push_str(&piece),
+                Event::Silent => {}
+            }
+        }
+        (text, answer.generated().to_vec())
+    }
+
+    #[test]
+    fn answers_are_driven_by_hand_side_by_side() {
+        // As a scheduler does it: three at a time, four tokens at most for each in a pass, and now and then one of them
+        // has to leave the cache and is computed again.
+        let prompts: [&[u32]; 3] = [&[1, 2, 3, 4, 5, 6, 7, 8, 9], &[20, 21], &[0]];
+        let mut answers: Vec<_> = (0..)
+            .zip(prompts)
+            .map(|(seed, prompt)| Answer::new(prompt.to_vec(), &[END], Letters::default(), drawn(seed)).unwrap())
+            .collect();
+        let mut texts = vec![String::new(); 3];
+        let mut computed = [0; 3];
+        for pass in 0.. {
+            if answers.iter().all(|answer| answer.wants().is_empty()) {
+                break;
+            }
+            if pass % 7 == 6 && answers[pass % 3].finish_reason().is_none() {
+                computed[pass % 3] = 0;
+                answers[pass % 3].set_computed(0);
+            }
+            for ((answer, text), computed) in answers.iter_mut().zip(&mut texts).zip(&mut computed) {
+                let wants = answer.wants();
+                let n = wants.len().min(4);
+                let Some(&last) = wants[..n].last() else { continue };
+                assert_eq!(answer.tokens()[*computed..][..n], wants[..n]);
+                *computed += n;
+                if n < wants.len() {
+                    answer.set_computed(*computed);
+                    continue;
+                }
+                match answer.accept(&logits_after(last)).unwrap() {
+                    Event::Piece(piece) | Event::End { text: piece, .. } => text.push_str(&piece),
+                    Event::Silent => {}
+                }
+            }
+        }
+        for (seed, (prompt, (answer, text))) in (0..).zip(prompts.iter().zip(answers.iter().zip(texts))) {
+            assert_eq!(plain(prompt, drawn(seed)), (text, answer.generated().to_vec()));
+            assert_eq!(answer.prompt(), *prompt);
+        }
+    }
+
+    #[test]
+    fn a_draft_saves_passes_and_changes_nothing() {
+        // As speculation does it: a pass computes a token and three that were guessed, and the logits after each of them
+        // are accepted for as long as the guess was right.
+        let mut passes = 0;
+        let mut tokens = 0;
+        for seed in 0..50 {
+            let mut answer = Answer::new(vec![seed as u32 % 9], &[END], Letters::default(), drawn(seed)).unwrap();
+            let mut text = String::new();
+            while let Some(&last) = answer.wants().last() {
+                passes += 1;
+                let mut batch = vec![last];
+                (0..3).for_each(|_| batch.push(batch[batch.len() - 1] + 1));
+                for (i, &token) in batch.iter().enumerate() {
+                    if i > 0 && answer.wants() != [token] {
+                        break;
+                    }
+                    match answer.accept(&logits_after(token)).unwrap() {
+                        Event::Piece(piece) | Event::End { text: piece, .. } => text.push_str(&piece),
+                        Event::Silent => {}
+                    }
+                }
+            }
+            tokens += answer.generated().len();
+            assert_eq!(plain(&[seed as u32 % 9], drawn(seed)), (text, answer.generated().to_vec()));
+        }
+        assert!(passes < tokens, "{passes} passes for {tokens} tokens");
+    }
+
+    #[test]
+    fn after_the_end_nothing_is_wanted_and_nothing_changes() {
+        let mut answer =
+            Answer::new(vec![1], &[END], Letters::default(), Options { max_tokens: Some(1), ..greedy() }).unwrap();
+        let end = Event::End { text: "c".into(), reason: FinishReason::Length };
+        assert_eq!(answer.accept(&logits_after(1)).unwrap(), end);
+        assert_eq!((answer.wants(), answer.end(FinishReason::Stop)), (&[][..], String::new()));
+        let end = Event::End { text: String::new(), reason: FinishReason::Length };
+        assert_eq!(answer.accept(&logits_after(2)).unwrap(), end);
+        assert_eq!(answer.generated(), [2]);
+        let none =
+            Answer::new(vec![1], &[END], Letters::default(), Options { max_tokens: Some(0), ..greedy() }).unwrap();
+        assert!(none.wants().is_empty() && none.finish_reason() == Some(FinishReason::Length));
+    }
+
+    #[test]
+    fn a_session_that_was_used_for_something_else_is_noticed() {
+        let mut session = counter(100);
+        let mut generation = Generation::new(vec![10], &[END], Letters::default(), greedy()).unwrap();
+        generation.next(&mut session, &Interrupt::never()).unwrap();
+        session.seen.push(3);
+        let e = generation.next(&mut session, &Interrupt::never()).unwrap_err();
+        assert!(matches!(e, Error::SessionBusy(_)), "{e}");
     }
 
     #[test]

@@ -236,7 +236,15 @@ impl Session {
     /// # Errors
     /// As for [`Session::forward`].
     pub fn forward_all(&mut self, tokens: &[u32], interrupt: &Interrupt) -> Result<Vec<f32>> {
-        let mut logits = vec![0.0; tokens.len() * self.model.config().vocab_size];
+        let (before, context_length) = (self.position(), self.context_length());
+        if tokens.len() > context_length - before {
+            return Err(Error::ContextOverflow { tokens: before + tokens.len(), context_length });
+        }
+        let n = tokens.len() * self.model.config().vocab_size;
+        let mut logits = Vec::new();
+        let bytes = n as u128 * 4;
+        logits.try_reserve_exact(n).map_err(|_| Error::OutOfMemory { bytes, what: "logits" })?;
+        logits.resize(n, 0.0);
         self.run(tokens, interrupt, Wanted::All(&mut logits))?;
         Ok(logits)
     }

@@ -22,21 +22,21 @@ parameters! {
     }
 }
 
-/// All rows: the name of their group, the row, its default.
-fn rows() -> impl Iterator<Item = (&'static str, &'static Parameter, Value)> {
-    let (options, prompt, session) = (Options::default(), PromptOptions::default(), SessionParams::default());
-    let sampling = SamplingParams::TABLE.iter().map(|row| ("sampling", row));
-    let generation = Options::TABLE.iter().map(|row| ("generation", row));
-    let prompts = PromptOptions::TABLE.iter().map(|row| ("prompt", row));
-    let sessions = SessionParams::TABLE.iter().map(|row| ("session", row));
-    sampling.chain(generation).chain(prompts).chain(sessions).map(move |(group, row)| {
-        let default = options.get(row.name).or_else(|| prompt.get(row.name)).or_else(|| session.get(row.name));
-        (group, row, default.expect("each row is of one of these"))
-    })
+/// All rows, with the name of their group.
+fn rows() -> impl Iterator<Item = (&'static str, &'static Parameter)> {
+    let groups = [
+        ("sampling", SamplingParams::TABLE),
+        ("generation", Options::TABLE),
+        ("prompt", PromptOptions::TABLE),
+        ("session", SessionParams::TABLE),
+    ];
+    groups.into_iter().flat_map(|(group, table)| table.iter().map(move |row| (group, row)))
 }
 
-fn find(name: &str) -> Option<&'static Parameter> {
-    rows().map(|(_, row, _)| row).find(|row| row.name == name)
+fn find(name: &Bound<'_, PyAny>) -> PyResult<&'static Parameter> {
+    let name: &str = &name.extract::<String>()?;
+    let row = rows().map(|(_, row)| row).find(|row| row.name == name);
+    row.ok_or_else(|| PyTypeError::new_err(format!("there is no parameter {name:?}")))
 }
 
 /// The table of parameters. A row is its group, name, kind, default, whether it may be None, least and largest value,
@@ -44,7 +44,10 @@ fn find(name: &str) -> Option<&'static Parameter> {
 #[pyfunction]
 pub fn parameters(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
     let list = PyList::empty(py);
-    for (group, row, default) in rows() {
+    let (options, prompt, session) = (Options::default(), PromptOptions::default(), SessionParams::default());
+    for (group, row) in rows() {
+        let default = options.get(row.name).or_else(|| prompt.get(row.name)).or_else(|| session.get(row.name));
+        let default = default.expect("each row is of one of these");
         let none = || py.None().into_bound(py);
         let (kind, least, largest, above, words): (_, _, _, _, &[&str]) = match row.kind {
             Kind::Bool => ("bool", none(), none(), false, &[]),
@@ -68,8 +71,7 @@ pub fn parameters(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
 #[pyfunction]
 pub fn check(py: Python<'_>, values: &Bound<'_, PyDict>) -> PyResult<()> {
     for (name, value) in values {
-        let name: String = name.extract()?;
-        let row = find(&name).ok_or_else(|| PyTypeError::new_err(format!("there is no parameter {name:?}")))?;
+        let row = find(&name)?;
         row.check(&from_python(row, &value)?).map_err(|e| raise(py, e))?;
     }
     Ok(())
@@ -79,8 +81,7 @@ pub fn check(py: Python<'_>, values: &Bound<'_, PyDict>) -> PyResult<()> {
 pub fn to_options(py: Python<'_>, values: &Bound<'_, PyDict>) -> PyResult<Options> {
     let mut options = Options::default();
     for (name, value) in values {
-        let name: String = name.extract()?;
-        let row = find(&name).ok_or_else(|| PyTypeError::new_err(format!("there is no parameter {name:?}")))?;
+        let row = find(&name)?;
         options.set(row.name, from_python(row, &value)?).map_err(|e| raise(py, e))?;
     }
     Ok(options)

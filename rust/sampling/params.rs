@@ -256,6 +256,7 @@ macro_rules! parameters {
             }
         }
 
+        #[allow(dead_code)] // not every table is set by name and checked
         impl $name {
             /// The rows, in the order in which they are declared.
             pub const TABLE: &'static [$crate::sampling::Parameter] = &[$($crate::sampling::Parameter {

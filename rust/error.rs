@@ -72,6 +72,14 @@ pub enum Error {
     #[error("{0}")]
     Argument(String),
 
+    /// The session is in use by another call, or was used for something else while an answer was being made with it.
+    #[error("{0}")]
+    SessionBusy(&'static str),
+
+    /// The session, or its model, was closed.
+    #[error("the session is closed")]
+    Closed,
+
     /// Memory that is needed cannot be had.
     #[error("no memory for {bytes} bytes of {what}")]
     OutOfMemory {
@@ -82,9 +90,9 @@ pub enum Error {
     },
 
     /// The numbers of the model make no sense (NaN logits): a damaged weight, most likely.
-    #[error("{}: {what}", path.display())]
+    #[error("{}{what}", if path.as_os_str().is_empty() { String::new() } else { format!("{}: ", path.display()) })]
     Numeric {
-        /// The model file.
+        /// The model file; empty if it is not known.
         path: PathBuf,
         /// What was found.
         what: String,

@@ -29,8 +29,11 @@ pub fn bench(
     }
     let vocab_size = session.model().config().vocab_size as u64;
     let mut rng = Rng::new(1);
-    let tokens: Vec<u32> = (0..n).map(|_| (rng.next_u64() % vocab_size) as u32).collect();
-    let mut times = Vec::with_capacity(rounds);
+    let mut tokens: Vec<u32> = Vec::new();
+    let bytes = n as u128 * 4;
+    tokens.try_reserve_exact(n).map_err(|_| Error::OutOfMemory { bytes, what: "tokens" })?;
+    tokens.extend((0..n).map(|_| (rng.next_u64() % vocab_size) as u32));
+    let mut times = Vec::new(); // of as many rounds as come to an end
     for round in 0..=rounds {
         session.truncate(0)?;
         let start = Instant::now();
@@ -51,7 +54,7 @@ pub fn bench(
 /// Negative log-likelihood of each token from `first` on, given all before it, in nats.
 ///
 /// # Errors
-/// [`Error::Argument`] if `first` is 0 or past the end; as for [`Session::forward`].
+/// [`Error::Argument`] if `first` is 0 or past the end, [`Error::Numeric`] if logits are not finite; as for [`Session::forward`].
 pub fn negative_log_likelihood(
     session: &mut Session,
     tokens: &[u32],
@@ -73,7 +76,13 @@ pub fn negative_log_likelihood(
         for (logits, &next) in logits.chunks_exact(vocab_size).zip(&tokens[at + 1..]) {
             let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let total: f64 = logits.iter().map(|l| f64::from((l - largest).exp())).sum();
-            scores.push((total.ln() - f64::from(logits[next as usize] - largest)) as f32);
+            let score = total.ln() - (f64::from(logits[next as usize]) - f64::from(largest));
+            if !score.is_finite() {
+                let what =
+                    format!("the logits after token {} are not numbers: a weight is damaged", scores.len() + first);
+                return Err(Error::Numeric { path: session.model().checkpoint().path().to_path_buf(), what });
+            }
+            scores.push(score as f32);
         }
     }
     Ok(scores)

@@ -30,6 +30,7 @@ from llama_rs import (
     ModelFileError,
     ModelFormatError,
     ModelNotFoundError,
+    SessionBusyError,
     Tokenizer,
     UnsupportedModelError,
 )
@@ -129,7 +130,7 @@ def test_paths_may_be_str_or_path_and_need_not_be_unicode(tiny: Path, tmp_path: 
 # Generation
 
 
-def test_temperature_0_takes_the_likeliest_token(model: Model) -> None:
+def test_temperature_0_takes_the_most_likely_token(model: Model) -> None:
     done = model.generate(PROMPT, max_tokens=20, temperature=0, ignore_eos=True)
     ids = model.tokenizer.encode(PROMPT)
     end = [i for i in range(model.config.vocab_size) if model.tokenizer.is_end_of_generation(i)]
@@ -244,20 +245,12 @@ def test_an_argument_out_of_range_is_a_value_error(model: Model, options: dict[s
         model.generate(PROMPT, max_tokens=1, **options)
 
 
-@pytest.mark.parametrize("options", [{"max_tokens": -1}, {"top_k": -1}, {"seed": -1}, {"seed": 2**64}], ids=str)
-def test_a_negative_count_is_an_error(model: Model, options: dict[str, Any]) -> None:
-    with pytest.raises((ValueError, OverflowError)):
-        model.generate(PROMPT, **options)
-
-
 def test_prompts_that_cannot_be(model: Model) -> None:
     for empty in ("", ()):
         with pytest.raises(ValueError, match="prompt"):
             model.generate(empty)
     with pytest.raises(ValueError, match=str(model.config.vocab_size)):
         model.generate([model.config.vocab_size])
-    with pytest.raises((ValueError, OverflowError)):
-        model.generate([-1])
     with pytest.raises(TypeError):
         model.generate(None)  # type: ignore[arg-type]
 
@@ -265,8 +258,8 @@ def test_prompts_that_cannot_be(model: Model) -> None:
 def test_models_that_cannot_be(tiny: Path) -> None:
     zeros: list[dict[str, Any]] = [{"threads": 0}, {"context_length": 0}, {"load": "fetch"}]
     for options in zeros:
-        with pytest.raises(ValueError, match=r"thread|context|load"):
-            Model(tiny, **options).generate(PROMPT)
+        with pytest.raises(ValueError, match=next(iter(options))):
+            Model(tiny, **options)
 
 
 def test_a_prompt_that_does_not_fit_says_so(tiny: Path) -> None:
@@ -305,7 +298,7 @@ def test_a_session_goes_on_where_it_was(model: Model) -> None:
         assert session.tokens == ids[:3]
         np.testing.assert_allclose(session.logits(ids[3:]), every[3:], atol=0.02 * float(np.abs(every).max()))
         for n in (len(ids) + 1, -1):
-            with pytest.raises((ValueError, OverflowError)):
+            with pytest.raises(ValueError, match=r"truncate|n is"):
                 session.truncate(n)
 
 
@@ -336,7 +329,7 @@ def test_tokenizer_of_a_model_and_of_a_file_are_the_same(model: Model, tiny: Pat
         assert token is not None
         assert alone.is_special(token)
     for wrong in (alone.vocab_size, -1):
-        with pytest.raises((ValueError, OverflowError)):
+        with pytest.raises(ValueError, match="not in the vocabulary"):
             alone.decode([wrong])
 
 
@@ -486,6 +479,7 @@ print(mapped())
         UnsupportedModelError("a.gguf: what", "a.gguf"),
         ContextOverflowError("what", 5, 4),
         ModelClosedError("what"),
+        SessionBusyError("what"),
     ],
     ids=lambda e: type(e).__name__,
 )
@@ -523,12 +517,6 @@ def test_two_threads_use_one_model(model: Model) -> None:
     expected = [answer(seed) for seed in range(8)]
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(answer, range(8))) == expected
-
-
-def test_one_session_is_used_by_one_thread_at_a_time(model: Model) -> None:
-    with model.session(context_length=64) as session, ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda _: session.forward([1]), range(64)))
-        assert session.tokens == [1] * 64
 
 
 def test_the_interpreter_is_free_during_work(real: Model) -> None:

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, overload
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from . import _core
+from .lazy import Lazy
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from .residency import Residency
+    from . import residency as _residency
+else:
+    np, npt, _residency = Lazy("numpy"), Lazy("numpy.typing"), Lazy("llama_rs.residency")
+
+STEP = 16 << 20
+"""Bytes that are read at a time: some ten milliseconds of a good disk."""
+
+
+class Warmed(NamedTuple):
+    """What :meth:`Checkpoint.warm` did."""
+
+    bytes: int
+    """Bytes of the file, all of which are in memory now."""
+    resident_before: int
+    """How many of them were there already."""
+    seconds: float
 
 
 class Tensor:
@@ -49,8 +66,6 @@ class Tensor:
         Float and integer types have the tensor's shape (BF16 as the ``uint16`` of its bits). Quantised types are
         ``uint8`` blocks as they lie in the file, of shape ``(..., bytes of a row)``.
         """
-        import numpy as np
-
         return np.asarray(self._core)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
@@ -59,13 +74,9 @@ class Tensor:
         Raises:
             ValueError: for a type that cannot be computed with.
         """
-        import numpy as np
-
         return np.asarray(self._core.dequantize())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        import numpy as np
-
         return np.array(self._core, dtype=dtype, copy=bool(copy) or None)
 
     def __repr__(self) -> str:
@@ -169,16 +180,59 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        self._core = core = _core.Checkpoint(path)
+        self._open(_core.Checkpoint(path), os.fspath(path))
+
+    @classmethod
+    def _of(cls, core: _core.Checkpoint, path: str) -> Checkpoint:
+        self = cls.__new__(cls)
+        self._open(core, path)
+        return self
+
+    def _open(self, core: _core.Checkpoint, path: str) -> None:
+        self.path = path
+        self._core = core
         self.metadata: Mapping[str, Any] = Metadata(core)
         self.tensors: Mapping[str, Tensor] = Tensors(core)
 
-    def residency(self) -> Residency:
-        """What of the file is in memory now, by layer and by tensor."""
-        from .residency import residency
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._core.size()
 
-        return residency(self._core)
+    def resident(self, start: int = 0, end: int | None = None) -> int:
+        """How many of the bytes from ``start`` to ``end`` are in memory now; by default of the whole file."""
+        return self._core.resident(max(start, 0), self.size if end is None else max(end, 0))
+
+    def residency(self) -> _residency.Residency:
+        """What of the file is in memory now, by layer and by tensor."""
+        return _residency.residency(self._core)
+
+    def processes(self) -> list[_residency.Process]:
+        """The processes that have the file mapped, as far as this user may look into them (Linux)."""
+        return _residency.processes(self.path, self._core)
+
+    def warm(self, on_progress: Callable[[int, int], object] | None = None, *, lock: bool = False) -> Warmed:
+        """Reads the file into memory, where all processes find it. It stays there while nothing else needs the room.
+
+        Args:
+            on_progress: called now and then with the bytes read so far and the bytes of the file.
+            lock: then keep it in memory for as long as this object lives (mlock).
+
+        Raises:
+            ModelFileError: if it cannot be read or locked.
+            ModelChangedError: if the file changed meanwhile.
+        """
+        start, size = perf_counter(), self.size
+        before = self.resident()
+        for at in range(0, size, STEP):
+            end = min(at + STEP, size)
+            self._core.read_in(at, end)
+            if on_progress:
+                on_progress(end, size)
+        seconds = perf_counter() - start
+        if lock:
+            self._core.lock()
+        return Warmed(size, before, seconds)
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.path!r})"

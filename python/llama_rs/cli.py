@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import click
 
 from . import Checkpoint, Model, Tensor, Tokenizer, __version__, _core, errors
-from .model import KvType
+from .options import KvType
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_BAD_MODEL, EXIT_UNSUPPORTED_MODEL = 1, 2, 3, 4
 EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 130, 141  # what a shell says of a process that SIGINT or SIGPIPE ended

@@ -84,3 +84,7 @@ class ContextOverflowError(LlamaError, ValueError):
 
 class ModelClosedError(LlamaError):
     """The model was closed."""
+
+
+class SessionBusyError(LlamaError, RuntimeError):
+    """The session is in use by another call, or was used for something else while a stream was going on with it."""

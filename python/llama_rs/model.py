@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import exp, sqrt
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from . import _core
-from .checkpoint import Metadata, Tensor, Tensors
+from .checkpoint import Checkpoint, Metadata, Tensor, Tensors
 from .errors import ModelChangedError, ModelClosedError, ModelNotFoundError
+from .lazy import Lazy
+from .options import GenerateOptions, KvType, Load, SamplingParams, default_threads, merged
+from .prompt_cache import PromptCache
+from .session import Completion, Session, Stream
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from typing_extensions import Unpack  # for type checkers, which have it
 
-    from .residency import Residency
+    from . import residency as _residency
+else:
+    np, npt, _residency = Lazy("numpy"), Lazy("numpy.typing"), Lazy("llama_rs.residency")
 
 DEFAULT_CONTEXT_LENGTH = 4096
 """Positions of a session, unless asked for otherwise or the model was trained for fewer."""
-
-
-KvType = Literal["f16", "q8_0"]
-"""How keys and values are stored."""
 
 
 class Config(NamedTuple):
@@ -44,56 +46,53 @@ class Config(NamedTuple):
     rope_theta: float
 
 
-class Timings(NamedTuple):
-    """Where the time of an answer went, in tokens and seconds."""
+class Perplexity(NamedTuple):
+    """How well a model predicts a text."""
 
-    prompt_tokens: int
-    prompt_seconds: float
-    generated_tokens: int
-    generation_seconds: float
-    cached_tokens: int
-    """Of the prompt: they were in the session already and took no time."""
+    perplexity: float
+    """The exponential of the mean negative log-likelihood per token: the lower, the better."""
+    stderr: float
+    """Its standard error."""
+    tokens: int
+    """Tokens that were scored: the second half of each window."""
+    windows: int
+    context_length: int
+    """Tokens per window."""
 
 
-class Completion(NamedTuple):
-    """An answer.
+class Score(NamedTuple):
+    """How likely a continuation is to a model."""
 
-    ``finish_reason`` is ``"stop"`` if the model or a stop string ended it, ``"length"`` at ``max_tokens`` or at the end
-    of the context. ``seed`` is the one given, or the one drawn: with it the same answer comes again.
-    """
-
-    text: str
     token_ids: list[int]
-    finish_reason: str
-    prompt_tokens: int
-    timings: Timings
-    seed: int
+    """The tokens of the continuation."""
+    logprobs: list[float]
+    """The natural logarithm of the probability of each, given all before it."""
+
+    @property
+    def total(self) -> float:
+        """The logarithm of the probability of the whole continuation."""
+        return sum(self.logprobs)
 
 
-class GenerateOptions(TypedDict, total=False):
-    """The options of :meth:`Model.generate` that are about one answer; it says what they mean."""
+class Benchmark(NamedTuple):
+    """How fast a model is here."""
 
-    max_tokens: int | None
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repeat_penalty: float
-    repeat_last_n: int
-    presence_penalty: float
-    frequency_penalty: float
-    seed: int | None
-    stop: str | Sequence[str]
-    ignore_eos: bool
-    on_overflow: Literal["stop", "shift"]
-    n_keep: int
-    add_special: bool
-    parse_special: bool
+    test: str
+    """As in llama.cpp's llama-bench: ``pp512`` reads a prompt of 512 tokens, ``tg128`` generates 128."""
+    tokens: int
+    seconds: list[float]
+    """The time of each round."""
 
+    @property
+    def tokens_per_second(self) -> float:
+        """The mean over the rounds."""
+        return sum(self.tokens / s for s in self.seconds) / len(self.seconds)
 
-def default_threads() -> int:
-    """``LLAMA_RS_THREADS``, else the cores that this process may use."""
-    return int(os.environ.get("LLAMA_RS_THREADS") or 0) or _core.available_threads()
+    @property
+    def stddev(self) -> float:
+        """The standard deviation of the tokens per second; 0 of one round."""
+        mean = self.tokens_per_second
+        return sqrt(sum((self.tokens / s - mean) ** 2 for s in self.seconds) / max(len(self.seconds) - 1, 1))
 
 
 class Model:
@@ -125,6 +124,7 @@ class Model:
         ModelFileError: if the file cannot be opened, mapped, read or locked.
         ModelFormatError: if it is not a valid model file.
         UnsupportedModelError: if it holds something that this version cannot run.
+        ValueError: if an argument is out of range: its name, the value and the range.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Model:
         threads: int | None = None,
         context_length: int | None = None,
         kv_type: KvType = "f16",
-        load: Literal["mmap", "read"] = "mmap",
+        load: Load = "mmap",
         prefault: bool = False,
         lock: bool = False,
     ) -> None:
@@ -149,6 +149,7 @@ class Model:
         self.threads = default_threads() if threads is None else threads
         if context_length is None:
             context_length = min(DEFAULT_CONTEXT_LENGTH, self.config.context_length)
+        self._open.check(context_length, self.threads, kv_type)
         self.context_length = context_length
         self.kv_type = kv_type
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -159,6 +160,11 @@ class Model:
         if self._open is None:
             raise ModelClosedError(f"{self.path}: the model is closed")
         return self._open
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The file of the model, to look into."""
+        return Checkpoint._of(self._handle.checkpoint(), self.path)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -175,7 +181,7 @@ class Model:
         """The tokenizer of the model's vocabulary, which is indexed when first used."""
         core = self._handle
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer._of(core.tokenizer())
+            self._tokenizer = Tokenizer._of(core.tokenizer(), self.path)
         return self._tokenizer
 
     def session(self, *, context_length: int | None = None) -> Session:
@@ -208,105 +214,171 @@ class Model:
         self,
         prompt: str | Sequence[int],
         *,
-        max_tokens: int | None = None,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        repeat_last_n: int = 64,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-        on_overflow: Literal["stop", "shift"] = "stop",
-        n_keep: int = 4,
-        add_special: bool = True,
-        parse_special: bool = True,
+        sampling: SamplingParams | None = None,
         prompt_cache: str | os.PathLike[str] | None = None,
         prompt_cache_readonly: bool = False,
+        **options: Unpack[GenerateOptions],
     ) -> Completion:
         """Answers a prompt. The same seed, file and build give the same answer.
 
         Args:
             prompt: text, or token ids.
-            max_tokens: most tokens to generate; by default until the model ends or the context is full.
-            temperature: below 1 more predictable, above 1 more daring; 0 always takes the most likely token.
-            top_k: choose among this many of the most likely tokens; 0 for all.
-            top_p: choose among the most likely tokens that together have this probability.
-            min_p: choose among tokens at least this likely, relative to the most likely one.
-            repeat_penalty: above 1, tokens of late become less likely.
-            repeat_last_n: how many of the latest tokens the penalties look at.
-            presence_penalty: subtracted from the logit of tokens of late.
-            frequency_penalty: the same, for each time that the token was there.
-            seed: where the random numbers start; by default another one each time.
-            stop: strings that end the answer; they are not part of it.
-            ignore_eos: go on when the model wants to end.
-            on_overflow: what to do when the context is full. ``"stop"`` ends the answer, with the finish_reason
-                ``"length"``. ``"shift"`` makes room and goes on for ever: the first ``n_keep`` tokens stay, of the
-                others the older half is discarded.
-            n_keep: tokens from the start that a shift keeps; -1 for the whole prompt.
-            add_special: put the tokens around a text prompt that the model expects.
-            parse_special: read ``<|im_start|>`` and the like in a text prompt as the tokens they name.
+            sampling: how the answer is made.
             prompt_cache: a file that holds the computed prompt. What it has of this prompt, from the first token on, is
                 not computed again; any number of processes share it in memory. It is made when it is not there, and
-                replaced by one with this prompt when the prompt has more.
+                replaced by one with this prompt when that has a sixteenth more, or when less than half of the prompt
+                was in it. When it cannot be written the answer comes all the same, and the logger ``llama_rs`` says so,
+                or :attr:`Stream.prompt_cache_error`.
             prompt_cache_readonly: use the file as it is: it has to be there.
+            options: the fields of :class:`SamplingParams`, which says what they mean: ``max_tokens``, ``temperature``,
+                ``seed``, ``stop`` and so on. They override ``sampling``.
 
         Raises:
             ContextOverflowError: if the prompt does not fit in the context.
             SavedSessionError: if the prompt cache is not one, or is one of another model.
             ValueError: if an argument is out of range.
         """
-        options = {name: value for name, value in locals().items() if name not in ("self", "prompt")}
-        return self.stream(prompt, **options)._completion()
+        stream = self.stream(
+            prompt,
+            sampling=sampling,
+            prompt_cache=prompt_cache,
+            prompt_cache_readonly=prompt_cache_readonly,
+            **options,
+        )
+        return stream._completion()
 
     def stream(
         self,
         prompt: str | Sequence[int],
         *,
-        max_tokens: int | None = None,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        repeat_last_n: int = 64,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-        on_overflow: Literal["stop", "shift"] = "stop",
-        n_keep: int = 4,
-        add_special: bool = True,
-        parse_special: bool = True,
+        sampling: SamplingParams | None = None,
         prompt_cache: str | os.PathLike[str] | None = None,
         prompt_cache_readonly: bool = False,
+        **options: Unpack[GenerateOptions],
     ) -> Stream:
         """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text."""
-        given = locals()
-        options = {name: given[name] for name in GenerateOptions.__annotations__}
+        params = merged(sampling, options)
         if prompt_cache is None:
-            return self.session()._stream(prompt, options, owned=True)
-        is_there = prompt_cache_readonly or os.path.exists(prompt_cache)
-        session = self._load_session(prompt_cache, self.context_length, prefix=True) if is_there else self.session()
-        stream = session._stream(prompt, options, owned=True)
-        if not prompt_cache_readonly:
-            stream._prompt_cache = prompt_cache
-        return stream
+            return self.session()._stream(prompt, params, owned=True)
+        cache = PromptCache(prompt_cache, readonly=prompt_cache_readonly)
+        return cache.open(self)._stream(prompt, params, owned=True, prompt_cache=cache)
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Logits of every token given those before it, ``(n_tokens, vocab_size)``."""
-        with self.session(context_length=max(len(token_ids), 1)) as session:
+        """Logits of every token given those before it, ``(n_tokens, vocab_size)``.
+
+        Raises:
+            MemoryError: if there is no memory for so many.
+        """
+        n = 1 if isinstance(token_ids, (str, bytes, bytearray)) else len(token_ids)
+        with self.session(context_length=max(n, 1)) as session:
             return session.logits(token_ids)
 
-    def residency(self) -> Residency:
-        """What of the file is in memory now, by layer and by tensor."""
-        from .residency import residency
+    def score(self, prompt: str | Sequence[int], continuation: str | Sequence[int]) -> Score:
+        """How likely ``continuation`` is after ``prompt``. Nothing is drawn: options of sampling play no part.
 
-        return residency(self._handle.checkpoint())
+        Both are text, or both are token ids. Text is tokenized as one, if the tokens of the whole then begin with those
+        of the prompt.
+
+        Raises:
+            ValueError: if one of the two has no tokens.
+        """
+        if isinstance(prompt, str) and isinstance(continuation, str):
+            encode = self.tokenizer.encode
+            before, whole = encode(prompt), encode(prompt + continuation)
+            if whole[: len(before)] != before:
+                whole = before + encode(continuation, add_special=False)
+        elif isinstance(prompt, str) or isinstance(continuation, str):
+            raise TypeError("prompt and continuation must both be text, or both be token ids")
+        else:
+            before, whole = list(prompt), [*prompt, *continuation]
+        if not before or len(whole) == len(before):
+            which = "continuation" if before else "prompt"
+            raise ValueError(f"the {which} has no tokens: it must have at least one")
+        with self.session(context_length=len(whole)) as session:
+            nll = session._handle.negative_log_likelihood(whole, len(before))
+        return Score(whole[len(before) :], [-x for x in nll])
+
+    def perplexity(
+        self,
+        text: str | Sequence[int],
+        *,
+        context_length: int = 512,
+        on_window: Callable[[int, int, float], object] | None = None,
+    ) -> Perplexity:
+        """Measures how well the model predicts a text, as llama.cpp's llama-perplexity does.
+
+        The text is cut into windows, and the second half of each is scored, given what stands before it in the window.
+        What does not fill a window is left out.
+
+        Args:
+            text: text, in which nothing is read as a special token, or token ids.
+            context_length: tokens per window.
+            on_window: called after each window with its number, from 1, the number of windows, and the perplexity up to
+                there.
+
+        Raises:
+            ValueError: if the text does not fill one window.
+            LlamaError: if the logits are not finite: a weight is damaged.
+        """
+        tokenizer = self.tokenizer
+        ids = tokenizer.encode(text, parse_special=False) if isinstance(text, str) else text
+        if context_length < 4:
+            raise ValueError(f"context_length is {context_length}, it must be 4 or more")
+        if len(ids) < context_length:
+            raise ValueError(
+                f"the text has {len(ids)} tokens, too few for a window of {context_length}: choose a smaller one"
+            )
+        begin = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.encode("")[:1] == [tokenizer.bos] else []
+        n_windows = len(ids) // context_length
+        scores: list[float] = []
+        with self.session(context_length=context_length) as session:
+            for i in range(n_windows):
+                window = [*begin, *ids[i * context_length + len(begin) : (i + 1) * context_length]]
+                scores += session._handle.negative_log_likelihood(window, context_length // 2 + 1)
+                if on_window:
+                    on_window(i + 1, n_windows, _exp(sum(scores) / len(scores)))
+        n, mean = len(scores), sum(scores) / len(scores)
+        deviation = sqrt(sum((s - mean) ** 2 for s in scores) / (n - 1)) if n > 1 else 0.0
+        return Perplexity(_exp(mean), _exp(mean) * deviation / sqrt(n), n, n_windows, context_length)
+
+    def bench(
+        self,
+        *,
+        prompt_tokens: int = 512,
+        max_tokens: int = 128,
+        repetitions: int = 5,
+        on_test: Callable[[str], object] | None = None,
+    ) -> list[Benchmark]:
+        """Measures how fast the model is here, as llama.cpp's llama-bench does.
+
+        Both tests start from an empty context with random tokens, and run once to warm up.
+
+        Args:
+            prompt_tokens: length of the prompt that is read in one go; 0 for no such test.
+            max_tokens: how many tokens are generated one after another; 0 for no such test.
+            repetitions: how often each test is run.
+            on_test: called with the name of each test before it runs.
+        """
+        for name, value, least in (
+            ("prompt_tokens", prompt_tokens, 0),
+            ("max_tokens", max_tokens, 0),
+            ("repetitions", repetitions, 1),
+        ):
+            if not least <= value < 1 << 32:
+                raise ValueError(f"{name} is {value}, it must be from {least} to {(1 << 32) - 1}")
+        results = []
+        for test, n, is_generation in (("pp", prompt_tokens, False), ("tg", max_tokens, True)):
+            if n:
+                if on_test:
+                    on_test(f"{test}{n}")
+                with self.session(context_length=n) as session:
+                    seconds = session._handle.bench(n, is_generation, repetitions)
+                results.append(Benchmark(f"{test}{n}", n, seconds))
+        return results
+
+    def residency(self) -> _residency.Residency:
+        """What of the file is in memory now, by layer and by tensor."""
+        return self.checkpoint.residency()
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = {
@@ -329,11 +401,15 @@ class Model:
     def close(self) -> None:
         """Unmaps the file. Every later use is a :class:`ModelClosedError`; closing again does nothing.
 
+        A call that uses one of its sessions ends with a :class:`ModelClosedError`. What was taken out of the model
+        before (its tokenizer, metadata, a checkpoint) can still be used, and keeps the file mapped for as long as it
+        lives.
+
         Raises:
             BufferError: if arrays are alive that are views of the file.
         """
         if self._open is not None:
-            views = self._open.checkpoint().views()
+            views = self._handle.checkpoint().views()
             if views:
                 raise BufferError(f"{self.path}: cannot close the model, {views} views of its tensors are alive")
             for session in list(self._sessions):
@@ -366,197 +442,6 @@ def _reopen(path: str, options: dict[str, Any], fingerprint: tuple[int, int, int
     return model
 
 
-class Session:
-    """A key-value cache and its position: what has been computed, and the state to go on from.
-
-    Made by :meth:`Model.session`. One thread at a time may use it; others wait.
-    """
-
-    def __init__(self, model: Model, core: _core.Session) -> None:
-        self.model = model
-        self._open: _core.Session | None = core
-
-    @property
-    def _handle(self) -> _core.Session:
-        if self._open is None:
-            raise ModelClosedError("the session is closed")
-        return self._open
-
-    @property
-    def position(self) -> int:
-        """Number of tokens computed so far."""
-        return self._handle.position
-
-    @property
-    def context_length(self) -> int:
-        """Positions there is room for."""
-        return self._handle.context_length
-
-    @property
-    def tokens(self) -> list[int]:
-        """The tokens computed so far."""
-        return self._handle.tokens
-
-    def forward(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Computes tokens after those already there; logits of the last one, ``(vocab_size,)``.
-
-        Raises:
-            ContextOverflowError: if they do not fit. Nothing has changed then.
-        """
-        import numpy as np
-
-        return np.asarray(self._handle.forward(token_ids))
-
-    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Computes tokens after those already there; logits of each, ``(n_tokens, vocab_size)``."""
-        import numpy as np
-
-        return np.asarray(self._handle.forward_all(token_ids))
-
-    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Completion:
-        """Answers a prompt, as :meth:`Model.generate` does, with the same options.
-
-        The prompt is the whole text from the beginning. What the session has of it already is not computed again, the
-        rest of the session is forgotten. So in a conversation each prompt is the one before, its answer, and what comes
-        next. Without a seed the random numbers go on where the last answer left off.
-        """
-        return self.stream(prompt, **options)._completion()
-
-    def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Stream:
-        """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text."""
-        unknown = options.keys() - GenerateOptions.__annotations__.keys()
-        if unknown:
-            raise TypeError(f"stream() got an unexpected keyword argument {min(unknown)!r}")
-        defaults = Model.stream.__kwdefaults__ or {}
-        both = {name: options.get(name, defaults[name]) for name in GenerateOptions.__annotations__}
-        return self._stream(prompt, both, owned=False)
-
-    def _stream(self, prompt: str | Sequence[int], options: dict[str, Any], *, owned: bool) -> Stream:
-        tokenizer = self.model.tokenizer
-        add_special, parse_special = options.pop("add_special"), options.pop("parse_special")
-        if isinstance(prompt, str):
-            prompt = tokenizer.encode(prompt, add_special=add_special, parse_special=parse_special)
-        stop, on_overflow, n_keep = options.pop("stop"), options.pop("on_overflow"), options.pop("n_keep")
-        if on_overflow not in ("stop", "shift"):
-            raise ValueError(f'on_overflow is {on_overflow!r}, it must be "stop" or "shift"')
-        if n_keep < -1:
-            raise ValueError(f"n_keep is {n_keep}, it must be 0 or more, or -1 for the whole prompt")
-        if n_keep == -1:
-            n_keep = len(prompt)
-        generation = _core.Generation(
-            tokenizer._core,
-            prompt,
-            stop=[stop] if isinstance(stop, str) else stop,
-            n_keep=n_keep if on_overflow == "shift" else None,
-            **options,
-        )
-        return Stream(self, generation, owned=owned)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Saves the session to a file: its tokens, all that was computed of them, and where the random numbers are.
-
-        :meth:`Model.load_session` brings it back. The file is replaced in one step: whoever uses the one before keeps
-        it, and if something goes wrong it is still there.
-        """
-        self._handle.save(path, None)
-
-    def truncate(self, n: int) -> None:
-        """Forgets all but the first ``n`` tokens."""
-        self._handle.truncate(n)
-
-    def shift(self, n_keep: int, n_discard: int) -> None:
-        """Makes room: forgets ``n_discard`` tokens after the first ``n_keep``; those after them move down.
-
-        Nothing is computed again, so what moved was computed with the forgotten tokens before it. A later prompt is
-        compared with the tokens that did not move only.
-        """
-        self._handle.shift(n_keep, n_discard)
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a session cannot be pickled: save it to a file, and load it where that arrives")
-
-    def close(self) -> None:
-        """Frees the cache."""
-        self._open = None
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        if self._open is None:
-            return "<closed Session>"
-        return f"<Session at {self.position} of {self.context_length} tokens>"
-
-
-class Stream(Iterator[str]):
-    """The pieces of an answer as they come. What it has so far can be asked for at any time."""
-
-    def __init__(self, session: Session, generation: _core.Generation, *, owned: bool) -> None:
-        self._session = session
-        self._generation = generation
-        self._owned = owned  # the session is this stream's alone
-        self._prompt_cache: str | os.PathLike[str] | None = None  # still to be written
-
-    def __next__(self) -> str:
-        if self._session._open is None and (self._generation.finish_reason or self._session.model._open is not None):
-            raise StopIteration
-        self._save_prompt()
-        piece = self._generation.next(self._session._handle)
-        if piece is None:
-            self.close()
-            raise StopIteration
-        return piece
-
-    def _save_prompt(self) -> None:
-        """Writes the prompt cache once the prompt is computed: the first piece does not wait for it."""
-        timings = self.timings
-        if self._prompt_cache is None or self._session._open is None or not timings.prompt_seconds:
-            return
-        path, self._prompt_cache = self._prompt_cache, None
-        # The last token is computed again in any case, so a file that lacks only that is as good.
-        if timings.cached_tokens < timings.prompt_tokens - 1 or not os.path.exists(path):
-            self._session._handle.save(path, timings.prompt_tokens)
-
-    def _completion(self) -> Completion:
-        text = "".join(self)
-        assert self.finish_reason is not None, "the stream has ended"
-        return Completion(text, self.token_ids, self.finish_reason, self.prompt_tokens, self.timings, self.seed)
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The tokens of the answer so far, without an end token."""
-        return self._generation.token_ids
-
-    @property
-    def finish_reason(self) -> str | None:
-        """Why the answer ended: ``"stop"`` or ``"length"``; None while it has not."""
-        return self._generation.finish_reason
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Number of tokens of the prompt."""
-        return self.timings.prompt_tokens
-
-    @property
-    def timings(self) -> Timings:
-        """Where the time went so far."""
-        return Timings(*self._generation.timings)
-
-    @property
-    def seed(self) -> int:
-        """The seed given, or the one drawn."""
-        return self._generation.seed
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a stream cannot be pickled: pickle its model, or the text that it gave")
-
-    def close(self) -> None:
-        """Stops, and frees the cache if it is not that of an explicit session."""
-        self._save_prompt()
-        if self._owned:
-            self._session.close()
+def _exp(x: float) -> float:
+    """The exponential, infinite where Python's raises."""
+    return exp(x) if x < 709 else float("inf")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from . import _core
+from .errors import ModelChangedError
 
 
 class Tokenizer:
     """The tokenizer of a model file, which may also be one with a vocabulary and no weights.
 
-    The vocabulary is indexed when it is first used.
+    The vocabulary is indexed when it is first used. A tokenizer can be pickled, as the path of its file and a
+    fingerprint: whoever unpickles it opens the same file.
 
     Raises:
         ModelFileError, ModelFormatError, UnsupportedModelError: by what is wrong with the file.
@@ -19,11 +22,12 @@ class Tokenizer:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._core = _core.Tokenizer(path)
+        self._path = os.fspath(path)
 
     @classmethod
-    def _of(cls, core: _core.Tokenizer) -> Tokenizer:
+    def _of(cls, core: _core.Tokenizer, path: str) -> Tokenizer:
         self = cls.__new__(cls)
-        self._core = core
+        self._core, self._path = core, path
         return self
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
@@ -37,7 +41,11 @@ class Tokenizer:
         return self._core.encode(text, add_special, parse_special)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """Turns token ids into text. Bytes that are not UTF-8 become U+FFFD."""
+        """Turns token ids into text. Bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            ValueError: for an id that is not in the vocabulary.
+        """
         return self._core.decode(ids, skip_special)
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -67,5 +75,16 @@ class Tokenizer:
         """Whether it ends an answer."""
         return self._core.is_end_of_generation(token_id)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (os.path.abspath(self._path), self._core.checkpoint().fingerprint())
+
     def __repr__(self) -> str:
         return f"<Tokenizer of {self.vocab_size} tokens>"
+
+
+def _reopen(path: str, fingerprint: tuple[int, int, int]) -> Tokenizer:
+    """A tokenizer as it was pickled."""
+    tokenizer = Tokenizer(path)
+    if tokenizer._core.checkpoint().fingerprint() != fingerprint:
+        raise ModelChangedError(f"{path}: the model file is not the one that was pickled", path)
+    return tokenizer

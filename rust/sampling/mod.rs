@@ -1,295 +1,30 @@
 //! From logits to a token.
 //!
-//! The steps are those of llama.cpp, in its order: bias and penalties, then the filters `top_k`, `top_p` and
-//! `min_p`, then temperature, then one draw. Each filter keeps the most likely tokens down to some
-//! point, so all three cut one list, and that list is never longer than it has to be: the logits of a
-//! 128k vocabulary are scanned, not sorted.
+//! Sampling is a chain of steps, a file each, in the order of llama.cpp: bias and penalties change logits; `top_k`,
+//! `top_p` and `min_p` cut; then comes the temperature, then one draw. [`Candidates`] is what they work on. A new step is
+//! a file, a line in [`chain`], and rows in [`SamplingParams`] for what can be said about it.
 
+mod bias;
+mod candidates;
+mod chain;
+mod min_p;
+mod params;
+mod penalties;
 mod rng;
+mod temperature;
+mod top_k;
+mod top_p;
 
+pub use candidates::Candidates;
+pub use chain::{Sampler, Step};
+pub(crate) use params::parameters;
+pub use params::{Field, Kind, Parameter, SamplingParams, Value};
 pub use rng::Rng;
-
-use std::cmp::Ordering;
-use std::hash::{BuildHasher, Hasher};
-
-use crate::error::{Error, Result};
-
-/// How a token is chosen. The defaults are llama.cpp's.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SamplingParams {
-    /// Logits are divided by it: below 1 more predictable, above 1 more daring. 0 takes the most likely.
-    pub temperature: f32,
-    /// Keep the `top_k` most likely tokens; 0 keeps all.
-    pub top_k: usize,
-    /// Keep the most likely tokens that together have this probability; 1 keeps all.
-    pub top_p: f32,
-    /// Keep tokens at least this likely, relative to the most likely; 0 keeps all.
-    pub min_p: f32,
-    /// Makes tokens that were there lately less likely: their logits are divided by it, or multiplied
-    /// if negative. 1 changes nothing.
-    pub repeat_penalty: f32,
-    /// How many of the latest tokens the penalties look at.
-    pub repeat_last_n: usize,
-    /// Subtracted from the logit of each token that was there lately.
-    pub presence_penalty: f32,
-    /// The same, for each time that it was there.
-    pub frequency_penalty: f32,
-    /// Added to the logits of these tokens, before all else; minus infinity rules a token out.
-    pub logit_bias: Vec<(u32, f32)>,
-    /// Where the random numbers start; `None` draws a seed.
-    pub seed: Option<u64>,
-}
-
-impl Default for SamplingParams {
-    fn default() -> Self {
-        Self {
-            temperature: 0.8,
-            top_k: 40,
-            top_p: 0.95,
-            min_p: 0.05,
-            repeat_penalty: 1.0,
-            repeat_last_n: 64,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: None,
-        }
-    }
-}
-
-impl SamplingParams {
-    /// Always the most likely token.
-    pub fn greedy() -> Self {
-        Self { temperature: 0.0, ..Self::default() }
-    }
-
-    fn check(&self) -> Result<()> {
-        let check = |name: &str, value: f32, ok: bool, range: &str| {
-            if ok { Ok(()) } else { Err(Error::Argument(format!("{name} is {value}, it must be {range}"))) }
-        };
-        let Self { temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, .. } = *self;
-        check("temperature", temperature, temperature >= 0.0 && temperature.is_finite(), "0 or more")?;
-        check("top_p", top_p, (0.0..=1.0).contains(&top_p), "from 0 to 1")?;
-        check("min_p", min_p, (0.0..=1.0).contains(&min_p), "from 0 to 1")?;
-        check("repeat_penalty", repeat_penalty, repeat_penalty > 0.0 && repeat_penalty.is_finite(), "above 0")?;
-        check("presence_penalty", presence_penalty, presence_penalty.is_finite(), "a finite number")?;
-        check("frequency_penalty", frequency_penalty, frequency_penalty.is_finite(), "a finite number")?;
-        self.logit_bias.iter().try_for_each(|&(_, bias)| check("logit_bias", bias, !bias.is_nan(), "a number"))
-    }
-
-    fn has_penalties(&self) -> bool {
-        self.repeat_last_n > 0
-            && (self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0)
-    }
-}
-
-/// Chooses tokens. Keeps its random numbers and its buffers from one token to the next.
-///
-/// ```
-/// use llama_rs::sampling::{Sampler, SamplingParams};
-///
-/// let mut sampler = Sampler::new(SamplingParams { seed: Some(7), ..Default::default() })?;
-/// let token = sampler.sample(&[0.1, 2.0, -1.0, 1.9], &[]).expect("at least one logit is a number");
-/// assert!(token == 1 || token == 3);
-/// # Ok::<(), llama_rs::Error>(())
-/// ```
-#[derive(Debug, Clone)]
-pub struct Sampler {
-    params: SamplingParams,
-    rng: Rng,
-    changed: Vec<f32>,          // the logits after bias and penalties
-    recent: Vec<u32>,           // the tokens they are about
-    candidates: Vec<Candidate>, // what the filters have left
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Candidate {
-    logit: f32, // finite
-    id: u32,
-}
-
-impl Candidate {
-    /// Most likely first; of equals the lower id first.
-    fn order(a: &Self, b: &Self) -> Ordering {
-        b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
-    }
-}
-
-impl Sampler {
-    /// A sampler at the start of its random numbers.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for a parameter out of its range.
-    pub fn new(params: SamplingParams) -> Result<Self> {
-        params.check()?;
-        // The standard library's hash keys are the operating system's random numbers.
-        let seed = params.seed.unwrap_or_else(|| std::hash::RandomState::new().build_hasher().finish());
-        let rng = Rng::new(seed);
-        Ok(Self { params, rng, changed: Vec::new(), recent: Vec::new(), candidates: Vec::new() })
-    }
-
-    /// The seed, given or drawn: with it the same text can be had again.
-    pub fn seed(&self) -> u64 {
-        self.rng.seed()
-    }
-
-    /// The random numbers to come.
-    pub fn rng(&self) -> &Rng {
-        &self.rng
-    }
-
-    /// Goes on with the random numbers of an answer before, unless a seed was given.
-    pub fn resume(&mut self, rng: &Rng) {
-        if self.params.seed.is_none() {
-            self.rng = rng.clone();
-        }
-    }
-
-    /// Chooses a token. `recent` are the tokens so far, latest last, for the penalties.
-    ///
-    /// Logits that are NaN or minus infinity are never chosen. `None` if there are no others, as a
-    /// damaged weight makes them.
-    pub fn sample(&mut self, logits: &[f32], recent: &[u32]) -> Option<u32> {
-        if !self.params.has_penalties() && self.params.logit_bias.is_empty() {
-            return self.choose(logits);
-        }
-        let mut changed = std::mem::take(&mut self.changed);
-        changed.clear();
-        changed.extend_from_slice(logits);
-        for &(id, bias) in &self.params.logit_bias {
-            changed.get_mut(id as usize).into_iter().for_each(|x| *x += bias);
-        }
-        if self.params.has_penalties() {
-            self.penalize(&mut changed, recent);
-        }
-        let token = self.choose(&changed);
-        self.changed = changed;
-        token
-    }
-
-    fn penalize(&mut self, logits: &mut [f32], recent: &[u32]) {
-        let Self { params, recent: latest, .. } = self;
-        latest.clear();
-        latest.extend_from_slice(&recent[recent.len().saturating_sub(params.repeat_last_n)..]);
-        latest.sort_unstable();
-        for same in latest.chunk_by(|a, b| a == b) {
-            let Some(logit) = logits.get_mut(same[0] as usize) else { continue };
-            *logit = if *logit > 0.0 { *logit / params.repeat_penalty } else { *logit * params.repeat_penalty };
-            *logit -= params.presence_penalty + same.len() as f32 * params.frequency_penalty;
-        }
-    }
-
-    fn choose(&mut self, logits: &[f32]) -> Option<u32> {
-        let SamplingParams { temperature, top_k, top_p, min_p, .. } = self.params;
-        if temperature == 0.0 {
-            return argmax(logits);
-        }
-        let candidates = &mut self.candidates;
-        if top_k > 0 && top_k < logits.len() {
-            select_top(logits, top_k, candidates);
-        } else {
-            candidates.clear();
-            candidates.extend(usable(logits));
-        }
-        let max = candidates.iter().map(|c| c.logit).fold(f32::NEG_INFINITY, f32::max);
-        // `top_p` counts the probability of all that `top_k` left, so its sum comes before `min_p` cuts.
-        let mass = |c: &Candidate| f64::from((c.logit - max).exp());
-        let enough = if top_p < 1.0 { f64::from(top_p) * candidates.iter().map(mass).sum::<f64>() } else { f64::MAX };
-        if min_p > 0.0 {
-            let least = max + min_p.ln();
-            candidates.retain(|c| c.logit >= least);
-        }
-        if top_p < 1.0 {
-            keep_mass(candidates, enough, mass);
-        }
-        let weight = |c: &Candidate| f64::from(((c.logit - max) / temperature).exp());
-        let mut left = self.rng.next_f64() * candidates.iter().map(weight).sum::<f64>();
-        for c in &*candidates {
-            left -= weight(c);
-            if left < 0.0 {
-                return Some(c.id);
-            }
-        }
-        // Only rounding leads here (or nothing to choose from): the most likely is as good as any.
-        candidates.iter().min_by(|a, b| Candidate::order(a, b)).map(|c| c.id)
-    }
-}
-
-/// The id of the largest logit; of equals the lowest.
-fn argmax(logits: &[f32]) -> Option<u32> {
-    // Sixteen maxima side by side, so that the compiler may use vectors. NaN is larger than nothing.
-    let mut max = [f32::NEG_INFINITY; 16];
-    let (chunks, rest) = logits.as_chunks::<16>();
-    for chunk in chunks {
-        for (max, &x) in max.iter_mut().zip(chunk) {
-            *max = if x > *max { x } else { *max };
-        }
-    }
-    let max = max.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
-    if max == f32::NEG_INFINITY {
-        return None;
-    }
-    logits.iter().position(|&x| x == max).map(|i| i as u32)
-}
-
-/// The logits that a token can be chosen by. Infinity becomes the largest number.
-fn usable(logits: &[f32]) -> impl Iterator<Item = Candidate> {
-    let all = logits.iter().enumerate();
-    all.filter(|(_, x)| **x > f32::NEG_INFINITY).map(|(i, x)| Candidate { logit: x.min(f32::MAX), id: i as u32 })
-}
-
-/// Puts the `k` most likely tokens into `out`, most likely first.
-///
-/// One pass. What cannot be among the `k` fails one comparison, which is nearly all of a vocabulary;
-/// the rest is gathered, and thinned to `k` whenever there are `4 k`.
-fn select_top(logits: &[f32], k: usize, out: &mut Vec<Candidate>) {
-    let room = k.saturating_mul(4).max(256);
-    let mut least = f32::NEG_INFINITY; // of the best k so far; an equal one that comes later is no better
-    out.clear();
-    for (block, first_id) in logits.chunks(64).zip((0..).step_by(64)) {
-        if !block.iter().fold(false, |any, &x| any | (x > least)) {
-            continue;
-        }
-        let new = usable(block).filter(|c| c.logit > least);
-        out.extend(new.map(|c| Candidate { id: first_id + c.id, ..c }));
-        if out.len() >= room {
-            out.select_nth_unstable_by(k - 1, Candidate::order);
-            out.truncate(k);
-            least = out[k - 1].logit;
-        }
-    }
-    if out.len() > k {
-        out.select_nth_unstable_by(k - 1, Candidate::order);
-        out.truncate(k);
-    }
-    out.sort_unstable_by(Candidate::order);
-}
-
-/// Keeps the most likely candidates that together have the mass `enough`, at least one, sorted.
-fn keep_mass(candidates: &mut Vec<Candidate>, enough: f64, mass: impl Fn(&Candidate) -> f64) {
-    let mut sorted = 0; // so many are sorted, and all others come after them
-    let mut sum = 0.0;
-    while sorted < candidates.len() {
-        let rest = &mut candidates[sorted..];
-        let n = rest.len().min(64 + 3 * sorted);
-        if n < rest.len() {
-            rest.select_nth_unstable_by(n - 1, Candidate::order);
-        }
-        rest[..n].sort_unstable_by(Candidate::order);
-        for (i, c) in rest[..n].iter().enumerate() {
-            sum += mass(c);
-            if sum >= enough {
-                candidates.truncate(sorted + i + 1);
-                return;
-            }
-        }
-        sorted += n;
-    }
-}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
 
     /// What the steps mean, written without a thought for speed: sorts everything, in f64.
     fn probabilities(logits: &[f32], recent: &[u32], params: &SamplingParams) -> Vec<f64> {
@@ -397,6 +132,43 @@ mod tests {
             let terms: Vec<f64> = cells.map(|(e, n)| (n - e).powi(2) / e).collect();
             let (chi, k) = (terms.iter().sum::<f64>(), terms.len() as f64);
             assert!((chi - k).abs() < 5.0 * (2.0 * k).sqrt() + 5.0, "chi-squared {chi} over {k} cells");
+        }
+    }
+
+    #[test]
+    fn a_seed_draws_the_tokens_that_it_has_always_drawn() {
+        // Drawn by the sampler of version 0.1.0, which was one function.
+        let logits = random_logits(&mut Rng::new(11), 3000, 2.0);
+        let d = SamplingParams { seed: Some(7), ..Default::default() };
+        let open = SamplingParams { top_k: 0, ..d.clone() };
+        for (params, expected) in [
+            (d.clone(), [214, 320, 2917, 2934, 1356, 1536, 1929, 2985]),
+            (SamplingParams { temperature: 1.7, ..d.clone() }, [214, 2985, 1329, 2769, 1451, 1141, 1893, 2268]),
+            (open.clone(), [214, 1395, 71, 2769, 1937, 144, 1412, 2268]),
+            (SamplingParams { top_p: 1.0, ..open.clone() }, [169, 277, 2268, 1329, 2985, 1395, 2268, 1064]),
+            (SamplingParams { top_p: 1.0, min_p: 0.0, ..open.clone() }, [169, 320, 2238, 1340, 2985, 1395, 2268, 1042]),
+            (
+                SamplingParams { min_p: 0.0, temperature: 3.0, ..open.clone() },
+                [1567, 353, 2417, 307, 2802, 301, 636, 872],
+            ),
+            (
+                SamplingParams {
+                    repeat_penalty: 1.3,
+                    presence_penalty: 0.2,
+                    frequency_penalty: 0.1,
+                    top_p: 0.99,
+                    temperature: 2.0,
+                    ..open
+                },
+                [1395, 1141, 2034, 2107, 1428, 494, 1585, 2367],
+            ),
+            (SamplingParams { logit_bias: vec![(5, 9.0), (6, 8.0), (7, 8.5)], ..d.clone() }, [5; 8]),
+            (SamplingParams { temperature: 0.0, ..d }, [214; 8]),
+        ] {
+            let mut sampler = Sampler::new(params.clone()).unwrap();
+            let mut tokens = vec![];
+            (0..8).for_each(|_| tokens.push(sampler.sample(&logits, &tokens).unwrap()));
+            assert_eq!(tokens, expected, "{params:?}");
         }
     }
 

@@ -1,73 +1,30 @@
 //! From a prompt to a stream of text.
 //!
-//! A [`Generation`] is a state machine that owns everything about one answer but the session, which is
-//! lent to it for each step: so a caller may keep both where it likes, between steps too. What it adds
-//! to `forward` and `sample` are the rules of when to stop, and that only text which is surely part of
-//! the answer goes out: whole characters, and nothing that a stop string may still swallow.
+//! An [`Answer`] is fed logits and gives text. A [`Generation`] is the loop that drives it with a session, which is lent
+//! to it for each step: so a caller may keep both where it likes, between steps too. What the loop adds are the prefix
+//! that the session has already, what to do when the context is full, and where the time went.
 
-use std::borrow::Borrow;
+mod answer;
+mod options;
+mod stop;
+
+pub use answer::{Answer, Decode, Event, FinishReason};
+pub use options::{Options, Overflow, PromptOptions};
+pub use stop::StopStrings;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::sampling::{Rng, Sampler, SamplingParams};
+use crate::sampling::Rng;
 use crate::threads::Interrupt;
-use crate::tokenizer::{StreamDecoder, Tokenizer};
-
-/// How to generate.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    /// Most tokens to generate; `None` goes on until the model ends or the context is full.
-    pub max_tokens: Option<usize>,
-    /// Strings that end the answer. They are not part of it.
-    pub stop: Vec<String>,
-    /// How a token is chosen.
-    pub sampling: SamplingParams,
-    /// Never choose an end token.
-    pub ignore_eos: bool,
-    /// What to do when the context is full.
-    pub on_overflow: Overflow,
-}
-
-/// What to do when the context is full and the answer has not ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Overflow {
-    /// End the answer.
-    #[default]
-    Stop,
-    /// Make room and go on: keep the first `n_keep` tokens, discard the older half of the others.
-    Shift {
-        /// Tokens from the start that stay for ever, less than the context has. A few of them should: models
-        /// lean on them (Xiao et al., "Efficient streaming language models with attention sinks", 2023).
-        n_keep: usize,
-    },
-}
-
-/// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// The model ended it, or a stop string did.
-    Stop,
-    /// `max_tokens` were generated, or the context is full.
-    Length,
-}
-
-impl FinishReason {
-    /// `stop` or `length`, as in OpenAI's API.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-        }
-    }
-}
 
 /// Where the time went. The caller's own time between two pieces counts nowhere.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Timings {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// So many of them were in the session already.
+    /// How many of them were in the session already.
     pub cached_tokens: usize,
     /// Time until the prompt was computed.
     pub prompt: Duration,
@@ -95,38 +52,16 @@ pub trait Forward {
     fn path(&self) -> &Path;
 }
 
-/// Turns token ids into text, bit by bit.
-pub trait Decode {
-    /// The text that this token completes: whole characters only.
-    fn push(&mut self, id: u32) -> Result<String>;
-    /// What is left when no more tokens come.
-    fn finish(&mut self) -> String;
-}
-
-impl<T: Borrow<Tokenizer>> Decode for StreamDecoder<T> {
-    fn push(&mut self, id: u32) -> Result<String> {
-        StreamDecoder::push(self, id)
-    }
-
-    fn finish(&mut self) -> String {
-        StreamDecoder::finish(self)
-    }
-}
-
-/// One answer in the making.
+/// One answer in the making, driven with a session.
 ///
 /// What the session has of the prompt already, from the first token on, is not computed again. Without a seed, the
 /// random numbers go on where the session's last answer left off.
+#[derive(Debug)]
 pub struct Generation<D> {
-    decoder: D,
-    sampler: Sampler,
-    stop: StopStrings,
-    end_tokens: Vec<u32>,
-    max_tokens: usize,
+    answer: Answer<D>,
     on_overflow: Overflow,
-    tokens: Vec<u32>, // the prompt, and then the answer
-    pending: usize,   // so many of them, the last ones, are not computed yet
-    finish: Option<FinishReason>,
+    n_keep: usize,
+    position: usize, // where the session was left
     timings: Timings,
 }
 
@@ -134,42 +69,29 @@ impl<D: Decode> Generation<D> {
     /// Prepares to answer `prompt`. Computes nothing yet.
     ///
     /// # Errors
-    /// [`Error::Argument`] for an empty prompt, an empty stop string, or a sampling parameter out of range.
+    /// As for [`Answer::new`].
     pub fn new(prompt: Vec<u32>, end_tokens: &[u32], decoder: D, options: Options) -> Result<Self> {
-        let Options { max_tokens, stop, mut sampling, ignore_eos, on_overflow } = options;
-        if prompt.is_empty() {
-            return Err(Error::Argument("the prompt has no tokens: it must have at least one".into()));
-        }
-        if ignore_eos {
-            sampling.logit_bias.extend(end_tokens.iter().map(|&id| (id, f32::NEG_INFINITY)));
-        }
-        Ok(Self {
-            decoder,
-            sampler: Sampler::new(sampling)?,
-            stop: StopStrings::new(stop)?,
-            end_tokens: end_tokens.to_vec(),
-            max_tokens: max_tokens.unwrap_or(usize::MAX),
-            on_overflow,
-            timings: Timings { prompt_tokens: prompt.len(), ..Timings::default() },
-            pending: prompt.len(),
-            tokens: prompt,
-            finish: None,
-        })
+        let on_overflow = options.on_overflow;
+        let n_keep = usize::try_from(options.n_keep).unwrap_or(prompt.len());
+        let answer = Answer::new(prompt, end_tokens, decoder, options)?;
+        let timings = Timings { prompt_tokens: answer.prompt().len(), ..Timings::default() };
+        Ok(Self { answer, on_overflow, n_keep, position: 0, timings })
     }
 
     /// The next piece of the answer, never empty; `None` when it is complete.
     ///
-    /// Give it the same session each time. After [`Error::Interrupted`] it may be called again and goes
-    /// on where it was.
+    /// Give it the same session each time, as it left it. After [`Error::Interrupted`] it may be called again and goes on
+    /// where it was.
     ///
     /// # Errors
-    /// [`Error::ContextOverflow`] if the prompt does not fit, [`Error::Numeric`] if the model gives no
-    /// usable logits, and whatever the session's `forward` and the decoder say.
+    /// [`Error::ContextOverflow`] if the prompt does not fit, [`Error::SessionBusy`] if the session has been used for
+    /// something else meanwhile, [`Error::Numeric`] if the model gives no usable logits, and whatever the session's
+    /// `forward` and the decoder say.
     pub fn next<S: Forward>(&mut self, session: &mut S, interrupt: &Interrupt) -> Result<Option<String>> {
-        while self.finish.is_none() {
-            let piece = self.step(session, interrupt)?;
-            if !piece.is_empty() {
-                return Ok(Some(piece));
+        while self.answer.finish_reason().is_none() {
+            let text = self.step(session, interrupt)?;
+            if !text.is_empty() {
+                return Ok(Some(text));
             }
         }
         Ok(None)
@@ -178,146 +100,81 @@ impl<D: Decode> Generation<D> {
     /// One token more, or the end. Gives the text that is now certain.
     fn step<S: Forward>(&mut self, session: &mut S, interrupt: &Interrupt) -> Result<String> {
         let start = Instant::now();
-        let is_prompt = self.generated().is_empty();
-        if self.generated().len() >= self.max_tokens {
-            return Ok(self.end(FinishReason::Length));
-        }
+        let is_prompt = self.answer.generated().is_empty();
         if is_prompt {
             self.begin(session)?;
-        } else if self.pending > session.context_length().saturating_sub(session.position()) {
-            match self.on_overflow {
-                Overflow::Stop => return Ok(self.end(FinishReason::Length)),
-                Overflow::Shift { n_keep } => {
-                    let n_discard = session.position().saturating_sub(n_keep) / 2;
-                    session.shift(n_keep, n_discard.max(1))?;
-                }
+        } else if session.position() != self.position {
+            return Err(Error::SessionBusy(CHANGED));
+        } else if self.answer.wants().len() > session.context_length().saturating_sub(session.position()) {
+            if self.on_overflow == Overflow::Stop {
+                return Ok(self.answer.end(FinishReason::Length));
             }
+            let n_discard = session.position().saturating_sub(self.n_keep) / 2;
+            session.shift(self.n_keep, n_discard.max(1))?;
+            self.position = session.position();
         }
 
-        let computed = self.tokens.len() - self.pending;
-        let logits = session.forward(&self.tokens[computed..], interrupt)?;
+        let logits = session.forward(self.answer.wants(), interrupt)?;
         let after_forward = Instant::now();
-        let token = self.sampler.sample(logits, &self.tokens);
-        self.pending = 0;
-        *session.rng() = Some(self.sampler.rng().clone());
-        let Some(token) = token else {
-            let what = format!("no logit after token {} is a number: a weight is damaged", self.tokens.len());
-            return Err(Error::Numeric { path: session.path().to_path_buf(), what });
-        };
-
-        let text = if self.end_tokens.contains(&token) {
-            self.end(FinishReason::Stop)
-        } else {
-            self.tokens.push(token);
-            self.pending = 1;
-            self.timings.generated_tokens += 1;
-            let text = self.decoder.push(token)?;
-            let (text, stopped) = self.stop.push(&text);
-            if stopped {
-                self.finish = Some(FinishReason::Stop);
-            }
-            text
-        };
+        let event = self.answer.accept(logits).map_err(|e| match e {
+            Error::Numeric { what, .. } => Error::Numeric { path: session.path().to_path_buf(), what },
+            e => e,
+        });
+        self.position = session.position();
+        *session.rng() = Some(self.answer.rng().clone());
+        self.timings.generated_tokens = self.answer.generated().len();
         if is_prompt {
             self.timings.prompt = after_forward - start;
             self.timings.generation += after_forward.elapsed();
         } else {
             self.timings.generation += start.elapsed();
         }
-        Ok(text)
+        Ok(match event? {
+            Event::Piece(text) | Event::End { text, .. } => text,
+            Event::Silent => String::new(),
+        })
     }
 
     /// Finds what the session has of the prompt.
     fn begin<S: Forward>(&mut self, session: &mut S) -> Result<()> {
-        let (tokens, context_length) = (self.tokens.len(), session.context_length());
+        let (tokens, context_length) = (self.answer.prompt().len(), session.context_length());
         if tokens > context_length {
             return Err(Error::ContextOverflow { tokens, context_length });
         }
-        match self.on_overflow {
-            Overflow::Shift { n_keep } if n_keep >= context_length => {
-                let what = format!("n_keep is {n_keep}, it must be less than the context_length of {context_length}");
-                return Err(Error::Argument(what));
-            }
-            _ => {}
+        if self.on_overflow == Overflow::Shift && self.n_keep >= context_length {
+            let n_keep = self.n_keep;
+            let what = format!("n_keep is {n_keep}, it must be less than the context_length of {context_length}");
+            return Err(Error::Argument(what));
         }
         if let Some(rng) = session.rng() {
-            self.sampler.resume(rng);
+            self.answer.resume(rng);
         }
-        self.timings.cached_tokens = session.keep_prefix(&self.tokens);
-        self.pending = tokens - self.timings.cached_tokens;
+        self.timings.cached_tokens = session.keep_prefix(self.answer.prompt());
+        self.answer.set_computed(self.timings.cached_tokens);
         Ok(())
-    }
-
-    /// Ends the answer: what was held back for a character or a stop string is text after all.
-    fn end(&mut self, reason: FinishReason) -> String {
-        let rest = self.decoder.finish();
-        let (mut text, stopped) = self.stop.push(&rest);
-        self.finish = Some(if stopped { FinishReason::Stop } else { reason });
-        if !stopped {
-            text.push_str(&std::mem::take(&mut self.stop.held));
-        }
-        text
     }
 }
 
-impl<D> Generation<D> {
-    /// The tokens of the answer so far, without an end token.
-    pub fn generated(&self) -> &[u32] {
-        &self.tokens[self.timings.prompt_tokens..]
-    }
+/// What a stream says when it no longer fits its session.
+pub(crate) const CHANGED: &str = "the session was used for something else since the last piece of this answer: ask again, or use a \
+                       session for each answer";
 
-    /// Why the answer ended; `None` while it has not.
-    pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.finish
+impl<D> Generation<D> {
+    /// The answer so far.
+    pub fn answer(&self) -> &Answer<D> {
+        &self.answer
     }
 
     /// The times so far.
     pub fn timings(&self) -> Timings {
         self.timings
     }
-
-    /// The seed, given or drawn.
-    pub fn seed(&self) -> u64 {
-        self.sampler.seed()
-    }
-}
-
-/// Finds stop strings in text that comes in pieces.
-///
-/// How the text is cut into pieces makes no difference: the stop string that is complete first counts,
-/// and of two that are complete at the same time the longer.
-struct StopStrings {
-    stop: Vec<String>,
-    held: String, // the start of a stop string, perhaps
-}
-
-impl StopStrings {
-    fn new(stop: Vec<String>) -> Result<Self> {
-        if stop.iter().any(String::is_empty) {
-            return Err(Error::Argument("a stop string is empty: it must have at least one character".into()));
-        }
-        Ok(Self { stop, held: String::new() })
-    }
-
-    /// Takes a piece; gives the text that is certain, and whether a stop string ended it.
-    fn push(&mut self, piece: &str) -> (String, bool) {
-        self.held.push_str(piece);
-        let found = self.stop.iter().filter_map(|stop| self.held.find(stop).map(|start| (start + stop.len(), start)));
-        if let Some((_, start)) = found.min() {
-            let mut text = std::mem::take(&mut self.held);
-            text.truncate(start);
-            return (text, true);
-        }
-        let may_start = |&(i, _): &(usize, char)| self.stop.iter().any(|stop| stop.starts_with(&self.held[i..]));
-        let certain = self.held.char_indices().find(may_start).map_or(self.held.len(), |(i, _)| i);
-        let rest = self.held.split_off(certain);
-        (std::mem::replace(&mut self.held, rest), false)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sampling::SamplingParams;
 
     /// Counts upwards: after token `t` comes `t + 1`. Its tokens are letters.
     struct Counter {
@@ -398,14 +255,14 @@ mod tests {
         Options { sampling: SamplingParams::greedy(), ..Options::default() }
     }
 
-    struct Answer {
+    struct Done {
         pieces: Vec<String>,
         ids: Vec<u32>,
         reason: &'static str,
         computed: usize,
     }
 
-    fn answer(prompt: &[u32], context_length: usize, options: Options) -> Result<Answer> {
+    fn answer(prompt: &[u32], context_length: usize, options: Options) -> Result<Done> {
         let mut session = counter(context_length);
         let mut generation = Generation::new(prompt.to_vec(), &[END], Letters::default(), options)?;
         let mut pieces = vec![];
@@ -415,9 +272,12 @@ mod tests {
         }
         assert_eq!(generation.next(&mut session, &Interrupt::never())?, None);
         let timings = generation.timings();
-        assert_eq!((timings.prompt_tokens, timings.generated_tokens), (prompt.len(), generation.generated().len()));
-        let reason = generation.finish_reason().unwrap().as_str();
-        Ok(Answer { pieces, ids: generation.generated().to_vec(), reason, computed: session.seen.len() })
+        assert_eq!(
+            (timings.prompt_tokens, timings.generated_tokens),
+            (prompt.len(), generation.answer().generated().len())
+        );
+        let reason = generation.answer().finish_reason().unwrap().as_str();
+        Ok(Done { pieces, ids: generation.answer().generated().to_vec(), reason, computed: session.seen.len() })
     }
 
     #[test]
@@ -462,7 +322,8 @@ mod tests {
         let shift = |n_keep| Options {
             max_tokens: Some(40),
             ignore_eos: true,
-            on_overflow: Overflow::Shift { n_keep },
+            on_overflow: Overflow::Shift,
+            n_keep,
             ..greedy()
         };
         for n_keep in 0..8 {
@@ -470,9 +331,10 @@ mod tests {
             let options = Options { max_tokens: Some(12), ..shift(n_keep) };
             let mut generation = Generation::new(vec![5, 6], &[END], Letters::default(), options).unwrap();
             while generation.next(&mut session, &Interrupt::never()).unwrap().is_some() {}
-            assert_eq!(generation.generated(), (7..19).collect::<Vec<_>>());
-            assert_eq!(generation.finish_reason(), Some(FinishReason::Length));
-            assert_eq!(session.seen[..n_keep.min(2)], [5, 6][..n_keep.min(2)]);
+            assert_eq!(generation.answer().generated(), (7..19).collect::<Vec<_>>());
+            assert_eq!(generation.answer().finish_reason(), Some(FinishReason::Length));
+            let kept = n_keep.min(2) as usize;
+            assert_eq!(session.seen[..kept], [5, 6][..kept]);
         }
         let e = answer(&[5, 6, 7], 8, shift(8)).err().unwrap();
         assert!(matches!(e, Error::Argument(_)), "{e}");
@@ -492,7 +354,7 @@ mod tests {
             while generation.next(&mut session, &Interrupt::never()).unwrap().is_some() {}
             assert_eq!(generation.timings().cached_tokens, cached, "{prompt:?}");
             let last = prompt[prompt.len() - 1];
-            assert_eq!(generation.generated(), [last + 1, last + 2]);
+            assert_eq!(generation.answer().generated(), [last + 1, last + 2]);
         }
     }
 
@@ -512,7 +374,7 @@ mod tests {
                 let options = Options { max_tokens: Some(8), ignore_eos: true, sampling, ..Options::default() };
                 let mut generation = Generation::new(vec![1], &[END], Letters::default(), options).unwrap();
                 while generation.next(&mut session, &Interrupt::never()).unwrap().is_some() {}
-                generation.generated().to_vec()
+                generation.answer().generated().to_vec()
             })
         };
         let [first, second] = answers([Some(7), None]);
@@ -551,34 +413,126 @@ mod tests {
         assert!(matches!(answer(&[5], 100, stop(&["x", ""])).err().unwrap(), Error::Argument(_)));
     }
 
+    /// What the model of these tests gives after `token`.
+    fn logits_after(token: u32) -> Vec<f32> {
+        let mut logits = vec![0.0; 40];
+        logits[(token as usize + 1).min(39)] = 4.0;
+        logits[0] = 3.0;
+        logits
+    }
+
+    fn drawn(seed: u64) -> Options {
+        let sampling = SamplingParams { seed: Some(seed), temperature: 1.5, ..SamplingParams::default() };
+        Options { max_tokens: Some(20), sampling, ..Options::default() }
+    }
+
+    /// The text and the tokens of an answer that is driven in the plainest way.
+    fn plain(prompt: &[u32], options: Options) -> (String, Vec<u32>) {
+        let mut answer = Answer::new(prompt.to_vec(), &[END], Letters::default(), options).unwrap();
+        let mut text = String::new();
+        while let Some(&last) = answer.wants().last() {
+            match answer.accept(&logits_after(last)).unwrap() {
+                Event::Piece(piece) | Event::End { text: piece, .. } => text.push_str(&piece),
+                Event::Silent => {}
+            }
+        }
+        (text, answer.generated().to_vec())
+    }
+
     #[test]
-    fn the_cut_of_the_text_into_pieces_makes_no_difference() {
-        let stops = ["ab", "bcb", "cbc", "é!", "aé"];
-        let mut rng = crate::sampling::Rng::new(5);
-        let mut random = |n: u64| rng.next_u64() % n;
-        for _ in 0..3000 {
-            let text: String = (0..12).map(|_| ['a', 'b', 'c', 'é', '!'][random(5) as usize]).collect();
-            let chosen: Vec<String> = stops.iter().filter(|_| random(2) == 0).map(|s| s.to_string()).collect();
-            let run = |mut cut: Box<dyn FnMut() -> bool + '_>| {
-                let mut finder = StopStrings::new(chosen.clone()).unwrap();
-                let (mut out, mut piece) = (String::new(), String::new());
-                for c in text.chars() {
-                    piece.push(c);
-                    if cut() {
-                        let (text, stopped) = finder.push(&std::mem::take(&mut piece));
-                        out.push_str(&text);
-                        if stopped {
-                            return out;
-                        }
+    fn answers_are_driven_by_hand_side_by_side() {
+        // As a scheduler does it: three at a time, four tokens at most for each in a pass, and now and then one of them
+        // has to leave the cache and is computed again.
+        let prompts: [&[u32]; 3] = [&[1, 2, 3, 4, 5, 6, 7, 8, 9], &[20, 21], &[0]];
+        let mut answers: Vec<_> = (0..)
+            .zip(prompts)
+            .map(|(seed, prompt)| Answer::new(prompt.to_vec(), &[END], Letters::default(), drawn(seed)).unwrap())
+            .collect();
+        let mut texts = vec![String::new(); 3];
+        let mut computed = [0; 3];
+        for pass in 0.. {
+            if answers.iter().all(|answer| answer.wants().is_empty()) {
+                break;
+            }
+            if pass % 7 == 6 && answers[pass % 3].finish_reason().is_none() {
+                computed[pass % 3] = 0;
+                answers[pass % 3].set_computed(0);
+            }
+            for ((answer, text), computed) in answers.iter_mut().zip(&mut texts).zip(&mut computed) {
+                let wants = answer.wants();
+                let n = wants.len().min(4);
+                let Some(&last) = wants[..n].last() else { continue };
+                assert_eq!(answer.tokens()[*computed..][..n], wants[..n]);
+                *computed += n;
+                if n < wants.len() {
+                    answer.set_computed(*computed);
+                    continue;
+                }
+                match answer.accept(&logits_after(last)).unwrap() {
+                    Event::Piece(piece) | Event::End { text: piece, .. } => text.push_str(&piece),
+                    Event::Silent => {}
+                }
+            }
+        }
+        for (seed, (prompt, (answer, text))) in (0..).zip(prompts.iter().zip(answers.iter().zip(texts))) {
+            assert_eq!(plain(prompt, drawn(seed)), (text, answer.generated().to_vec()));
+            assert_eq!(answer.prompt(), *prompt);
+        }
+    }
+
+    #[test]
+    fn a_draft_saves_passes_and_changes_nothing() {
+        // As speculation does it: a pass computes a token and three that were guessed, and the logits after each of them
+        // are accepted for as long as the guess was right.
+        let mut passes = 0;
+        let mut tokens = 0;
+        for seed in 0..50 {
+            let mut answer = Answer::new(vec![seed as u32 % 9], &[END], Letters::default(), drawn(seed)).unwrap();
+            let mut text = String::new();
+            while let Some(&last) = answer.wants().last() {
+                passes += 1;
+                let mut batch = vec![last];
+                (0..3).for_each(|_| batch.push(batch[batch.len() - 1] + 1));
+                for (i, &token) in batch.iter().enumerate() {
+                    if i > 0 && answer.wants() != [token] {
+                        break;
+                    }
+                    match answer.accept(&logits_after(token)).unwrap() {
+                        Event::Piece(piece) | Event::End { text: piece, .. } => text.push_str(&piece),
+                        Event::Silent => {}
                     }
                 }
-                let (text, stopped) = finder.push(&piece);
-                out + &text + if stopped { "" } else { &finder.held }
-            };
-            let one_by_one = run(Box::new(|| true));
-            assert_eq!(run(Box::new(|| false)), one_by_one, "{text} {chosen:?}");
-            assert_eq!(run(Box::new(|| random(3) == 0)), one_by_one, "{text} {chosen:?}");
+            }
+            tokens += answer.generated().len();
+            assert_eq!(plain(&[seed as u32 % 9], drawn(seed)), (text, answer.generated().to_vec()));
         }
+        assert!(passes < tokens, "{passes} passes for {tokens} tokens");
+    }
+
+    #[test]
+    fn after_the_end_nothing_is_wanted_and_nothing_changes() {
+        let mut answer =
+            Answer::new(vec![1], &[END], Letters::default(), Options { max_tokens: Some(1), ..greedy() }).unwrap();
+        let end = Event::End { text: "c".into(), reason: FinishReason::Length };
+        assert_eq!(answer.accept(&logits_after(1)).unwrap(), end);
+        assert!(answer.wants().is_empty());
+        assert_eq!(answer.end(FinishReason::Stop), "");
+        let end = Event::End { text: String::new(), reason: FinishReason::Length };
+        assert_eq!(answer.accept(&logits_after(2)).unwrap(), end);
+        assert_eq!(answer.generated(), [2]);
+        let none =
+            Answer::new(vec![1], &[END], Letters::default(), Options { max_tokens: Some(0), ..greedy() }).unwrap();
+        assert!(none.wants().is_empty() && none.finish_reason() == Some(FinishReason::Length));
+    }
+
+    #[test]
+    fn a_session_that_was_used_for_something_else_is_noticed() {
+        let mut session = counter(100);
+        let mut generation = Generation::new(vec![10], &[END], Letters::default(), greedy()).unwrap();
+        generation.next(&mut session, &Interrupt::never()).unwrap();
+        session.seen.push(3);
+        let e = generation.next(&mut session, &Interrupt::never()).unwrap_err();
+        assert!(matches!(e, Error::SessionBusy(_)), "{e}");
     }
 
     #[test]

@@ -1,0 +1,301 @@
+"""A session: what has been computed of a text, and answers that go on from there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Unpack
+
+from . import _core
+from .lazy import Lazy
+from .options import FinishReason, GenerateOptions, SamplingParams, merged
+from .prompt_cache import PromptCache
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from . import model as _model
+else:
+    np, npt, _model = Lazy("numpy"), Lazy("numpy.typing"), Lazy("llama_rs.model")
+
+
+class Timings(NamedTuple):
+    """Where the time of an answer went, in tokens and seconds."""
+
+    prompt_tokens: int
+    prompt_seconds: float
+    generated_tokens: int
+    generation_seconds: float
+    cached_tokens: int
+    """Tokens of the prompt that were in the session already and took no time."""
+
+
+class Completion(NamedTuple):
+    """An answer.
+
+    ``finish_reason`` is ``"stop"`` if the model or a stop string ended it, ``"length"`` at ``max_tokens`` or at the end
+    of the context. ``seed`` is the one given, or the one drawn: with it the same answer comes again.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    timings: Timings
+    seed: int
+
+
+class Session:
+    """A key-value cache and its position: what has been computed, and the state to go on from.
+
+    Made by :meth:`Model.session`. One call at a time may use it. A second one, of another thread or of a signal
+    handler, is a :class:`SessionBusyError` at once; only ``position``, ``context_length``, ``closed`` and ``close`` can
+    be used meanwhile.
+    """
+
+    def __init__(self, model: _model.Model, core: _core.Session) -> None:
+        self.model = model
+        self._handle = core
+
+    @property
+    def position(self) -> int:
+        """Number of tokens computed so far. While a call computes, as it was before that."""
+        return self._handle.position
+
+    @property
+    def context_length(self) -> int:
+        """Positions there is room for."""
+        return self._handle.context_length
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens computed so far."""
+        return self._handle.tokens
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._handle.closed
+
+    def forward(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Computes tokens after those already there.
+
+        Returns:
+            Logits of the last one, ``(vocab_size,)``.
+
+        Raises:
+            ContextOverflowError: if they do not fit. Nothing has changed then.
+            SessionBusyError: if another call uses the session.
+        """
+        return np.asarray(self._handle.forward(token_ids))
+
+    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Computes tokens after those already there.
+
+        Returns:
+            Logits of each of them, ``(n_tokens, vocab_size)``.
+
+        Raises:
+            ContextOverflowError: if they do not fit. Nothing has changed then.
+            MemoryError: if there is no memory for so many logits.
+            SessionBusyError: if another call uses the session.
+        """
+        return np.asarray(self._handle.forward_all(token_ids))
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Answers a prompt, as :meth:`Model.generate` does, with the same options.
+
+        The prompt is the whole text from the beginning. What the session has of it already is not computed again, the
+        rest of the session is forgotten. So in a conversation each prompt is the one before, its answer, and what comes
+        next. Without a seed the random numbers go on where the last answer left off.
+        """
+        return self.stream(prompt, sampling=sampling, **options)._completion()
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Stream:
+        """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text.
+
+        Whoever uses the session for something else before the last piece ends the stream: its next piece is a
+        :class:`SessionBusyError`.
+        """
+        return self._stream(prompt, merged(sampling, options), owned=False)
+
+    def _stream(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        owned: bool,
+        prompt_cache: PromptCache | None = None,
+    ) -> Stream:
+        tokenizer = self.model.tokenizer
+        if isinstance(prompt, str):
+            prompt = tokenizer.encode(prompt, add_special=params.add_special, parse_special=params.parse_special)
+        generation = _core.Generation(self._handle, tokenizer._core, prompt, dict(params))
+        stream = Stream(self, generation, owned=owned)
+        if prompt_cache:
+            stream._prompt_cache = prompt_cache
+            if params.max_tokens == 0:
+                prompt_cache.compute(self, prompt)
+        return stream
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Saves the session to a file: its tokens, all that was computed of them, and where the random numbers are.
+
+        :meth:`Model.load_session` brings it back. The file is replaced in one step: whoever uses the one before keeps
+        it, and if something goes wrong it is still there.
+        """
+        self._handle.save(path, None)
+
+    def truncate(self, n: int) -> None:
+        """Forgets all but the first ``n`` tokens.
+
+        Raises:
+            ValueError: if there are not so many.
+        """
+        self._handle.truncate(n)
+
+    def shift(self, n_keep: int, n_discard: int) -> None:
+        """Makes room: forgets ``n_discard`` tokens after the first ``n_keep``; those after them move down.
+
+        Nothing is computed again, so what moved was computed with the forgotten tokens before it. A later prompt is
+        compared with the tokens that did not move only.
+
+        Raises:
+            ValueError: if there are not so many.
+        """
+        self._handle.shift(n_keep, n_discard)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a session cannot be pickled: save it to a file, and load it where that arrives")
+
+    def close(self) -> None:
+        """Frees the cache. A call that uses it ends with a :class:`ModelClosedError`, as every later one does."""
+        self._handle.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<closed Session>"
+        return f"<Session at {self.position} of {self.context_length} tokens>"
+
+
+class Stream(Iterator[str]):
+    """The pieces of an answer as they come. What it has so far can be asked for at any time, from any thread.
+
+    As a context manager it is closed at the end of the block:
+
+    >>> with model.stream("Once upon a time") as stream:
+    ...     for piece in stream:
+    ...         print(piece, end="")
+    """
+
+    def __init__(self, session: Session, generation: _core.Generation, *, owned: bool) -> None:
+        self._session = session
+        self._generation = generation
+        self._owned = owned  # the session is this stream's alone
+        self._closed = False
+        self._pieces: list[str] = []
+        self._prompt_cache: PromptCache | None = None
+
+    def __next__(self) -> str:
+        if self._closed:
+            raise StopIteration
+        self._save_prompt()
+        piece = self._generation.next(self._session._handle)
+        if piece is None:
+            self.close()
+            raise StopIteration
+        self._pieces.append(piece)
+        return piece
+
+    def _save_prompt(self) -> None:
+        """Writes the prompt cache once the prompt is computed: the first piece does not wait for it."""
+        if self._prompt_cache and not self._session.closed and (timings := self.timings).prompt_seconds:
+            self._prompt_cache.keep(self._session, timings.prompt_tokens, timings.cached_tokens)
+
+    @property
+    def prompt_cache_error(self) -> str | None:
+        """Why the prompt cache could not be written, if so; the answer does not suffer from it."""
+        return self._prompt_cache.error if self._prompt_cache else None
+
+    def _completion(self) -> Completion:
+        for _ in self:
+            pass
+        if self.prompt_cache_error:
+            import logging
+
+            logging.getLogger("llama_rs").warning(self.prompt_cache_error)
+        finish_reason = self.finish_reason
+        assert finish_reason is not None, "the stream has ended"
+        return Completion(self.text, self.token_ids, finish_reason, self.prompt_tokens, self.timings, self.seed)
+
+    @property
+    def text(self) -> str:
+        """The text of the answer so far: all pieces."""
+        return "".join(self._pieces)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens of the answer so far, without an end token. While a piece is computed, as they were before it."""
+        return self._generation.token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the answer ended; None while it has not."""
+        return self._generation.finish_reason
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Number of tokens of the prompt."""
+        return self.timings.prompt_tokens
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time went so far."""
+        return Timings(*self._generation.timings)
+
+    @property
+    def seed(self) -> int:
+        """The seed given, or the one drawn."""
+        return self._generation.seed
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a stream cannot be pickled: pickle its model, or the text that it gave")
+
+    def close(self) -> None:
+        """Ends the stream, and frees the cache if it is not that of an explicit session."""
+        self._closed = True
+        try:
+            self._save_prompt()
+        finally:
+            if self._owned:
+                self._session.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

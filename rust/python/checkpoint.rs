@@ -1,0 +1,170 @@
+//! `Checkpoint`: a model file, open.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pyo3::IntoPyObjectExt;
+use pyo3::exceptions::PyIndexError;
+use pyo3::prelude::*;
+
+use super::{Tensor, detached, raise, run};
+use crate::checkpoint::{self, Elements, Value};
+use crate::formats;
+use crate::mapping::{Mapping, guarded};
+
+/// A model file, open: metadata and tensors.
+#[pyclass(frozen)]
+pub struct Checkpoint {
+    inner: Arc<checkpoint::Checkpoint>,
+    views: Arc<AtomicUsize>,
+}
+
+impl Checkpoint {
+    pub fn of(inner: &Arc<checkpoint::Checkpoint>, views: &Arc<AtomicUsize>) -> Self {
+        Self { inner: Arc::clone(inner), views: Arc::clone(views) }
+    }
+
+    /// Gives what `read` makes of the file, unless the file changed meanwhile.
+    fn checked<T>(&self, py: Python<'_>, read: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+        let _guarded = guarded();
+        let result = read();
+        self.inner.check().map_err(|e| raise(py, e))?;
+        result
+    }
+}
+
+#[pymethods]
+impl Checkpoint {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let inner = run(py, |_| formats::open(&path))?;
+        Ok(Self { inner: Arc::new(inner), views: Arc::default() })
+    }
+
+    /// Size, modification time in nanoseconds and hash of the header: what tells the file from others. Of a model in parts,
+    /// the sums of sizes and times.
+    fn fingerprint(&self, py: Python<'_>) -> PyResult<(u64, i128, u64)> {
+        let hash = run(py, |_| self.inner.header_hash())?;
+        let identities = self.inner.maps().iter().filter_map(|map| map.identity());
+        let (size, modified) =
+            identities.fold((0, 0), |(size, modified), identity| (size + identity.size, modified + identity.modified));
+        Ok((size, modified, hash))
+    }
+
+    /// Path, device, inode and bytes of each file, in the order of the parts.
+    fn files(&self) -> Vec<(&OsStr, u64, u64, usize)> {
+        let file = |map: &Arc<Mapping>| map.identity().map_or((0, 0), |identity| identity.file);
+        let files = self.inner.maps().iter().map(|map| (map.path().as_os_str(), file(map), map.as_slice().len()));
+        files.map(|(path, (device, inode), len)| (path, device, inode, len)).collect()
+    }
+
+    /// Bytes of all files. Positions below count through the files one after another.
+    fn size(&self) -> usize {
+        self.inner.size()
+    }
+
+    /// What a user should know about how the file was opened.
+    fn note(&self) -> Option<&str> {
+        self.inner.maps().iter().find_map(|map| map.note())
+    }
+
+    /// Whether the kernel tells this process what of the file is in memory; if not, `resident` says that all is.
+    fn residency_known(&self) -> bool {
+        self.inner.maps().iter().all(|map| map.residency_known())
+    }
+
+    /// Bytes of the positions `start..end` that are in memory now.
+    fn resident(&self, py: Python<'_>, start: usize, end: usize) -> usize {
+        detached(py, || self.inner.pieces(start..end).map(|(map, range)| map.resident(range)).sum())
+    }
+
+    /// Reads the positions `start..end` into memory.
+    fn read_in(&self, py: Python<'_>, start: usize, end: usize) -> PyResult<()> {
+        run(py, |interrupt| self.inner.pieces(start..end).try_for_each(|(map, range)| map.read_in(range, interrupt)))
+    }
+
+    /// Keeps the files in memory until they are closed.
+    fn lock(&self, py: Python<'_>) -> PyResult<()> {
+        run(py, |_| self.inner.maps().iter().try_for_each(|map| map.lock()))
+    }
+
+    /// Name, first position and bytes of each tensor, in the order of the file.
+    fn tensor_spans(&self) -> Vec<(&str, usize, usize)> {
+        let span = |t: &checkpoint::TensorInfo| {
+            (self.inner.position(t.view.bytes()).expect("of this checkpoint"), t.view.bytes().len())
+        };
+        self.inner.tensors().iter().map(|t| (t.name(), span(t))).map(|(name, (at, len))| (name, at, len)).collect()
+    }
+
+    /// Names of the tensors, in the order of the file.
+    fn tensor_names(&self, py: Python<'_>) -> PyResult<Vec<&str>> {
+        self.checked(py, || Ok(self.inner.tensors().iter().map(|t| t.name()).collect()))
+    }
+
+    /// The tensor called `name`.
+    fn tensor(&self, py: Python<'_>, name: &str) -> PyResult<Option<Tensor>> {
+        self.checked(py, || Ok(self.inner.tensor(name).map(|tensor| Tensor::of(tensor.clone(), &self.views))))
+    }
+
+    /// Keys of the metadata, in the order of the file.
+    fn metadata_keys(&self, py: Python<'_>) -> PyResult<Vec<&str>> {
+        self.checked(py, || Ok(self.inner.metadata.iter().map(|(key, _)| key).collect()))
+    }
+
+    /// The value of `key`, as Python has it; arrays are read when their elements are asked for.
+    fn metadata_value<'py>(&self, py: Python<'py>, key: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.checked(py, || self.inner.metadata.get(key).map(|value| to_python(py, value)).transpose())
+    }
+
+    /// Number of buffers of tensors that somebody holds.
+    fn views(&self) -> usize {
+        self.views.load(Ordering::Acquire)
+    }
+}
+
+fn to_python<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
+    match value {
+        Value::Unsigned(n) => n.into_bound_py_any(py),
+        Value::Signed(n) => n.into_bound_py_any(py),
+        Value::F32(x) => x.into_bound_py_any(py),
+        Value::F64(x) => x.into_bound_py_any(py),
+        Value::Bool(b) => b.into_bound_py_any(py),
+        Value::String(s) => {
+            let copy = s.to_vec(); // then converted: another process may write to the file meanwhile
+            String::from_utf8_lossy(&copy).into_bound_py_any(py)
+        }
+        Value::Array(a) => Array { array: a.clone(), elements: Mutex::new(a.iter()) }.into_bound_py_any(py),
+    }
+}
+
+/// An array of the metadata: its elements are read when they are asked for.
+#[pyclass(frozen, sequence)]
+pub struct Array {
+    array: checkpoint::Array,
+    elements: Mutex<Elements>, // from where the last one was asked for: strings are found by walking over those before
+}
+
+#[pymethods]
+impl Array {
+    fn __len__(&self) -> usize {
+        self.array.len
+    }
+
+    fn __getitem__<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyAny>> {
+        let value = detached(py, || {
+            let mut elements = self.elements.lock().unwrap_or_else(PoisonError::into_inner);
+            if elements.position() > index {
+                *elements = self.array.iter();
+            }
+            let n = index - elements.position();
+            elements.nth(n)
+        });
+        self.array.bytes.mapping().check().map_err(|e| raise(py, e))?;
+        match value {
+            Some(value) => to_python(py, &value),
+            None => Err(PyIndexError::new_err("array index out of range")),
+        }
+    }
+}

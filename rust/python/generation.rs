@@ -1,0 +1,138 @@
+//! `Generation`: an answer in the making.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::ids::token_ids;
+use super::lend::Lent;
+use super::parameters::to_options;
+use super::{Session, Tokenizer, raise};
+use crate::error::{Error, Result};
+use crate::generate::{self, FinishReason, Timings};
+use crate::tokenizer::{self, StreamDecoder};
+
+/// An answer in the making.
+#[pyclass(frozen)]
+pub struct Generation {
+    driven: Lent<Driven>,
+    shown: Mutex<Shown>, // locked for a moment, and never while Python code can run
+}
+
+struct Driven {
+    generation: generate::Generation<StreamDecoder<Arc<tokenizer::Tokenizer>>>,
+    epoch: Option<u64>,            // of the session, as the last piece left it
+    ready: Option<Option<String>>, // what was computed, but could not be given: a signal handler raised
+}
+
+/// What can be asked for at any time, as the last piece left it.
+#[derive(Clone)]
+struct Shown {
+    token_ids: Vec<u32>,
+    finish: Option<FinishReason>,
+    timings: Timings,
+    seed: u64,
+}
+
+impl Shown {
+    fn update(&mut self, driven: &Driven) {
+        let answer = driven.generation.answer();
+        self.token_ids.extend_from_slice(&answer.generated()[self.token_ids.len()..]);
+        self.finish = answer.finish_reason();
+        self.timings = driven.generation.timings();
+        self.seed = answer.seed();
+    }
+}
+
+#[pymethods]
+impl Generation {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        session: &Session,
+        tokenizer: &Tokenizer,
+        prompt: &Bound<'_, PyAny>,
+        options: &Bound<'_, PyDict>,
+    ) -> PyResult<Self> {
+        let vocab_size = session.vocab_size();
+        let prompt = token_ids("a prompt is text or token ids", prompt, vocab_size, session.context_length())?;
+        let options = to_options(py, options)?;
+        if let Some((id, _)) = options.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocab_size) {
+            let what = format!("logit_bias has token {id}, which is not in the vocabulary of {vocab_size}");
+            return Err(PyValueError::new_err(what));
+        }
+        let tokenizer = tokenizer.inner();
+        let made = tokenizer.end_tokens().and_then(|end| {
+            generate::Generation::new(prompt, end, StreamDecoder::new(Arc::clone(tokenizer), true), options)
+        });
+        let driven = Driven { generation: made.map_err(|e| raise(py, e))?, epoch: None, ready: None };
+        let mut shown = Shown { token_ids: Vec::new(), finish: None, timings: Timings::default(), seed: 0 };
+        shown.update(&driven);
+        Ok(Self { driven: Lent::new(driven), shown: Mutex::new(shown) })
+    }
+
+    /// The next piece of text, or None at the end.
+    fn next(&self, py: Python<'_>, session: &Session) -> PyResult<Option<String>> {
+        let (result, raised) = session.run(py, |held, interrupt| {
+            let driven = &mut *self.driven.lend()?;
+            if let Some(ready) = driven.ready.take() {
+                return Ok(ready);
+            }
+            if driven.epoch.is_some_and(|epoch| epoch != held.epoch)
+                && driven.generation.answer().finish_reason().is_none()
+            {
+                return Err(Error::SessionBusy(generate::CHANGED));
+            }
+            let piece = driven.generation.next(&mut held.session, interrupt);
+            if !driven.generation.answer().generated().is_empty() {
+                held.epoch += 1;
+                driven.epoch = Some(held.epoch);
+            }
+            self.shown.lock().unwrap_or_else(PoisonError::into_inner).update(driven);
+            piece
+        });
+        session.free_if_closed(py);
+        match (result, raised) {
+            (Ok(piece), Some(e)) => {
+                if let Ok(mut driven) = self.driven.lend() {
+                    driven.ready = Some(piece);
+                }
+                Err(e)
+            }
+            (_, Some(e)) => Err(e),
+            (result, None) => result.map_err(|e| raise(py, e)),
+        }
+    }
+
+    #[getter]
+    fn token_ids(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
+        self.shown(py, |shown| shown.token_ids.clone())
+    }
+
+    #[getter]
+    fn finish_reason(&self, py: Python<'_>) -> PyResult<Option<&'static str>> {
+        self.shown(py, |shown| shown.finish.map(FinishReason::as_str))
+    }
+
+    #[getter]
+    fn seed(&self, py: Python<'_>) -> PyResult<u64> {
+        self.shown(py, |shown| shown.seed)
+    }
+
+    /// Prompt tokens, seconds for them, generated tokens, seconds for them, prompt tokens that were there already.
+    #[getter]
+    fn timings(&self, py: Python<'_>) -> PyResult<(usize, f64, usize, f64, usize)> {
+        let t = self.shown(py, |shown| shown.timings)?;
+        Ok((t.prompt_tokens, t.prompt.as_secs_f64(), t.generated_tokens, t.generation.as_secs_f64(), t.cached_tokens))
+    }
+}
+
+impl Generation {
+    fn shown<T>(&self, py: Python<'_>, read: impl FnOnce(&Shown) -> T) -> PyResult<T> {
+        let check: Result<()> = self.driven.check();
+        check.map_err(|e| raise(py, e))?;
+        Ok(read(&self.shown.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}

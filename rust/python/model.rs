@@ -1,0 +1,127 @@
+//! `Model`: immutable and shared.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::parameters::{SessionParams, int};
+use super::{Checkpoint, Session, Tokenizer, raise, run};
+use crate::kernels::KV_TYPES;
+use crate::mapping::{Load, LoadOptions};
+use crate::model;
+use crate::quant::DType;
+use crate::session::{self, SessionOptions};
+
+/// A model, immutable and shared.
+#[pyclass(frozen)]
+pub struct Model {
+    inner: Arc<model::Model>,
+    views: Arc<AtomicUsize>,
+}
+
+#[pymethods]
+impl Model {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf, load: &str, prefault: bool, lock: bool) -> PyResult<Self> {
+        let load = match load {
+            "mmap" => Load::Mmap,
+            "read" => Load::Read,
+            _ => return Err(PyValueError::new_err(format!("load must be \"mmap\" or \"read\", got {load:?}"))),
+        };
+        let options = LoadOptions { load, prefault, lock };
+        let inner = run(py, |interrupt| model::Model::open_with(&path, options, interrupt))?;
+        Ok(Self { inner: Arc::new(inner), views: Arc::default() })
+    }
+
+    /// The hyper-parameters by name; of those that differ by layer, the largest.
+    fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let c = self.inner.config();
+        let dict = PyDict::new(py);
+        dict.set_item("architecture", &c.architecture)?;
+        dict.set_item("dim", c.dim)?;
+        dict.set_item("hidden_dim", c.hidden_dim())?;
+        dict.set_item("n_layers", c.n_layers())?;
+        dict.set_item("n_heads", c.n_heads())?;
+        dict.set_item("n_kv_heads", c.n_kv_heads())?;
+        dict.set_item("head_dim", c.head_dim())?;
+        dict.set_item("vocab_size", c.vocab_size)?;
+        dict.set_item("context_length", c.context_length)?;
+        dict.set_item("norm_eps", c.norm_eps)?;
+        dict.set_item("rope_theta", c.ropes[0].theta)?;
+        Ok(dict)
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::of(self.inner.checkpoint(), &self.views)
+    }
+
+    fn tokenizer(&self, py: Python<'_>) -> PyResult<Tokenizer> {
+        let inner = run(py, |_| self.inner.tokenizer())?;
+        Ok(Tokenizer::of(inner, self.inner.checkpoint()))
+    }
+
+    /// Checks what sessions would be made with.
+    fn check(
+        &self,
+        py: Python<'_>,
+        context_length: &Bound<'_, PyAny>,
+        threads: &Bound<'_, PyAny>,
+        kv_type: &str,
+    ) -> PyResult<()> {
+        self.options(py, context_length, threads, kv_type).map(|_| ())
+    }
+
+    fn session(
+        &self,
+        py: Python<'_>,
+        context_length: &Bound<'_, PyAny>,
+        threads: &Bound<'_, PyAny>,
+        kv_type: &str,
+    ) -> PyResult<Session> {
+        let options = self.options(py, context_length, threads, kv_type)?;
+        Ok(Session::of(run(py, |_| session::Session::new(&self.inner, options))?))
+    }
+
+    /// The session that was saved to `path`; with `prefix`, as much of it as fits, to start another with.
+    fn load_session(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        context_length: &Bound<'_, PyAny>,
+        threads: &Bound<'_, PyAny>,
+        kv_type: &str,
+        prefix: bool,
+    ) -> PyResult<Session> {
+        let options = self.options(py, context_length, threads, kv_type)?;
+        let load = if prefix { session::Session::load_prefix } else { session::Session::load };
+        Ok(Session::of(run(py, |_| load(&self.inner, &path, options))?))
+    }
+}
+
+impl Model {
+    fn options(
+        &self,
+        py: Python<'_>,
+        context_length: &Bound<'_, PyAny>,
+        threads: &Bound<'_, PyAny>,
+        kv_type: &str,
+    ) -> PyResult<SessionOptions> {
+        let row = |name| SessionParams::TABLE.iter().find(|row| row.name == name).expect("a row of the table");
+        let context_length = int(row("context_length"), context_length)? as usize;
+        let threads = int(row("threads"), threads)? as usize;
+        let kv_type = to_kv_type(kv_type)?;
+        self.inner.engine().and_then(|engine| engine.layout(kv_type)).map_err(|e| raise(py, e))?;
+        Ok(SessionOptions { context_length, threads, kv_type })
+    }
+}
+
+fn to_kv_type(name: &str) -> PyResult<DType> {
+    KV_TYPES.into_iter().find(|t| t.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
+        let names = KV_TYPES.map(|t| format!("\"{}\"", t.name().to_ascii_lowercase())).join(" or ");
+        PyValueError::new_err(format!("kv_type is \"{name}\", it must be {names}"))
+    })
+}

@@ -1,0 +1,189 @@
+//! `Session`: a key-value cache with its position.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use pyo3::prelude::*;
+
+use super::ids::token_ids;
+use super::lend::Lent;
+use super::parameters::{count, int};
+use super::{Floats, detached, raise, run_until};
+use crate::error::{Error, Result};
+use crate::threads::Interrupt;
+use crate::{measure, session};
+
+/// A key-value cache with its position.
+#[pyclass(frozen)]
+pub struct Session {
+    held: Lent<Option<Held>>, // None after it was closed
+    closed: AtomicBool,
+    position: AtomicUsize, // as the last call left it
+    context_length: usize,
+    vocab_size: usize,
+}
+
+/// What a session is, to the one call that may use it.
+pub struct Held {
+    pub session: session::Session,
+    /// How often it was used: who remembers the number knows whether it was used by others since.
+    pub epoch: u64,
+}
+
+const IDS: &str = "token ids are a sequence of integers";
+
+impl Session {
+    pub fn of(session: session::Session) -> Self {
+        Self {
+            closed: AtomicBool::new(false),
+            position: AtomicUsize::new(session.position()),
+            context_length: session.context_length(),
+            vocab_size: session.model().config().vocab_size,
+            held: Lent::new(Some(Held { session, epoch: 0 })),
+        }
+    }
+
+    pub fn context_length(&self) -> usize {
+        self.context_length
+    }
+
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Runs `work` on the session, detached; it is interrupted when the session is closed.
+    pub fn run<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut Held, &Interrupt) -> Result<T> + Send,
+    ) -> (Result<T>, Option<PyErr>) {
+        let is_closed = || self.closed.load(Ordering::SeqCst);
+        run_until(py, &is_closed, |interrupt| {
+            if is_closed() {
+                return Err(Error::Closed);
+            }
+            let mut held = self.held.lend()?;
+            let Some(inner) = &mut *held else { return Err(Error::Closed) };
+            let result = work(inner, interrupt);
+            self.position.store(inner.session.position(), Ordering::SeqCst);
+            drop(held);
+            match result {
+                Err(Error::Interrupted) if is_closed() => Err(Error::Closed),
+                result => result,
+            }
+        })
+    }
+
+    /// Runs `work` on the session, and counts that it was used.
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut session::Session, &Interrupt) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        let done = self.run(py, |held, interrupt| {
+            held.epoch += 1;
+            work(&mut held.session, interrupt)
+        });
+        self.free_if_closed(py);
+        match done {
+            (_, Some(e)) => Err(e),
+            (result, None) => result.map_err(|e| raise(py, e)),
+        }
+    }
+
+    /// Frees the memory of a session that was closed, unless somebody still uses it: who does, comes here afterwards.
+    pub fn free_if_closed(&self, py: Python<'_>) {
+        if self.closed.load(Ordering::SeqCst) {
+            detached(py, || drop(self.held.lend().ok().and_then(|mut held| held.take())));
+        }
+    }
+
+    fn ids(&self, tokens: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+        token_ids(IDS, tokens, self.vocab_size, self.context_length)
+    }
+}
+
+/// A count of tokens, `name`, that is not negative. What is too large is found by whoever knows what there is.
+fn tokens(name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    int(&count(name, 0, i64::MAX as i128), value).map(|n| n as usize)
+}
+
+#[pymethods]
+impl Session {
+    /// Number of tokens that are computed; while a call computes, as it was before.
+    #[getter]
+    fn position(&self, py: Python<'_>) -> PyResult<usize> {
+        self.held.check().map_err(|e| raise(py, e))?;
+        if self.closed() { Err(raise(py, Error::Closed)) } else { Ok(self.position.load(Ordering::SeqCst)) }
+    }
+
+    /// Positions there is room for.
+    #[getter(context_length)]
+    fn get_context_length(&self) -> usize {
+        self.context_length
+    }
+
+    /// Whether it was closed.
+    #[getter]
+    fn closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Closes it: a call that uses it stops, and its memory is freed.
+    fn close(&self, py: Python<'_>) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.free_if_closed(py);
+    }
+
+    #[getter]
+    fn tokens(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
+        let (result, raised) = self.run(py, |held, _| Ok(held.session.tokens().to_vec()));
+        raised.map_or_else(|| result.map_err(|e| raise(py, e)), Err)
+    }
+
+    fn truncate(&self, py: Python<'_>, n: &Bound<'_, PyAny>) -> PyResult<()> {
+        let n = tokens("n", n)?;
+        self.with(py, |session, _| session.truncate(n))
+    }
+
+    fn shift(&self, py: Python<'_>, n_keep: &Bound<'_, PyAny>, n_discard: &Bound<'_, PyAny>) -> PyResult<()> {
+        let (n_keep, n_discard) = (tokens("n_keep", n_keep)?, tokens("n_discard", n_discard)?);
+        self.with(py, |session, _| session.shift(n_keep, n_discard))
+    }
+
+    /// Saves the session, or its first `prefix` tokens.
+    fn save(&self, py: Python<'_>, path: PathBuf, prefix: Option<usize>) -> PyResult<()> {
+        let (result, raised) = self.run(py, |held, _| match prefix {
+            Some(n) => held.session.save_prefix(&path, n),
+            None => held.session.save(&path),
+        });
+        raised.map_or_else(|| result.map_err(|e| raise(py, e)), Err)
+    }
+
+    /// Logits of the last token.
+    fn forward(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>) -> PyResult<Floats> {
+        let tokens = self.ids(tokens)?;
+        let data = self.with(py, |session, interrupt| Ok(session.forward(&tokens, interrupt)?.to_vec()))?;
+        let shape = vec![data.len()];
+        Ok(Floats::new(data, shape))
+    }
+
+    /// Logits of every token.
+    fn forward_all(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>) -> PyResult<Floats> {
+        let tokens = self.ids(tokens)?;
+        let data = self.with(py, |session, interrupt| session.forward_all(&tokens, interrupt))?;
+        Ok(Floats::new(data, vec![tokens.len(), self.vocab_size]))
+    }
+
+    /// See `measure::negative_log_likelihood`.
+    fn negative_log_likelihood(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>, first: usize) -> PyResult<Vec<f32>> {
+        let tokens = self.ids(tokens)?;
+        self.with(py, |session, interrupt| measure::negative_log_likelihood(session, &tokens, first, interrupt))
+    }
+
+    /// Seconds of each round of a benchmark, see `measure::bench`.
+    fn bench(&self, py: Python<'_>, n: usize, generate: bool, rounds: usize) -> PyResult<Vec<f64>> {
+        let times = self.with(py, |session, interrupt| measure::bench(session, n, generate, rounds, interrupt))?;
+        Ok(times.iter().map(std::time::Duration::as_secs_f64).collect())
+    }
+}

@@ -1,0 +1,86 @@
+//! `Tokenizer`: text to token ids and back.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use super::ids::{token_id, token_ids};
+use super::{Checkpoint, run};
+use crate::tokenizer;
+use crate::{checkpoint, formats};
+
+/// A tokenizer.
+#[pyclass(frozen)]
+pub struct Tokenizer {
+    inner: Arc<tokenizer::Tokenizer>,
+    checkpoint: Arc<checkpoint::Checkpoint>,
+}
+
+impl Tokenizer {
+    /// The tokenizer of this file.
+    pub fn of(inner: &Arc<tokenizer::Tokenizer>, checkpoint: &Arc<checkpoint::Checkpoint>) -> Self {
+        Self { inner: Arc::clone(inner), checkpoint: Arc::clone(checkpoint) }
+    }
+
+    pub fn inner(&self) -> &Arc<tokenizer::Tokenizer> {
+        &self.inner
+    }
+}
+
+#[pymethods]
+impl Tokenizer {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let (inner, checkpoint) = run(py, |_| {
+            let checkpoint = formats::open(&path)?;
+            let inner = checkpoint.checked(|| tokenizer::Tokenizer::from_metadata(&checkpoint.metadata))?;
+            Ok((inner, checkpoint))
+        })?;
+        Ok(Self { inner: Arc::new(inner), checkpoint: Arc::new(checkpoint) })
+    }
+
+    /// The file.
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::of(&self.checkpoint, &Arc::new(AtomicUsize::new(0)))
+    }
+
+    fn encode(&self, py: Python<'_>, text: &str, add_special: bool, parse_special: bool) -> PyResult<Vec<u32>> {
+        run(py, |_| self.inner.encode(text, add_special, parse_special))
+    }
+
+    fn decode(&self, py: Python<'_>, ids: &Bound<'_, PyAny>, skip_special: bool) -> PyResult<String> {
+        let ids = token_ids("token ids are a sequence of integers", ids, self.inner.vocab_size(), usize::MAX)?;
+        run(py, |_| self.inner.decode(&ids, skip_special))
+    }
+
+    fn token_bytes<'py>(&self, py: Python<'py>, id: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        let id = token_id(id, self.inner.vocab_size())?;
+        Ok(PyBytes::new(py, &run(py, |_| self.inner.token_bytes(id))?))
+    }
+
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+
+    #[getter]
+    fn bos(&self) -> Option<u32> {
+        self.inner.bos()
+    }
+
+    #[getter]
+    fn eos(&self) -> Option<u32> {
+        self.inner.eos()
+    }
+
+    fn is_special(&self, id: &Bound<'_, PyAny>) -> PyResult<bool> {
+        Ok(self.inner.is_special(token_id(id, self.inner.vocab_size())?))
+    }
+
+    fn is_end_of_generation(&self, id: &Bound<'_, PyAny>) -> PyResult<bool> {
+        Ok(self.inner.is_end_of_generation(token_id(id, self.inner.vocab_size())?))
+    }
+}

@@ -414,11 +414,11 @@ impl Tokenizer {
     }
 
     fn encode(&self, py: Python<'_>, text: &str, add_special: bool, parse_special: bool) -> PyResult<Vec<u32>> {
-        py.detach(|| self.inner.encode(text, add_special, parse_special)).map_err(|e| raise(py, e))
+        run(py, |i| self.inner.encode_at_most(usize::MAX, text, add_special, parse_special, i))
     }
 
     fn decode(&self, py: Python<'_>, ids: Vec<u32>, skip_special: bool) -> PyResult<String> {
-        py.detach(|| self.inner.decode(&ids, skip_special)).map_err(|e| raise(py, e))
+        run(py, |interrupt| self.inner.decode_interruptibly(&ids, skip_special, interrupt))
     }
 
     fn token_bytes<'py>(&self, py: Python<'py>, id: u32) -> PyResult<Bound<'py, PyBytes>> {

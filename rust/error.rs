@@ -59,6 +59,15 @@ pub enum Error {
         context_length: usize,
     },
 
+    /// A text has more tokens than its caller has room for; it was not read to its end.
+    #[error("the text has at least {at_least} tokens, and at most {at_most} are wanted: shorten it")]
+    TooManyTokens {
+        /// Tokens that there are for certain.
+        at_least: usize,
+        /// Tokens that there may be.
+        at_most: usize,
+    },
+
     /// The file is not a saved session, or not one of this model.
     #[error("{}: {what}", path.display())]
     SavedSession {

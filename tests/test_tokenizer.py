@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import sys
-import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,14 +146,28 @@ def test_every_character_is_what_it_is_for_the_oracle(vocabulary: Get, name: str
         check(oracle, tokenizer, "".join(f"a{c}1{c} {c}." for c in every[start : start + 4096]))
 
 
+@pytest.mark.parametrize("name", vocabularies.PATTERNS)
+def test_every_pre_tokenizer_cuts_words_as_its_patterns_say(tmp_path: Path, name: str) -> None:
+    oracle = vocabularies.pairs(tmp_path, name)
+    tokenizer = Tokenizer(oracle.path)
+    bits = [" ", "  ", "\n", "\r\n", "\u3000", "'", "'s", "'LL", "'\u017f", "\u0301", "ʰ", "ǅ", "A", "b", "É", "é", "ß"]
+    bits += ["中", "の", "ー", "1", "12", "٣", "½", "/", "!", "`", "$", "€", "。", "\0", "\u200b", "\ufeff", "😀"]
+    rng = random.Random(12)
+    for _ in range(2000):
+        check(oracle, tokenizer, "".join(rng.choice(bits) for _ in range(rng.randrange(1, 9))))
+    for text in [*TEXTS, *random_texts(13, 300, ["<s>"])]:
+        check(oracle, tokenizer, text)
+    for run in ("a", "A", "1", "٣", " ", "\n", "\u0301", "中", "!", "\x00", "ʰA", "1a", " 1", "'s", "ǅʰ"):
+        check(oracle, tokenizer, run * 2000)
+        tokenizer.encode(run * (200_000 // len(run)))  # in no quadratic time, which would be hours
+
+
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("run", ["a", " ", "^", "1", "\n", "é", "\u0301", "😀", "ab", "'s"])
 def test_a_long_run_takes_no_stack_and_no_quadratic_time(vocabulary: Get, name: str, run: str) -> None:
     oracle, tokenizer = vocabulary(name)
     text = run * (1_000_000 // len(run))
-    start = time.perf_counter()
-    ids = tokenizer.encode(text, add_special=False, parse_special=True)
-    assert time.perf_counter() - start < 10  # half a second, as a rule; quadratic would be an hour
+    ids = tokenizer.encode(text, add_special=False, parse_special=True)  # half a second; quadratic would be an hour
     shorter = run * (50_000 // len(run))  # the oracles need longer
     check(oracle, tokenizer, shorter)
     assert tokenizer.decode(ids) == (unicodedata.normalize("NFC", text) if name == "qwen2" else text)
@@ -212,6 +226,30 @@ def test_sentencepiece_texts_between_special_tokens_are_texts_of_their_own(vocab
     assert ids == [1, 3, *oracle.encode("Hi there"), 4, *oracle.encode(" you")]
 
 
+def test_tokens_that_were_added_to_a_sentencepiece_model_end_a_text(tmp_path: Path) -> None:
+    """Control tokens and user-defined ones alike; a token that ends an answer by its name is a control token."""
+    control, user_defined = ["<|control|>"], ["<|im_start|>", "<|im_end|>", "<tool>", "<tool>x", "ab c", "éé", "<|"]
+    oracle = vocabularies.chatml(tmp_path, control, user_defined)
+    tokenizer = Tokenizer(oracle.path)
+    for text in [
+        "hi<|im_end|>hi",
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>",
+        "hi <|im_end|> hi",
+        "<tool>xx ab c",
+        "é",
+    ]:
+        assert tokenizer.encode(text, add_special=False) == oracle.encode(text), repr(text)
+    for text in random_texts(14, 3000, [*oracle.specials, *user_defined, "a", "b c"]):
+        assert tokenizer.encode(text, add_special=False) == oracle.encode(text), repr(text)
+    end = tokenizer.vocab_size - 6
+    assert tokenizer.encode("<|im_end|>", add_special=False) == [end]
+    assert end not in tokenizer.encode("<|im_end|>", add_special=False, parse_special=False)
+    assert tokenizer.is_end_of_generation(end) and not tokenizer.is_end_of_generation(end - 1)
+    text = "a<tool>b<|im_start|>ab c"
+    parsed = [tokenizer.encode(text, add_special=False, parse_special=parse) for parse in (False, True)]
+    assert parsed[0] == parsed[1] == oracle.encode(text)
+
+
 CORPUS = [
     "The quick brown fox jumps over the lazy dog.",
     "Sphinx of black quartz, judge my vow; and the fox judged the dog.",
@@ -262,6 +300,27 @@ def test_a_trained_sentencepiece_model(tmp_path: Path, byte_fallback: bool, add_
     for _ in range(3000):
         text = "".join(rng.choice(bits) for _ in range(rng.randrange(12)))
         assert tokenizer.encode(text, add_special=False) == oracle.encode(text), repr(text)
+
+    # Tokens that were added to that model cut its texts.
+    proto = vocabularies.ModelProto.FromString(out.getvalue())
+    added = ["<|im_end|>", "a b", "oxen"]
+    first = len(proto.pieces)
+    path = vocabularies.write_gguf(
+        tmp_path / "added.gguf",
+        "llama",
+        [*(piece.piece for piece in proto.pieces), *added],
+        types=[*(piece.type for piece in proto.pieces), *[vocabularies.TokenType.USER_DEFINED] * len(added)],
+        scores=[*(piece.score for piece in proto.pieces), *[0.0] * len(added)],
+        unknown_token_id=0,
+        add_space_prefix=add_space_prefix,
+    )
+    tokenizer = Tokenizer(path)
+    cut = re.compile("(" + "|".join(map(re.escape, added)) + ")")
+    for _ in range(2000):
+        text = "".join(rng.choice([*bits, *added]) for _ in range(rng.randrange(12)))
+        parts = [part for part in cut.split(text) if part]
+        expected = [[first + added.index(part)] if part in added else oracle.encode(part) for part in parts]
+        assert tokenizer.encode(text, add_special=False) == [id for ids in expected for id in ids], repr(text)
 
 
 def test_unused_sentencepiece_tokens_are_taken_apart_again(tmp_path: Path) -> None:
@@ -318,6 +377,4 @@ def test_a_hundred_thousand_special_tokens_inside_one_another(tmp_path: Path) ->
     types = [vocabularies.TokenType.NORMAL] * 257 + [vocabularies.TokenType.CONTROL] * len(names)
     path = vocabularies.write_gguf(tmp_path / "many.gguf", "gpt2", tokens, types=types, merges=["x x"], pre="gpt-2")
     tokenizer = Tokenizer(path)
-    start = time.perf_counter()
     assert tokenizer.encode("a<x1<" * 1000, add_special=False, parse_special=True).count(tokens.index("<x1")) == 1000
-    assert time.perf_counter() - start < 5

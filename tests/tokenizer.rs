@@ -1,5 +1,6 @@
 //! The tokenizer on vocabularies made by hand: its rules one by one, and every way a vocabulary can be bad.
 
+use llama_rs::threads::Interrupt;
 use llama_rs::tokenizer::Tokenizer;
 use llama_rs::{Error, Result, formats};
 
@@ -155,24 +156,14 @@ fn the_ends_of_an_answer_are_known() {
     assert!(tokenizer.is_special(256) && !tokenizer.is_special(3) && !tokenizer.is_special(u32::MAX));
 }
 
-/// What is wrong with `file`, seen when it is opened or else when it is used, in a line that has all these parts.
+/// What is wrong with `file`, seen when it is opened, in a line that has all these parts.
 #[track_caller]
-fn expect(seen: Seen, file: &Gguf, parts: &[&str]) {
-    let opened = open(file);
-    let e = match (seen, opened) {
-        (Seen::Opened, Err(e)) => e,
-        (Seen::Used, Ok(tokenizer)) => tokenizer.encode("hello", true, true).unwrap_err(),
-        (_, opened) => panic!("seen too early or too late: {opened:?}"),
-    };
+fn expect(file: &Gguf, parts: &[&str]) {
+    let e = open(file).unwrap_err();
     assert!(matches!(e, Error::Format(_) | Error::Unsupported { .. }), "{e:?}");
     let text = e.to_string();
     assert!(!text.contains('\n') && text.len() < 400, "{text}");
     assert!(parts.iter().all(|part| text.contains(part)), "{parts:?} in {text}");
-}
-
-enum Seen {
-    Opened,
-    Used,
 }
 
 fn with(mut file: Gguf, key: &str, value: Value) -> Gguf {
@@ -187,72 +178,106 @@ fn without(mut file: Gguf, key: &str) -> Gguf {
 
 #[test]
 fn bad_keys_are_seen_when_the_file_is_opened() {
-    use Seen::Opened;
     let text = build::string;
     let none: [&str; 0] = [];
-    expect(Opened, &without(bpe(), "tokenizer.ggml.model"), &["missing key", "tokenizer.ggml.model"]);
-    expect(Opened, &with(bpe(), "tokenizer.ggml.model", text("bert")), &["\"bert\"", "gpt2 and llama"]);
-    expect(Opened, &with(bpe(), "tokenizer.ggml.model", build::string("\n".repeat(9999))), &["tokenizer.ggml.model"]);
-    expect(
-        Opened,
-        &with(bpe(), "tokenizer.ggml.pre", text("tekken")),
-        &["\"tekken\"", "gpt-2, smollm, llama-bpe, qwen2"],
-    );
-    expect(Opened, &with(bpe(), "tokenizer.ggml.pre", build::u32(1)), &["tokenizer.ggml.pre", "a string"]);
-    expect(Opened, &without(bpe(), TOKENS), &["missing key", TOKENS]);
-    expect(Opened, &with(bpe(), TOKENS, build::strings(none)), &["empty", TOKENS]);
-    expect(Opened, &with(bpe(), TOKENS, types(&[1])), &[TOKENS, "I32", "array of String"]);
-    expect(Opened, &with(bpe(), TYPES, types(&[1; 259])), &[TYPES, "259", "260"]);
-    expect(Opened, &with(bpe(), TYPES, scores(&[1.0; 260])), &[TYPES, "F32", "I32"]);
-    expect(Opened, &with(bpe(), SCORES, scores(&[1.0; 261])), &[SCORES, "261", "260"]);
-    expect(Opened, &without(bpe(), MERGES), &["missing key", MERGES]);
-    expect(Opened, &with(bpe(), MERGES, build::u32(1)), &[MERGES, "array of String"]);
-    expect(Opened, &with(bpe(), MERGES, build::strings(vec![""; (1 << 22) + 1])), &["too many", MERGES, "4194305"]);
-    expect(Opened, &without(spm(), TYPES), &["missing key", TYPES]);
-    expect(Opened, &without(spm(), SCORES), &["missing key", SCORES]);
+    expect(&without(bpe(), "tokenizer.ggml.model"), &["missing key", "tokenizer.ggml.model"]);
+    expect(&with(bpe(), "tokenizer.ggml.model", text("bert")), &["\"bert\"", "gpt2 and llama"]);
+    expect(&with(bpe(), "tokenizer.ggml.model", build::string("\n".repeat(9999))), &["tokenizer.ggml.model"]);
+    expect(&with(bpe(), "tokenizer.ggml.pre", text("poetry")), &["\"poetry\"", "default, gpt-2, smollm, llama-bpe"]);
+    expect(&with(bpe(), "tokenizer.ggml.pre", build::u32(1)), &["tokenizer.ggml.pre", "a string"]);
+    expect(&without(bpe(), TOKENS), &["missing key", TOKENS]);
+    expect(&with(bpe(), TOKENS, build::strings(none)), &["empty", TOKENS]);
+    expect(&with(bpe(), TOKENS, types(&[1])), &[TOKENS, "I32", "array of String"]);
+    expect(&with(bpe(), TYPES, types(&[1; 259])), &[TYPES, "259", "260"]);
+    expect(&with(bpe(), TYPES, scores(&[1.0; 260])), &[TYPES, "F32", "I32"]);
+    expect(&with(bpe(), SCORES, scores(&[1.0; 261])), &[SCORES, "261", "260"]);
+    expect(&without(bpe(), MERGES), &["missing key", MERGES]);
+    expect(&with(bpe(), MERGES, build::u32(1)), &[MERGES, "array of String"]);
+    expect(&with(bpe(), MERGES, build::strings(vec![""; (1 << 22) + 1])), &["too many", MERGES, "4194305"]);
+    expect(&without(spm(), TYPES), &["missing key", TYPES]);
+    expect(&without(spm(), SCORES), &["missing key", SCORES]);
     let charsmap = "tokenizer.ggml.precompiled_charsmap";
-    expect(Opened, &with(spm(), charsmap, build::array(0, 2, vec![1, 2])), &[charsmap, "not supported"]);
+    expect(&with(spm(), charsmap, build::array(0, 2, vec![1, 2])), &[charsmap, "not supported"]);
     let extra = "tokenizer.ggml.remove_extra_whitespaces";
-    expect(Opened, &with(spm(), extra, build::bool(1)), &[extra, "not supported"]);
+    expect(&with(spm(), extra, build::bool(1)), &[extra, "not supported"]);
+}
+
+/// The tokens of a text, and what there is to note after that in as many lines as there are `parts`.
+#[track_caller]
+fn expect_notes(file: &Gguf, text: &str, ids: &[u32], parts: &[&[&str]]) {
+    let tokenizer = open(file).unwrap();
+    assert_eq!(tokenizer.encode(text, false, true).unwrap(), ids);
+    let notes = tokenizer.take_notes();
+    assert_eq!(notes.len(), parts.len(), "{notes:?}");
+    for (note, parts) in notes.iter().zip(parts) {
+        assert!(!note.contains('\n') && note.len() < 400, "{note}");
+        assert!(parts.iter().all(|part| note.contains(part)), "{parts:?} in {note}");
+    }
+    tokenizer.encode(text, false, true).unwrap();
+    assert_eq!(tokenizer.take_notes(), [""; 0], "each is noted once");
 }
 
 #[test]
-fn special_ids_are_checked_when_the_file_is_opened() {
-    for name in ["bos", "eos", "eot", "eom", "unknown"] {
+fn a_special_id_that_is_no_token_is_none_and_noted() {
+    let hello = [259, u32::from(b'o')];
+    expect_notes(&bpe(), "hello", &hello, &[]);
+    for name in ["bos", "eos", "eot", "eom", "unknown", "fim_pad"] {
         let key = format!("tokenizer.ggml.{name}_token_id");
-        for id in [260, u32::MAX] {
-            expect(Seen::Opened, &with(bpe(), &key, build::u32(id)), &["no such token", &key, &id.to_string(), "260"]);
+        for (value, shown) in [
+            (build::u32(260), "260"),
+            (build::u32(u32::MAX), "4294967295"),
+            (build::i32(-1), "-1"),
+            (build::u64(u64::MAX), "18446744073709551615"),
+        ] {
+            let file = with(bpe(), &key, value);
+            expect_notes(&file, "hello", &hello, &[&["no such token", &key, shown, "260 tokens"]]);
+            let tokenizer = open(&file).unwrap();
+            assert_eq!(tokenizer.bos(), Some(256).filter(|_| name != "bos"));
+            assert_eq!(tokenizer.eos(), Some(256).filter(|_| name != "eos"));
+            assert_eq!(tokenizer.end_tokens().unwrap(), [256]); // by its name too
         }
-        expect(Seen::Opened, &with(bpe(), &key, build::i32(-1)), &[&key, "non-negative"]);
-        expect(Seen::Opened, &with(bpe(), &key, build::string("1")), &[&key, "non-negative"]);
+        expect(&with(bpe(), &key, build::string("1")), &[&key, "non-negative"]);
     }
     for which in ["bos", "eos"] {
         let (add, id) = (format!("tokenizer.ggml.add_{which}_token"), format!("tokenizer.ggml.{which}_token_id"));
-        expect(Seen::Opened, &with(without(bpe(), &id), &add, build::bool(1)), &[&add, &id]);
-        expect(Seen::Opened, &with(bpe(), &add, build::u32(1)), &[&add, "a bool"]);
+        let file = with(without(bpe(), &id), &add, build::bool(1));
+        expect_notes(&file, "hello", &hello, &[&["to be added", &add, &id]]);
+        assert_eq!(open(&file).unwrap().encode("hello", true, false).unwrap(), hello);
+        expect(&with(bpe(), &add, build::u32(1)), &[&add, "a bool"]);
         let file = without(spm(), &id); // where it is only a default, there is just nothing to add
         assert_eq!(open(&file).unwrap().encode("a", true, false).unwrap().contains(&1), which != "bos");
+        expect_notes(&file, "a", &[262], &[]);
     }
 }
 
-/// The tokens of [`bpe`] with one replaced.
-fn bpe_token(id: usize, text: &[u8]) -> Gguf {
-    let mut file = bpe();
-    let alphabet = open(&file).unwrap();
-    let spelt = |id: u32| match id {
-        256 => b"<|endoftext|>".to_vec(),
-        _ => alphabet.token_bytes(id).unwrap(),
-    };
-    let mut tokens: Vec<Vec<u8>> = (0..260).map(spelt).collect();
-    for (byte, token) in tokens.iter_mut().enumerate().take(256) {
-        *token = match byte as u8 {
-            33..=126 => vec![byte as u8],
-            _ => format!("x{byte}").into_bytes(),
-        };
+#[test]
+fn a_file_without_a_pre_tokenizer_is_split_as_llama_cpp_does() {
+    let pre = "tokenizer.ggml.pre";
+    let file = without(bpe(), pre);
+    expect_notes(&file, "he", &[257], &[&["no pre-tokenizer", pre, "\"default\""]]);
+    expect_notes(&with(bpe(), pre, build::string("default")), "he", &[257], &[]);
+    // Three digits are a word of their own, and so is punctuation.
+    let merges = with(file, MERGES, build::strings(["1 2", "h e"]));
+    let mut tokens: Vec<String> = "123 'he".chars().map(|c| if c == ' ' { "Ġ".into() } else { c.into() }).collect();
+    tokens.resize(258, "?".into());
+    let file = with(merges, TOKENS, build::strings(tokens.into_iter().chain(["12".into(), "'s".into()])));
+    let file = with(file, MERGES, build::strings(["1 2", "2 3", "' s"]));
+    assert_eq!(encode(&file, "31123 1").unwrap(), [2, 0, 0, 1, 2, 3, 0]);
+}
+
+/// The tokens of [`bpe`] with some replaced; of the bytes there are only those from `!` to `~`.
+fn bpe_tokens(replaced: &[(usize, &[u8])]) -> Value {
+    let byte = |byte: u8| if (33..=126).contains(&byte) { vec![byte] } else { format!("x{byte}").into_bytes() };
+    let mut tokens: Vec<Vec<u8>> = (0..=255).map(byte).collect();
+    tokens.extend(["<|endoftext|>", "he", "ll", "hell"].map(|text| text.as_bytes().to_vec()));
+    for &(id, text) in replaced {
+        tokens[id] = text.to_vec();
     }
-    tokens[id] = text.to_vec();
-    file.set(TOKENS, build::strings(tokens));
-    file
+    build::strings(tokens)
+}
+
+fn bpe_token(id: usize, text: &[u8]) -> Gguf {
+    with(bpe(), TOKENS, bpe_tokens(&[(id, text)]))
 }
 
 /// The tokens of [`spm`] with one replaced.
@@ -267,67 +292,227 @@ fn spm_token(id: usize, text: &[u8]) -> Gguf {
 }
 
 #[test]
-fn bad_tokens_are_seen_when_they_are_used() {
-    use Seen::Used;
+fn an_entry_that_no_text_comes_to_harms_nobody() {
     let token = |id: usize| format!("{TOKENS}[{id}]");
-    expect(Used, &bpe_token(5, b""), &["empty token", &token(5), "at byte"]);
-    expect(Used, &bpe_token(256, b""), &["empty token", &token(256)]);
-    expect(Used, &bpe_token(5, b"a b"), &["alphabet", &token(5), "a b"]);
-    expect(Used, &bpe_token(5, "日\n".as_bytes()), &["alphabet", &token(5), "\\n"]);
-    expect(Used, &bpe_token(5, b"\xff"), &["alphabet", &token(5)]);
-    expect(Used, &bpe_token(256, b"\xff"), &["special token is not valid UTF-8", &token(256)]);
-    expect(Used, &spm_token(259, b""), &["empty token", &token(259)]);
-    expect(Used, &spm_token(260, b"\xe2\x96"), &["UTF-8", &token(260)]);
-    for bad in ["<0x-1>", "<0x+1>", "<0x1>", "<0x123>", "<0xGG>", "<0x41", "0x41", "<0x\u{e9}>", "x"] {
-        expect(Used, &spm_token(3 + 0x41, bad.as_bytes()), &["bad byte token", &token(3 + 0x41), "<0x00> to <0xFF>"]);
+    let hello_h = [259, 111, 104];
+    expect_notes(&bpe_token(5, b""), "helloh", &hello_h, &[&["without a text", &token(5)]]);
+    expect_notes(&bpe_token(256, b""), "helloh", &hello_h, &[&["without a text", &token(256)]]);
+    for odd in [&b"a b"[..], "日\n".as_bytes(), b"\xff", b"\0", "<｜User｜>".as_bytes(), b"hell"] {
+        expect_notes(&bpe_token(5, odd), "helloh", if odd == b"hell" { &[5, 111, 104] } else { &hello_h }, &[]);
+        expect_notes(
+            &bpe_token(256, odd),
+            "hexhelloh",
+            if odd == b"hell" { &[257, 120, 256, 111, 104] } else { &[257, 120, 259, 111, 104] },
+            &[],
+        );
     }
-    expect(Used, &spm_token(3 + 0x41, b"<0x42>"), &["same byte", &token(3 + 0x42)]);
-
-    let mut kinds = [&[2, 3, 3][..], &[6; 256], &[1; 5]].concat();
-    kinds[3] = 1;
-    expect(Used, &with(spm(), TYPES, types(&kinds)), &["missing byte token", "<0x00>"]);
     for number in [0, 7, -1, i32::MIN] {
-        kinds[3] = number;
-        expect(Used, &with(spm(), TYPES, types(&kinds)), &["token type", &format!("{TYPES}[3]"), &number.to_string()]);
-        let file = with(bpe(), TYPES, types(&[&[1; 200][..], &[number; 60]].concat()));
-        expect(Used, &file, &["token type", &format!("{TYPES}[200]"), &number.to_string()]);
+        expect_notes(&with(bpe(), TYPES, types(&[number; 260])), "hell", &[259], &[]);
+        let kinds = [&[2, 3, 3][..], &[6; 256], &[number; 5]].concat();
+        expect_notes(&with(spm(), TYPES, types(&kinds)), "ab", &[259, 263], &[]);
     }
+
+    expect_notes(&spm_token(262, b""), "ab", &[259, 263], &[&["without a text", &token(262)]]);
+    expect_notes(&spm_token(1, b""), "ab", &[259, 263], &[&["without a text", &token(1)]]);
+    for odd in [&b"\xe2\x96"[..], b"\xff", b"a", b" "] {
+        expect_notes(&spm_token(262, odd), "bb", &[259, 261, 261], &[]);
+        expect_notes(&spm_token(1, odd), "bb", &[259, 261, 261], &[]);
+    }
+    for bad in ["<0x-1>", "<0x+1>", "<0x1>", "<0x123>", "<0xGG>", "<0x41", "0x41", "<0x\u{e9}>", "x"] {
+        let id = 3 + 0x41;
+        let file = spm_token(id, bad.as_bytes());
+        expect_notes(&file, "ab", &[259, 263], &[&["byte token", &token(id)]]);
+        expect_notes(&file, "Aab", &[259, 0, 263], &[&["byte token", &token(id)]]); // the unknown token
+        assert_eq!(open(&file).unwrap().token_bytes(id as u32).unwrap(), bad.as_bytes());
+    }
+    let file = spm_token(3 + 0x42, b"<0x41>"); // twice: the first is used
+    expect_notes(&file, "A", &[259, 3 + 0x41], &[]);
+    expect_notes(&file, "B", &[259, 0], &[]);
+    assert_eq!(open(&file).unwrap().decode(&[3 + 0x42], true).unwrap(), "A");
+
     let no_bytes = with(spm(), TYPES, types(&[&[2, 3, 3][..], &[1; 261]].concat()));
-    expect(Used, &without(no_bytes, "tokenizer.ggml.unknown_token_id"), &["neither byte tokens nor an unknown token"]);
+    expect_notes(&no_bytes, "aéé", &[262, 0], &[]);
+    let no_unknown = without(no_bytes, "tokenizer.ggml.unknown_token_id");
+    expect_notes(&no_unknown, "ab", &[259, 263], &[]);
+    let e = encode(&no_unknown, "é").unwrap_err().to_string();
+    assert!(e.contains("neither byte tokens") && e.contains("é"), "{e}");
 
     let mut nan = [0.0; 264];
     nan[262] = f32::NAN;
-    expect(Used, &with(spm(), SCORES, scores(&nan)), &["not a number", &format!("{SCORES}[262]"), "NaN"]);
+    expect_notes(&with(spm(), SCORES, scores(&nan)), "a", &[259, 260], &[&["not a number", &format!("{SCORES}[262]")]]);
     nan[262] = f32::INFINITY;
     nan[263] = f32::NEG_INFINITY;
     assert_eq!(encode(&with(spm(), SCORES, scores(&nan)), "ab").unwrap(), [262, 261]);
 }
 
 #[test]
-fn bad_merges_are_seen_when_they_are_used() {
+fn a_merge_that_makes_no_token_of_two_is_left_out() {
     let merges = |merges: &[&str]| with(bpe(), MERGES, build::strings(merges));
     let at = |rank: usize| format!("{MERGES}[{rank}]");
-    expect(Seen::Used, &merges(&["h e", "ll"]), &["without a space", &at(1), "\"ll\""]);
-    expect(Seen::Used, &merges(&[""]), &["without a space", &at(0)]);
-    expect(Seen::Used, &merges(&["h e", "hx e"]), &["not a token", &at(1), "hx e"]);
-    expect(Seen::Used, &merges(&["h ex"]), &["not a token", &at(0)]);
-    expect(Seen::Used, &merges(&[" he"]), &["not a token", &at(0)]);
-    expect(Seen::Used, &merges(&["h  e"]), &["not a token", &at(0)]);
-    expect(Seen::Used, &merges(&["e h"]), &["makes something that is not a token", &at(0), "e h"]);
-    expect(Seen::Used, &merges(&["h e", "l l", "h e"]), &["twice", &at(2)]);
+    let h_e_ll = [104, 101, 258];
+    for bad in ["ll", "", "hx e", "h ex", " he", "he ", "h  e", "e h", "zzz yyy"] {
+        expect_notes(&merges(&["h e", bad]), "he", &[257], &[&["left out", &at(1)]]);
+        expect_notes(&merges(&[bad, "l l", bad]), "hell", &h_e_ll, &[&["left out", &at(0), "and 1 more"]]);
+    }
+    expect_notes(&merges(&["h e", "l l", "h e"]), "hell", &[257, 258], &[]); // listed twice: the first counts
+    expect_notes(&merges(&["l l", "h e", "he ll", "l l"]), "hell", &[259], &[]);
 }
 
 #[test]
-fn damaged_tokens_are_errors_of_decoding_too() {
+fn what_a_token_stands_for_is_always_known() {
     let tokenizer = open(&bpe_token(5, b"a b")).unwrap();
-    let e = tokenizer.decode(&[5], false).unwrap_err().to_string();
-    assert!(e.contains("alphabet") && e.contains(&format!("{TOKENS}[5]")), "{e}");
-    assert_eq!(tokenizer.decode(&[u32::from(b'a')], false).unwrap(), "a");
+    assert_eq!(tokenizer.decode(&[5, u32::from(b'a')], false).unwrap(), "a ba");
     for id in [260, u32::MAX] {
         assert!(matches!(tokenizer.decode(&[id], true), Err(Error::Argument(_))));
     }
-    let tokenizer = open(&spm_token(4, b"<0x-1>")).unwrap();
-    assert!(matches!(tokenizer.decode(&[4], true), Err(Error::Format(_))));
+    let tokenizer = open(&spm_token(262, b"\xff\xe2\x96\x81")).unwrap();
+    assert_eq!(tokenizer.token_bytes(262).unwrap(), b"\xff ");
+}
+
+#[test]
+fn control_tokens_come_of_their_names_alone() {
+    // A merge leads to `he`, which is a control token here, and a control token is a word.
+    let mut kinds = [1; 260];
+    (kinds[257], kinds[258]) = (3, 3);
+    for pre in ["gpt-2", "llama-bpe"] {
+        let tokenizer =
+            open(&with(with(bpe(), TYPES, types(&kinds)), "tokenizer.ggml.pre", build::string(pre))).unwrap();
+        assert_eq!(tokenizer.encode("he", false, false).unwrap(), [104, 101]);
+        assert_eq!(tokenizer.encode("he", false, true).unwrap(), [257]);
+    }
+}
+
+#[test]
+fn names_end_an_answer_whatever_their_type() {
+    let names =
+        ["<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>", "<｜end▁of▁sentence｜>"];
+    for (name, number) in names.iter().flat_map(|name| [1, 3, 4, 5, 0].map(|number| (name, number))) {
+        let mut kinds = [1; 260];
+        kinds[256] = number;
+        let file = with(bpe_token(256, name.as_bytes()), TYPES, types(&kinds));
+        let tokenizer = open(&with(file, "tokenizer.ggml.eos_token_id", build::u32(7))).unwrap();
+        assert_eq!(tokenizer.end_tokens().unwrap(), [7, 256], "{name} {number}");
+        assert!(tokenizer.is_special(256) && !tokenizer.is_special(7));
+        assert_eq!(tokenizer.encode(name, false, true).unwrap(), [256]);
+        assert!(!tokenizer.encode(name, false, false).unwrap().contains(&256));
+        assert_eq!(tokenizer.decode(&[256, 97], true).unwrap(), "a");
+        assert_eq!(tokenizer.special_tokens(name).unwrap(), [256]);
+    }
+    assert_eq!(open(&bpe()).unwrap().special_tokens("<|endoftext|>").unwrap(), [256]);
+    assert_eq!(open(&bpe()).unwrap().special_tokens("he").unwrap(), [0u32; 0]);
+
+    let ends = |names: &[&str]| {
+        let tokens: Vec<&str> = names.iter().copied().chain(["<|end|", "[EOT", "eos", "<", "["]).collect();
+        let mut file = bpe();
+        file.set(TYPES, types(&vec![4; tokens.len()]));
+        file.set(TOKENS, build::strings(tokens));
+        file.unset("tokenizer.ggml.bos_token_id");
+        file.unset("tokenizer.ggml.eos_token_id");
+        open(&file).unwrap().end_tokens().unwrap().to_vec()
+    };
+    assert_eq!(ends(&["<|end|>", "<|return|>", "[EOS]"]), [0, 1, 2]);
+    // What was learnt from web pages is text.
+    for (merge, end) in [("</s >", None), ("h e", Some(259))] {
+        let tokens = bpe_tokens(&[(257, b"</"), (258, b"</s"), (259, b"</s>")]);
+        let file = with(with(bpe(), TOKENS, tokens), MERGES, build::strings(["< /", "</ s", merge]));
+        let tokenizer = open(&file).unwrap();
+        assert_eq!(tokenizer.end_tokens().unwrap().iter().copied().find(|&id| id != 256), end);
+        let text = [257, 115, 62];
+        assert_eq!(tokenizer.encode("</s>", false, false).unwrap(), text);
+        assert_eq!(tokenizer.encode("</s>", false, true).unwrap(), end.map_or(text.to_vec(), |id| vec![id]));
+    }
+    assert_eq!(ends(&["<|end|>", "<|return|>", "<|call|>"]), [1, 2]); // gpt-oss
+    assert_eq!(ends(&["</s>", "<turn|>", "<|tool_response>"]), [1, 2]); // Gemma 4
+}
+
+/// Fails as soon as it is asked whether to go on.
+fn interrupted() -> bool {
+    true
+}
+
+#[test]
+fn every_long_work_can_be_interrupted() {
+    let letters = |c: &str| c.repeat((24 << 20) / c.len());
+    let merged = with(bpe(), "tokenizer.ggml.pre", build::string("qwen2"));
+    let texts =
+        ["hello hell, he; ", "hell", "<|endoftext|>", "é ", "日", "a\u{301}", " ", "12", "ab ", "<s>"].map(letters);
+    for file in [bpe(), merged, spm()] {
+        let tokenizer = open(&file).unwrap();
+        tokenizer.encode("a", true, true).unwrap(); // indexes are there
+        for text in &texts {
+            let interrupt = Interrupt::new(&interrupted);
+            let e = tokenizer.encode_at_most(usize::MAX, text, true, true, &interrupt).unwrap_err();
+            assert!(matches!(e, Error::Interrupted), "{e}");
+        }
+        let interrupt = Interrupt::new(&interrupted);
+        let e = tokenizer.decode_interruptibly(&vec![100; 24 << 20], true, &interrupt).unwrap_err();
+        assert!(matches!(e, Error::Interrupted), "{e}");
+    }
+    let many: Vec<String> = (0..1 << 21).map(|i| format!("{i}")).collect();
+    let mut file = with(bpe(), TYPES, types(&vec![1; many.len()]));
+    file.set(TOKENS, build::strings(&many));
+    let tokenizer = open(&file).unwrap();
+    let e = tokenizer.encode_at_most(9, "a", true, true, &Interrupt::new(&interrupted)).unwrap_err();
+    assert!(matches!(e, Error::Interrupted), "{e}");
+    tokenizer.encode("1", true, true).unwrap();
+}
+
+#[test]
+fn a_text_with_too_many_tokens_ends_early() {
+    for file in [bpe(), with(bpe(), "tokenizer.ggml.pre", build::string("qwen2")), spm()] {
+        let tokenizer = open(&file).unwrap();
+        for (text, special) in
+            [("hello hell, ab; é日 he", true), ("", true), ("a", false), ("<s>a<|endoftext|>", false)]
+        {
+            let ids = tokenizer.encode(text, special, true).unwrap();
+            for at_most in 0..ids.len() + 2 {
+                let never = Interrupt::never();
+                match tokenizer.encode_at_most(at_most, text, special, true, &never) {
+                    Ok(same) => assert!(same == ids && ids.len() <= at_most),
+                    Err(Error::TooManyTokens { at_least, at_most: wanted }) => {
+                        assert!(wanted == at_most && at_most < at_least && at_least <= ids.len(), "{at_least}");
+                    }
+                    Err(e) => panic!("{e}"),
+                }
+            }
+        }
+        // Before it is read: by the longest token, of 13 bytes at most. Merging it would take a minute.
+        for text in ["a".repeat(100 << 20), "hell hello".repeat(10 << 20), "é".repeat(20 << 20)] {
+            let e = tokenizer.encode_at_most(4096, &text, true, true, &Interrupt::never()).unwrap_err();
+            let Error::TooManyTokens { at_least, at_most: 4096 } = e else { panic!("{e}") };
+            assert!(at_least > (20 << 20) / 13, "{at_least}");
+        }
+    }
+    // Bytes that are no token make none, so nothing is certain beforehand.
+    let mut file = bpe();
+    let mut tokens: Vec<String> = (0..260).map(|i| format!("{i}")).collect();
+    tokens[97] = "a".into();
+    file.set(TOKENS, build::strings(&tokens));
+    let text = format!("{}a{}", " b".repeat(1 << 20), "~".repeat(1 << 20));
+    assert_eq!(open(&file).unwrap().encode_at_most(1, &text, false, false, &Interrupt::never()).unwrap(), [97]);
+}
+
+#[test]
+fn small_files_with_odd_special_tokens_cost_little() {
+    let with_specials = |names: Vec<String>| {
+        let mut tokens: Vec<String> = (33..=126u8).map(|byte| char::from(byte).into()).collect();
+        tokens.resize(260, "?".into());
+        let kinds = [vec![1; 260], vec![3; names.len()]].concat();
+        tokens.extend(names);
+        open(&with(with(bpe(), TOKENS, build::strings(tokens)), TYPES, types(&kinds))).unwrap()
+    };
+    let equal = with_specials(vec!["<|im_end|>".into(); 300_000]);
+    let a = u32::from(b'a' - b'!');
+    assert_eq!(equal.encode("a<|im_end|>a", false, true).unwrap(), [a, 260, a]);
+    assert_eq!(equal.end_tokens().unwrap().len(), 300_000 + 1);
+    let mut rng = llama_rs::sampling::Rng::new(4);
+    let long: String = (0..4 << 20).map(|_| char::from(b' ' + (rng.next_u64() % 90) as u8)).collect();
+    let one = with_specials(vec![long, "<s>".into()]);
+    assert_eq!(one.encode("a<s>", false, true).unwrap(), [a, 261]);
+    let notes = one.take_notes();
+    assert!(notes.iter().any(|note| note.contains("64 KiB") && note.contains(&format!("{TOKENS}[260]"))), "{notes:?}");
+    let nested = with_specials(vec!["a".into(); 5000].into_iter().chain(["ba".repeat(10_000) + "!"]).collect());
+    assert_eq!(nested.encode(&("ba".repeat(10_000) + "!b"), false, true).unwrap(), [5260, a + 1]);
 }
 
 #[test]

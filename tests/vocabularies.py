@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import random
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,7 @@ import gguf
 import sentencepiece
 import tokenizers
 from gguf import TokenType as TokenType
-from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 ModelProto: Any = import_module("sentencepiece.sentencepiece_model_pb2").ModelProto  # generated, untyped
 
@@ -38,6 +39,45 @@ LLAMA3_PATTERN = "|".join(
     ]
 )
 QWEN2_PATTERN = LLAMA3_PATTERN.replace("{1,3}", "")
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT4O_PATTERN = "|".join(
+    [
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+
+# Pre-tokenizers: of each, the patterns that are applied in turn.
+PATTERNS = {
+    "default": [r"[\p{P}\$\+<=>\^~\|]+", GPT2_PATTERN, r"\p{N}+", "[0-9][0-9][0-9]"],
+    "falcon": [r"[\p{P}\$\+<=>\^~\|`]+", GPT2_PATTERN, "[0-9][0-9][0-9]"],
+    "gpt-2": [GPT2_PATTERN],
+    "starcoder": [r"\p{N}", GPT2_PATTERN],
+    "dbrx": [LLAMA3_PATTERN],
+    "deepseek-r1-qwen": [QWEN2_PATTERN],
+    "bailingmoe": [
+        QWEN2_PATTERN.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "'(?i:[sdmt]|ll|ve|re)").replace(
+            r"\s*[\r\n]+", r"\s*[\r\n]"
+        )
+    ],
+    "seed-coder": [QWEN2_PATTERN.replace(r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}\r\n]+")],
+    "qwen35": [
+        QWEN2_PATTERN.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r" ?[^\s\p{L}\p{N}]", r" ?[^\s\p{L}\p{M}\p{N}]")
+    ],
+    "gpt-4o": [GPT4O_PATTERN],
+    "tekken": [GPT4O_PATTERN.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "").replace("{1,3}", "")],
+    "deepseek-v3": [
+        r"\p{N}{1,3}",
+        r"[\x{4e00}-\x{9fa5}\x{3040}-\x{309f}\x{30a0}-\x{30ff}]+",
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+        r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -156,6 +196,55 @@ def qwen2(folder: Path) -> Vocabulary:
         return vocabulary.encode("".join(unicodedata.normalize("NFC", part) for part in special.split(text)))
 
     return replace(vocabulary, encode=encode)
+
+
+def pairs(folder: Path, pre: str) -> Vocabulary:
+    """Every two bytes are a token: where words begin and end shows in the tokens of any text."""
+    alphabet = byte_alphabet()
+    merges = [f"{left} {right}" for left, right in itertools.product(alphabet, alphabet)]
+    random.Random(8).shuffle(merges)
+    tokens = [*alphabet, *(merge.replace(" ", "") for merge in merges)]
+    words = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS[pre]]
+    words.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    path = write_gguf(folder / f"{pre}.gguf", "gpt2", tokens, merges=merges, pre=pre, add_bos_token=False)
+    vocabulary = _hf_vocabulary(path, _byte_level(tokens, merges, [], words), [])
+    if pre != "qwen35":
+        return vocabulary
+    return replace(vocabulary, encode=lambda text: vocabulary.encode(unicodedata.normalize("NFC", text)))
+
+
+def chatml(folder: Path, control: Sequence[str], user_defined: Sequence[str]) -> Vocabulary:
+    """Mistral's first SentencePiece model and tokens that were added to it afterwards, as HF's tokenizers has them."""
+    model = (_package("mistral_common") / "data" / "tokenizer.model.v1").read_bytes()
+    pieces = ModelProto.FromString(model).pieces
+    texts = [piece.piece for piece in pieces]
+    ids = {text: id for id, text in enumerate(texts)}
+    halves = ((text, text[:i], text[i:]) for text in texts if not text.startswith("<0x") for i in range(1, len(text)))
+    merges = [(ids[text], left, right) for text, left, right in halves if left in ids and right in ids]
+    merges.sort(key=lambda merge: (-pieces[merge[0]].score, ids[merge[1]], ids[merge[2]]))
+    oracle = tokenizers.Tokenizer(
+        models.BPE(ids, [merge[1:] for merge in merges], byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    )
+    oracle.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    oracle.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    oracle.add_special_tokens(
+        [tokenizers.AddedToken(t, normalized=False, special=True) for t in ["<s>", "</s>", *control]]
+    )
+    oracle.add_tokens([tokenizers.AddedToken(t, normalized=False, special=False) for t in user_defined])
+    kinds = [TokenType.CONTROL] * len(control) + [TokenType.USER_DEFINED] * len(user_defined)
+    path = write_gguf(
+        folder / "chatml.gguf",
+        "llama",
+        [*texts, *control, *user_defined],
+        types=[*(piece.type for piece in pieces), *kinds],
+        scores=[*(piece.score for piece in pieces), *(-1000.0 for _ in kinds)],
+        bos_token_id=1,
+        eos_token_id=2,
+        unknown_token_id=0,
+    )
+    return _hf_vocabulary(path, oracle, ["<s>", "</s>", *control])
 
 
 def mistral(folder: Path, version: str) -> Vocabulary:

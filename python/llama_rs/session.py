@@ -143,7 +143,8 @@ class Session:
     ) -> Stream:
         tokenizer = self.model.tokenizer
         if isinstance(prompt, str):
-            prompt = tokenizer.encode(prompt, add_special=params.add_special, parse_special=params.parse_special)
+            # A text that is far too long is not read to its end.
+            prompt = tokenizer._encode(prompt, params.add_special, params.parse_special, self.context_length)
         generation = _core.Generation(self._handle, tokenizer._core, prompt, dict(params))
         stream = Stream(self, generation, owned=owned)
         if prompt_cache:

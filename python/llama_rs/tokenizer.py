@@ -38,7 +38,15 @@ class Tokenizer:
             add_special: put the tokens around it that the model expects (a beginning-of-text, usually).
             parse_special: read ``<|im_start|>`` and the like as the tokens they name, not as text.
         """
-        return self._core.encode(text, add_special, parse_special)
+        return self._encode(text, add_special, parse_special, None)
+
+    def _encode(self, text: str, add_special: bool, parse_special: bool, at_most: int | None) -> list[int]:
+        ids = self._core.encode(text, add_special, parse_special, at_most)
+        for note in self._core.take_notes():  # once each
+            import logging
+
+            logging.getLogger("llama_rs").warning("%s: %s", self._path, note)
+        return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Turns token ids into text. Bytes that are not UTF-8 become U+FFFD.

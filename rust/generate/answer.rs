@@ -93,6 +93,7 @@ pub struct Answer<D> {
     sampler: Sampler,
     stop: StopStrings,
     end_tokens: Vec<u32>,
+    stop_tokens: Vec<u32>, // those that stop strings name
     max_tokens: usize,
     tokens: Vec<u32>, // the prompt, and then the answer
     prompt_len: usize,
@@ -120,12 +121,19 @@ impl<D: Decode> Answer<D> {
             sampler: Sampler::new(sampling)?,
             stop: StopStrings::new(stop),
             end_tokens: end_tokens.to_vec(),
+            stop_tokens: Vec::new(),
             max_tokens,
             prompt_len: prompt.len(),
             tokens: prompt,
             computed: 0,
             finish: (max_tokens == 0).then_some(FinishReason::Length),
         })
+    }
+
+    /// Ends the answer at these tokens too, as at a stop string: those that a stop string names and that never come out as
+    /// text.
+    pub fn stop_at(&mut self, tokens: &[u32]) {
+        self.stop_tokens.extend_from_slice(tokens);
     }
 
     /// Takes the logits, `(vocab_size)`, after the last token that it [wants](Answer::wants), and chooses the next one.
@@ -142,7 +150,7 @@ impl<D: Decode> Answer<D> {
             return Err(Error::Numeric { path: PathBuf::new(), what });
         };
         self.computed = self.tokens.len();
-        if self.end_tokens.contains(&token) {
+        if self.end_tokens.contains(&token) || self.stop_tokens.contains(&token) {
             let text = self.end(FinishReason::Stop);
             return Ok(Event::End { text, reason: FinishReason::Stop });
         }

@@ -78,6 +78,11 @@ impl<D: Decode> Generation<D> {
         Ok(Self { answer, on_overflow, n_keep, position: 0, timings })
     }
 
+    /// See [`Answer::stop_at`].
+    pub fn stop_at(&mut self, tokens: &[u32]) {
+        self.answer.stop_at(tokens);
+    }
+
     /// The next piece of the answer, never empty; `None` when it is complete.
     ///
     /// Give it the same session each time, as it left it. After [`Error::Interrupted`] it may be called again and goes on

@@ -64,9 +64,16 @@ impl Generation {
             return Err(PyValueError::new_err(what));
         }
         let tokenizer = tokenizer.inner();
-        let made = tokenizer.end_tokens().and_then(|end| {
-            generate::Generation::new(prompt, end, StreamDecoder::new(Arc::clone(tokenizer), true), options)
-        });
+        let make = || {
+            let decoder = StreamDecoder::new(Arc::clone(tokenizer), true);
+            let stop = options.stop.clone();
+            let mut generation = generate::Generation::new(prompt, tokenizer.end_tokens()?, decoder, options)?;
+            for text in stop {
+                generation.stop_at(&tokenizer.special_tokens(&text)?);
+            }
+            Ok(generation)
+        };
+        let made = make();
         let driven = Driven { generation: made.map_err(|e| raise(py, e))?, epoch: None, ready: None };
         let mut shown = Shown { token_ids: Vec::new(), finish: None, timings: Timings::default(), seed: 0 };
         shown.update(&driven);

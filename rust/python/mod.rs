@@ -90,6 +90,10 @@ fn try_raise(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         Error::ContextOverflow { tokens, context_length } => {
             ("ContextOverflowError", (message, *tokens, *context_length).into_pyobject(py)?)
         }
+        Error::TooManyTokens { at_least, at_most } => {
+            let message = Error::ContextOverflow { tokens: *at_least, context_length: *at_most }.to_string();
+            ("ContextOverflowError", (format!("at least {message}"), *at_least, *at_most).into_pyobject(py)?)
+        }
         Error::SessionBusy(_) => ("SessionBusyError", (message,).into_pyobject(py)?),
         Error::Closed => ("ModelClosedError", (message,).into_pyobject(py)?),
         _ => ("LlamaError", (message,).into_pyobject(py)?),

@@ -47,13 +47,27 @@ impl Tokenizer {
         Checkpoint::of(&self.checkpoint, &Arc::new(AtomicUsize::new(0)))
     }
 
-    fn encode(&self, py: Python<'_>, text: &str, add_special: bool, parse_special: bool) -> PyResult<Vec<u32>> {
-        run(py, |_| self.inner.encode(text, add_special, parse_special))
+    /// The tokens of a text, if there are no more than `at_most`.
+    fn encode(
+        &self,
+        py: Python<'_>,
+        text: &str,
+        add_special: bool,
+        parse_special: bool,
+        at_most: Option<usize>,
+    ) -> PyResult<Vec<u32>> {
+        let at_most = at_most.unwrap_or(usize::MAX);
+        run(py, |interrupt| self.inner.encode_at_most(at_most, text, add_special, parse_special, interrupt))
+    }
+
+    /// What was found odd in the vocabulary since the last call.
+    fn take_notes(&self) -> Vec<String> {
+        self.inner.take_notes()
     }
 
     fn decode(&self, py: Python<'_>, ids: &Bound<'_, PyAny>, skip_special: bool) -> PyResult<String> {
         let ids = token_ids("token ids are a sequence of integers", ids, self.inner.vocab_size(), usize::MAX)?;
-        run(py, |_| self.inner.decode(&ids, skip_special))
+        run(py, |interrupt| self.inner.decode_interruptibly(&ids, skip_special, interrupt))
     }
 
     fn token_bytes<'py>(&self, py: Python<'py>, id: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {

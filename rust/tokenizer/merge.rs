@@ -6,6 +6,9 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use super::pace::{Pace, reserve};
+use crate::error::Result;
+
 /// Merges one text after another in buffers that it keeps.
 #[derive(Default)]
 pub(super) struct Merger {
@@ -15,20 +18,11 @@ pub(super) struct Merger {
 
 /// A stretch of the text.
 #[derive(Clone, Copy)]
-pub(super) struct Symbol {
-    pub(super) start: u32,
-    pub(super) len: u32, // in bytes; 0 once it was merged into its left neighbour
+struct Symbol {
+    start: u32,
+    len: u32, // in bytes; 0 once it was merged into its left neighbour
     prev: u32,
     next: u32,
-    /// The token that it is, if it may not be merged.
-    pub(super) fixed: Option<u32>,
-}
-
-impl Symbol {
-    /// Its text, within that of all.
-    pub(super) fn of(self, text: &str) -> &str {
-        &text[self.start as usize..][..self.len as usize]
-    }
 }
 
 /// Priority (the lowest goes first), index of the left symbol (of equals, the leftmost), bytes of both.
@@ -37,40 +31,53 @@ type Candidate = Reverse<(u32, u32, u32)>;
 const NONE: u32 = u32::MAX;
 
 impl Merger {
-    /// Forgets the last text.
-    pub(super) fn clear(&mut self) {
-        self.symbols.clear();
-    }
-
-    /// Adds the next symbol of a text of less than 4 GiB, which [`super::MAX_TEXT_LEN`] sees to.
-    pub(super) fn push(&mut self, len: usize, fixed: Option<u32>) {
-        let at = self.symbols.len() as u32;
-        let start = self.symbols.last().map_or(0, |last| last.start + last.len);
-        self.symbols.push(Symbol { start, len: len as u32, prev: at.wrapping_sub(1), next: at + 1, fixed });
-    }
-
-    /// Merges neighbours for as long as `priority` has one for what they make of `text`; it is given their
-    /// joint text and the length of the left one.
-    pub(super) fn merge<'t>(&mut self, text: &'t str, mut priority: impl FnMut(&'t str, usize) -> Option<u32>) {
+    /// Merges neighbours of the characters of `text` for as long as `priority` has one for what they make; it is given
+    /// their joint text and the length of the left one. [`Self::symbols`] are what is left.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`](crate::Error::Interrupted), and if there is no memory for the symbols of a long text.
+    pub(super) fn merge<'t>(
+        &mut self,
+        text: &'t str,
+        pace: &mut Pace<'_>,
+        mut priority: impl FnMut(&'t str, usize) -> Option<u32>,
+    ) -> Result<()> {
         let Self { symbols, queue } = self;
-        let mut offer = |symbols: &[Symbol], queue: &mut BinaryHeap<Candidate>, left: u32, right: u32| {
-            if left == NONE || right == NONE {
-                return;
-            }
+        symbols.clear();
+        queue.clear();
+        // `MAX_TEXT_LEN` sees to it that 32 bits will do.
+        for (start, c) in text.char_indices() {
+            let at = symbols.len() as u32;
+            reserve(symbols, 1)?;
+            symbols.push(Symbol {
+                start: start as u32,
+                len: c.len_utf8() as u32,
+                prev: at.wrapping_sub(1),
+                next: at + 1,
+            });
+            pace.work(1)?;
+        }
+        let Some(last) = symbols.last_mut() else { return Ok(()) };
+        last.next = NONE;
+
+        let mut candidate = |symbols: &[Symbol], left: u32, right: u32| -> Option<Candidate> {
             let (l, r) = (symbols[left as usize], symbols[right as usize]);
-            if l.fixed.is_none() && r.fixed.is_none() {
-                let len = l.len + r.len;
-                let joint = &text[l.start as usize..][..len as usize];
-                queue.extend(priority(joint, l.len as usize).map(|priority| Reverse((priority, left, len))));
-            }
+            let len = l.len + r.len;
+            let joint = &text[l.start as usize..][..len as usize];
+            Some(Reverse((priority(joint, l.len as usize)?, left, len)))
         };
-        if let Some(last) = symbols.last_mut() {
-            last.next = NONE;
-        }
+        // A heap that is made of all at once takes linear time.
+        let mut candidates = std::mem::take(queue).into_vec();
         for right in 1..symbols.len() as u32 {
-            offer(symbols, queue, right - 1, right);
+            if let Some(first) = candidate(symbols, right - 1, right) {
+                reserve(&mut candidates, 1)?;
+                candidates.push(first);
+            }
+            pace.work(1)?;
         }
+        *queue = candidates.into();
         while let Some(Reverse((_, left, len))) = queue.pop() {
+            pace.work(1)?;
             let Symbol { prev, next: right, len: left_len, .. } = symbols[left as usize];
             // Out of date if one of the two has been merged since.
             if left_len == 0 || right == NONE || left_len + symbols[right as usize].len != len {
@@ -80,16 +87,31 @@ impl Merger {
             symbols[right as usize].len = 0;
             symbols[left as usize].len = len;
             symbols[left as usize].next = next;
+            // Each merge takes a symbol away and offers two: the heap never holds more than twice the symbols.
+            if prev != NONE {
+                push(queue, candidate(symbols, prev, left))?;
+            }
             if next != NONE {
                 symbols[next as usize].prev = left;
+                push(queue, candidate(symbols, left, next))?;
             }
-            offer(symbols, queue, prev, left);
-            offer(symbols, queue, left, next);
         }
+        Ok(())
     }
 
-    /// The symbols that there are, in order.
-    pub(super) fn symbols(&self) -> impl Iterator<Item = Symbol> {
-        self.symbols.iter().copied().filter(|symbol| symbol.len != 0)
+    /// The symbols of `text`, which was merged last, in order.
+    pub(super) fn symbols<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {
+        let left = self.symbols.iter().filter(|symbol| symbol.len != 0);
+        left.map(|symbol| &text[symbol.start as usize..][..symbol.len as usize])
     }
+}
+
+fn push(queue: &mut BinaryHeap<Candidate>, candidate: Option<Candidate>) -> Result<()> {
+    if let Some(candidate) = candidate {
+        if queue.len() == queue.capacity() {
+            queue.try_reserve(1).map_err(|_| super::pace::no_memory(queue.len() * size_of::<Candidate>()))?;
+        }
+        queue.push(candidate);
+    }
+    Ok(())
 }

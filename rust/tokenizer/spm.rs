@@ -2,19 +2,28 @@
 //! again; what is no token then is spelt in byte tokens.
 //!
 //! A space is `▁` (U+2581) in the vocabulary, and one is put before a text so that its first word is like any
-//! other. There are no words: the whole text is one list of symbols.
+//! other. There are no words: a text is merged as a whole. But where no token has a `▁` after the character that is
+//! before it, no merge reaches over, and what is on both sides can be merged apart.
+//!
+//! User-defined tokens are of two kinds. Those of the SentencePiece model itself come before its normal tokens; text goes
+//! on around them. Those that were added to it afterwards come behind; each ends a text, and another begins after it, as
+//! it is with control tokens. HF's tokenizers keeps the two apart in the same way, and llama.cpp knows the second alone.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
+use super::matcher::{Matcher, Part};
 use super::merge::Merger;
-use super::vocabulary::{Kind, Matcher, Part, TextIndex, Texts, Vocabulary, get_or_try_init};
+use super::pace::{Output, Pace, no_memory};
+use super::text_index::TextIndex;
+use super::vocabulary::{Kind, Odd, Texts, Vocabulary, get_or_try_init};
 use crate::checkpoint::Metadata;
 use crate::error::{Error, Result};
 
 /// What stands for a space.
 const SPACE: &str = "\u{2581}";
 const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
+const SCORES: &str = "tokenizer.ggml.scores";
 
 /// The rules of SentencePiece's BPE for one file.
 pub(super) struct Spm {
@@ -23,6 +32,7 @@ pub(super) struct Spm {
     unknown: Option<u32>,
     index: OnceLock<Index>,
     specials: OnceLock<Matcher>,
+    added: OnceLock<Matcher>,
 }
 
 impl Spm {
@@ -32,7 +42,7 @@ impl Spm {
             return Err(metadata.error("missing key", "tokenizer.ggml.token_type").into());
         }
         if !vocabulary.has_scores() {
-            return Err(metadata.error("missing key", "tokenizer.ggml.scores").into());
+            return Err(metadata.error("missing key", SCORES).into());
         }
         let unsupported = |key: &str| Error::Unsupported {
             path: metadata.path().to_path_buf(),
@@ -47,106 +57,172 @@ impl Spm {
             return Err(unsupported(extra_white_space));
         }
         let add_space_prefix = metadata.bool(ADD_SPACE_PREFIX)?.unwrap_or(true);
-        Ok(Self { add_space_prefix, unknown, index: OnceLock::new(), specials: OnceLock::new() })
+        let (index, specials, added) = Default::default();
+        Ok(Self { add_space_prefix, unknown, index, specials, added })
     }
 
-    /// Appends the tokens of `text` to `ids`.
+    /// Appends the tokens of `text` to `out`.
     pub(super) fn encode(
         &self,
         vocabulary: &Vocabulary,
         text: &str,
         parse_special: bool,
-        ids: &mut Vec<u32>,
+        out: &mut Output<'_>,
     ) -> Result<()> {
-        let texts = vocabulary.texts()?;
-        let index = get_or_try_init(&self.index, || Index::new(self, vocabulary, texts))?;
-        let encode_text = |text: &str, ids: &mut Vec<u32>| self.encode_text(vocabulary, texts, index, text, ids);
-        if !parse_special {
-            return if text.is_empty() { Ok(()) } else { encode_text(text, ids) };
-        }
-        let specials = get_or_try_init(&self.specials, || Matcher::new(texts, Kind::is_special, |text| text))?;
-        specials.split(text, |part| match part {
-            Part::Text(text) => encode_text(text, ids),
-            Part::Token(id, _) => {
-                ids.push(id);
-                Ok(())
-            }
-        })
-    }
-
-    /// Appends the tokens of a text in which only user-defined tokens are special.
-    fn encode_text(
-        &self,
-        vocabulary: &Vocabulary,
-        texts: Texts<'_>,
-        index: &Index,
-        text: &str,
-        ids: &mut Vec<u32>,
-    ) -> Result<()> {
-        // Each text between special tokens is a text of its own, as for sentencepiece, which knows no other.
-        let prefix = if self.add_space_prefix { SPACE } else { "" };
-        let text = &format!("{prefix}{}", text.replace(' ', SPACE));
-        let mut merger = Merger::default();
-        index.user_defined.split(text, |part| {
+        let texts = vocabulary.texts(&mut out.pace)?;
+        let index = get_or_try_init(&self.index, || Index::new(texts, &mut out.pace))?;
+        let is_added = |id, kind| kind == Kind::UserDefined && id > index.first_normal;
+        let (cell, with_special) = if parse_special { (&self.specials, true) } else { (&self.added, false) };
+        let wanted = |id, kind: Kind| is_added(id, kind) || with_special && kind.is_special();
+        let matcher = get_or_try_init(cell, || Matcher::new(texts, &mut out.pace, wanted, |text| text))?;
+        let mut encoder = Encoder { spm: self, texts, index, merger: Merger::default(), in_unknown: false };
+        let mut parts = matcher.split(text);
+        while let Some(part) = parts.next(&mut out.pace)? {
             match part {
-                Part::Text(text) => text.chars().for_each(|c| merger.push(c.len_utf8(), None)),
-                Part::Token(id, text) => merger.push(text.len(), Some(id)),
-            }
-            Ok(())
-        })?;
-        let find = |text: &str| index.by_text.find(texts, text.as_bytes());
-        // How an unused token came to be, by its text: it is taken apart again.
-        let mut unused: HashMap<&str, usize> = HashMap::new();
-        merger.merge(text, |joint, left_len| {
-            let id = find(joint)?;
-            if vocabulary.kind(id) == Kind::Unused {
-                unused.insert(joint, left_len);
-            }
-            Some(descending(vocabulary.score(id)))
-        });
-
-        let mut in_unknown = false; // a run of unknown characters is one unknown token
-        let mut parts = Vec::new();
-        for symbol in merger.symbols() {
-            if let Some(id) = symbol.fixed {
-                ids.push(id);
-                in_unknown = false;
-                continue;
-            }
-            parts.push(symbol.of(text));
-            while let Some(part) = parts.pop() {
-                let found = find(part);
-                let is_unused = found.is_some_and(|id| vocabulary.kind(id) == Kind::Unused);
-                match (found, unused.get(part), &index.byte_tokens) {
-                    (_, Some(&left_len), _) if is_unused => {
-                        parts.extend([&part[left_len..], &part[..left_len]]); // the left one is next
-                        continue;
-                    }
-                    (Some(id), ..) => ids.push(id),
-                    (None, _, Some(byte_tokens)) => ids.extend(part.bytes().map(|byte| byte_tokens[byte as usize])),
-                    (None, _, None) if !in_unknown => ids.extend(self.unknown),
-                    (None, _, None) => {}
-                }
-                in_unknown = found.is_none() && index.byte_tokens.is_none();
+                Part::Token(id) => out.push(id)?,
+                Part::Text(text) => encoder.encode(text, out)?,
             }
         }
         Ok(())
     }
 }
 
-/// The bytes that a token stands for, if its text is what it should be.
-pub(super) fn unspell(text: &[u8], kind: Kind) -> Option<Vec<u8>> {
-    match kind {
-        Kind::Byte => Some(vec![byte_of(text)?]),
-        _ => Some(std::str::from_utf8(text).ok()?.replace(SPACE, " ").into_bytes()),
+/// Encodes texts without special tokens, in buffers that it keeps.
+struct Encoder<'a> {
+    spm: &'a Spm,
+    texts: Texts<'a>,
+    index: &'a Index,
+    merger: Merger,
+    in_unknown: bool, // a run of unknown characters is one unknown token
+}
+
+impl Encoder<'_> {
+    /// Appends the tokens of a whole text.
+    fn encode(&mut self, text: &str, out: &mut Output<'_>) -> Result<()> {
+        self.index.expect(text.len(), out)?;
+        let spelt = spell(text, self.spm.add_space_prefix, &mut out.pace)?;
+        let mut parts = self.index.user_defined.split(&spelt);
+        while let Some(part) = parts.next(&mut out.pace)? {
+            self.in_unknown = false;
+            match part {
+                Part::Token(id) => out.push(id)?,
+                Part::Text(text) => {
+                    self.index.expect(text.len(), out)?;
+                    let before = out.ids.len();
+                    if !self.encode_words(text, out)? {
+                        out.ids.truncate(before);
+                        self.in_unknown = false;
+                        self.merge(text, &mut HashMap::new(), out)?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
+
+    /// Appends the tokens of what lies between user-defined tokens, word by word. False if an unused token comes up: which
+    /// two halves it is taken apart into, another word may have decided.
+    fn encode_words(&mut self, text: &str, out: &mut Output<'_>) -> Result<bool> {
+        let mut unused = HashMap::new();
+        for word in self.index.words(text) {
+            out.pace.work(word.len())?;
+            self.merge(word, &mut unused, out)?;
+            if !unused.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Appends the tokens of a text that is merged as a whole. `unused` tells how an unused token came to be, by its text:
+    /// it is taken apart again.
+    fn merge<'t>(&mut self, text: &'t str, unused: &mut HashMap<&'t str, usize>, out: &mut Output<'_>) -> Result<()> {
+        let Self { spm, texts, index, merger, in_unknown } = self;
+        let find = |text: &str| index.by_text.find(*texts, text.as_bytes());
+        merger.merge(text, &mut out.pace, |joint, left_len| {
+            let id = find(joint)?;
+            if texts.kind(id) == Kind::Unused {
+                unused.insert(joint, left_len);
+            }
+            descending(texts.vocabulary.score(id))
+        })?;
+
+        let mut parts = Vec::new();
+        for symbol in merger.symbols(text) {
+            parts.push(symbol);
+            while let Some(part) = parts.pop() {
+                out.pace.work(1)?;
+                let found = find(part);
+                let is_unused = found.is_some_and(|id| texts.kind(id) == Kind::Unused);
+                match (found, unused.get(part)) {
+                    (_, Some(&left_len)) if is_unused => {
+                        parts.extend([&part[left_len..], &part[..left_len]]); // the left one is next
+                        continue;
+                    }
+                    (Some(id), _) => out.push(id)?,
+                    (None, _) if part.bytes().all(|byte| index.byte_tokens[byte as usize] != NONE) => {
+                        part.bytes().try_for_each(|byte| out.push(index.byte_tokens[byte as usize]))?;
+                    }
+                    (None, _) => {
+                        if !std::mem::replace(in_unknown, true) {
+                            out.push(spm.unknown.ok_or_else(|| {
+                                let e = "a text has what is no token, and there are neither byte tokens for it nor an unknown token";
+                                texts.vocabulary.error(e).got(format!("{part:?}"))
+                            })?)?;
+                        }
+                        continue;
+                    }
+                }
+                *in_unknown = false;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `text` as the vocabulary spells it, with a space before it if `prefix`.
+fn spell(text: &str, prefix: bool, pace: &mut Pace<'_>) -> Result<String> {
+    let mut spelt = String::new();
+    for (i, piece) in text.split(' ').enumerate() {
+        pace.work(1 + piece.len())?;
+        spelt.try_reserve(SPACE.len() + piece.len()).map_err(|_| no_memory(text.len()))?;
+        if i > 0 || prefix {
+            spelt.push_str(SPACE);
+        }
+        spelt.push_str(piece);
+    }
+    Ok(spelt)
+}
+
+/// The bytes that a token stands for. The byte of `<0xHH>`, and otherwise the text with spaces for `▁`.
+pub(super) fn unspell(text: &[u8], kind: Kind) -> Vec<u8> {
+    if kind == Kind::Byte
+        && let Some(byte) = byte_of(text)
+    {
+        return vec![byte];
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&first, tail)) = rest.split_first() {
+        match rest.strip_prefix(SPACE.as_bytes()) {
+            Some(tail) => {
+                bytes.push(b' ');
+                rest = tail;
+            }
+            None => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    bytes
 }
 
 /// The byte that `<0xHH>` means.
 fn byte_of(text: &[u8]) -> Option<u8> {
-    let digits = text.strip_prefix(b"<0x")?.strip_suffix(b">")?;
-    let digits = std::str::from_utf8(digits).ok().filter(|d| d.len() == 2 && d.bytes().all(|b| b.is_ascii_hexdigit()));
-    u8::from_str_radix(digits?, 16).ok()
+    let &[b'<', b'0', b'x', high, low, b'>'] = text else { return None };
+    let digit = |c: u8| char::from(c).to_digit(16);
+    Some((digit(high)? << 4 | digit(low)?) as u8)
 }
 
 const NONE: u32 = u32::MAX;
@@ -154,62 +230,82 @@ const NONE: u32 = u32::MAX;
 /// What encoding needs to know.
 struct Index {
     by_text: TextIndex, // the tokens that text is merged into
-    byte_tokens: Option<Box<[u32; 256]>>,
-    user_defined: Matcher, // never cut, never merged
+    byte_tokens: Box<[u32; 256]>,
+    longest: usize, // bytes of spelt text that a token stands for, at most; 0 if one stands for any number
+    before_space: [bool; 256], // last bytes of characters that a token has before a `▁`
+    first_normal: u32,
+    user_defined: Matcher, // those of the model itself: never cut, never merged
 }
 
 impl Index {
-    fn new(spm: &Spm, vocabulary: &Vocabulary, texts: Texts<'_>) -> Result<Self> {
-        let mut by_text = TextIndex::with_capacity(vocabulary.len());
-        let mut byte_tokens = [NONE; 256];
+    fn new(texts: Texts<'_>, pace: &mut Pace<'_>) -> Result<Self> {
+        let vocabulary = texts.vocabulary;
+        let mut by_text = TextIndex::with_capacity(vocabulary.len())?;
+        let mut byte_tokens = Box::new([NONE; 256]);
+        let mut longest = 1;
+        let mut before_space = [false; 256];
+        let mut first_normal = NONE;
+        let mut empty = Odd::new("token without a text, which no text comes to");
+        let mut not_a_byte = Odd::new("byte token that is not called <0x00> to <0xFF>, which no text comes to");
+        let mut no_score = Odd::of(SCORES, "score that is not a number, so that nothing is merged into its token");
         for id in vocabulary.ids() {
             let text = texts.get(id).unwrap_or_default();
+            pace.work(16 + text.len())?;
             if text.is_empty() {
-                return Err(texts.error("empty token", id).into());
+                empty.see(id as usize);
+                continue;
             }
-            match vocabulary.check_kind(id)? {
-                Kind::Normal | Kind::UserDefined | Kind::Unused => {
-                    if std::str::from_utf8(text).is_err() {
-                        return Err(texts.error("token is not valid UTF-8", id).into());
+            match texts.kind(id) {
+                kind @ (Kind::Normal | Kind::UserDefined | Kind::Unused) => {
+                    if kind == Kind::Normal {
+                        first_normal = first_normal.min(id);
                     }
                     if vocabulary.score(id).is_nan() {
-                        return Err(vocabulary.score_error("score is not a number", id).into());
+                        no_score.see(id as usize);
                     }
                     by_text.insert(texts, id);
-                }
-                Kind::Byte => {
-                    let byte =
-                        byte_of(text).ok_or_else(|| texts.error("bad byte token", id).limit("<0x00> to <0xFF>"))?;
-                    let token = &mut byte_tokens[byte as usize];
-                    if *token != NONE {
-                        return Err(texts.error("two tokens for the same byte", id).into());
+                    longest = longest.max(text.len());
+                    for at in text.windows(SPACE.len()).skip(1).zip(text).filter(|(w, _)| *w == SPACE.as_bytes()) {
+                        before_space[*at.1 as usize] = true;
                     }
-                    *token = id;
                 }
+                Kind::Byte => match byte_of(text) {
+                    Some(byte) if byte_tokens[byte as usize] == NONE => byte_tokens[byte as usize] = id,
+                    Some(_) => {} // the first of two is used
+                    None => not_a_byte.see(id as usize),
+                },
                 Kind::Control | Kind::Unknown => {}
             }
         }
-        let missing = byte_tokens.iter().position(|&token| token == NONE);
-        let any = byte_tokens.iter().any(|&token| token != NONE);
-        let byte_tokens = match missing {
-            None => Some(Box::new(byte_tokens)),
-            Some(byte) if any => {
-                return Err(vocabulary.error("missing byte token").limit(format!("<0x{byte:02X}>")).into());
-            }
-            Some(_) if spm.unknown.is_none() => {
-                return Err(vocabulary.error("neither byte tokens nor an unknown token").into());
-            }
-            Some(_) => None,
-        };
-        let spell = |text: String| text.replace(' ', SPACE);
-        let user_defined = Matcher::new(texts, |kind| kind == Kind::UserDefined, spell)?;
-        Ok(Self { by_text, byte_tokens, user_defined })
+        [empty, not_a_byte, no_score].iter().for_each(|odd| vocabulary.note(odd));
+        if byte_tokens.contains(&NONE) {
+            longest = 0;
+        }
+        let is_of_the_model = |id, kind| kind == Kind::UserDefined && id < first_normal;
+        let user_defined = Matcher::new(texts, pace, is_of_the_model, |text| text.replace(' ', SPACE))?;
+        Ok(Self { by_text, byte_tokens, longest, before_space, first_normal, user_defined })
+    }
+
+    /// Ends it all if a text of `len` bytes is sure to have too many tokens.
+    fn expect(&self, len: usize, out: &Output<'_>) -> Result<()> {
+        if self.longest == 0 { Ok(()) } else { out.expect(len.div_ceil(self.longest)) }
+    }
+
+    /// Cuts `text` where no merge reaches over.
+    fn words<'t>(&self, mut text: &'t str) -> impl Iterator<Item = &'t str> {
+        std::iter::from_fn(move || {
+            let is_cut = |&(at, _): &(usize, &str)| at > 0 && !self.before_space[text.as_bytes()[at - 1] as usize];
+            let end = text.match_indices(SPACE).find(is_cut).map_or(text.len(), |(at, _)| at);
+            let (word, rest) = text.split_at(end);
+            text = rest;
+            (!word.is_empty()).then_some(word)
+        })
     }
 }
 
 /// A number that is the smaller, the higher the score.
-fn descending(score: f32) -> u32 {
+fn descending(score: f32) -> Option<u32> {
     let bits = (score + 0.0).to_bits(); // -0 is 0
     let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
-    !ascending
+    (!score.is_nan()).then_some(!ascending)
 }

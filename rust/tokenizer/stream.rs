@@ -2,6 +2,8 @@
 
 use std::borrow::Borrow;
 
+use super::pace::no_memory;
+use super::vocabulary::Kind;
 use super::{Model, Tokenizer};
 use crate::error::Result;
 
@@ -35,21 +37,26 @@ impl<T: Borrow<Tokenizer>> StreamDecoder<T> {
     /// # Errors
     /// As [`Tokenizer::token_bytes`].
     pub fn push(&mut self, id: u32) -> Result<String> {
+        let (bytes, kind) = {
+            let tokenizer = self.tokenizer.borrow();
+            tokenizer.vocabulary.checked(|| tokenizer.piece(tokenizer.texts()?, id))?
+        };
         let mut text = String::new();
-        let result = self.push_to(&mut text, id);
-        self.tokenizer.borrow().vocabulary.checked(|| result.map(|()| text))
+        self.accept(&mut text, &bytes, kind)?;
+        Ok(text)
     }
 
-    pub(super) fn push_to(&mut self, text: &mut String, id: u32) -> Result<()> {
-        let tokenizer = self.tokenizer.borrow();
-        let mut bytes: &[u8] = &tokenizer.bytes_of(id)?;
-        if tokenizer.is_special(id) {
+    /// Appends to `text` what a token of this kind, which stands for `bytes`, completes.
+    pub(super) fn accept(&mut self, text: &mut String, mut bytes: &[u8], kind: Kind) -> Result<()> {
+        if kind.is_special() {
             if self.skip_special {
                 return Ok(());
             }
-        } else if std::mem::take(&mut self.at_start) && !tokenizer.is_byte(id) {
+        } else if std::mem::take(&mut self.at_start) && kind != Kind::Byte {
             bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
         }
+        let longest = 3 * (self.pending.len() + bytes.len()); // if each byte is replaced
+        text.try_reserve(longest).map_err(|_| no_memory(text.len() + longest))?;
         self.pending.extend_from_slice(bytes);
         self.drain(text, false);
         Ok(())

@@ -1,19 +1,23 @@
 //! The vocabulary where it lies in the file: the texts, kinds and scores of the tokens.
 //!
 //! Nothing is copied. What has to be known to find a text, its offset in the map, is collected when the
-//! first text is asked for; finding a token *by* its text needs a [`TextIndex`], which only encoding builds.
+//! first text is asked for; finding a token *by* its text needs a [`TextIndex`](super::text_index::TextIndex), which only
+//! encoding builds.
+//!
+//! Another process may write to the file at any time. So texts are compared where they lie, and copied before anything
+//! is made of them that a check has to hold for.
 
-use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use aho_corasick::{AhoCorasick, MatchKind};
-use foldhash::quality::RandomState;
-
+use super::ends;
+use super::pace::{Pace, reserve};
 use crate::checkpoint::{Metadata, StringArray, ValueType};
 use crate::error::{FormatError, Result};
 use crate::mapping::Bytes;
 
+/// The pairs of tokens that byte-level BPE merges.
+pub(super) const MERGES: &str = "tokenizer.ggml.merges";
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
 const SCORES: &str = "tokenizer.ggml.scores";
@@ -30,10 +34,17 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    fn from_number(number: i32) -> Option<Self> {
+    /// Normal for what is no such number: a token of an unknown type has a text all the same.
+    fn from_number(number: i32) -> Self {
         use Kind::*;
-        let index = usize::try_from(number).ok()?.checked_sub(1)?;
-        [Normal, Unknown, Control, UserDefined, Unused, Byte].get(index).copied()
+        match number {
+            2 => Unknown,
+            3 => Control,
+            4 => UserDefined,
+            5 => Unused,
+            6 => Byte,
+            _ => Normal,
+        }
     }
 
     /// Whether it stands for something other than text.
@@ -47,9 +58,18 @@ impl Kind {
 pub(super) struct Vocabulary {
     path: PathBuf,
     tokens: StringArray,
-    kinds: Option<Bytes>,        // (vocab_size) of i32; without them all tokens are normal
-    scores: Option<Bytes>,       // (vocab_size) of f32
-    offsets: OnceLock<Vec<u32>>, // (vocab_size + 1) of where in `tokens` the length before a text is
+    kinds: Option<Bytes>,  // (vocab_size) of i32; without them all tokens are normal
+    scores: Option<Bytes>, // (vocab_size) of f32
+    merges: Option<StringArray>,
+    walked: OnceLock<Walked>,
+    notes: Mutex<Vec<String>>, // that nobody has taken yet
+}
+
+/// What a walk over the tokens finds.
+#[derive(Debug)]
+struct Walked {
+    offsets: Vec<u32>,    // (vocab_size + 1) of where in `tokens` the length before a text is
+    named_ends: Vec<u32>, // the few tokens that end an answer by their names, in ascending order
 }
 
 impl Vocabulary {
@@ -74,7 +94,8 @@ impl Vocabulary {
         };
         let kinds = beside(TOKEN_TYPE, ValueType::I32)?;
         let scores = beside(SCORES, ValueType::F32)?;
-        Ok(Self { path: metadata.path().to_path_buf(), tokens, kinds, scores, offsets: OnceLock::new() })
+        let (path, merges) = (metadata.path().to_path_buf(), metadata.strings(MERGES).ok().flatten());
+        Ok(Self { path, tokens, kinds, scores, merges, walked: OnceLock::new(), notes: Mutex::default() })
     }
 
     /// Gives what `read` makes of the texts, unless the file changed meanwhile.
@@ -100,22 +121,17 @@ impl Vocabulary {
         self.scores.is_some()
     }
 
-    /// What the token `id` is; normal if the file does not say, or says nonsense.
-    pub(super) fn kind(&self, id: u32) -> Kind {
-        Kind::from_number(self.kind_number(id)).unwrap_or(Kind::Normal)
-    }
-
-    /// What the token `id` is, or an error if the file says nonsense.
-    pub(super) fn check_kind(&self, id: u32) -> Result<Kind> {
-        let number = self.kind_number(id);
-        Kind::from_number(number).ok_or_else(|| {
-            let e = FormatError::new(&self.path, "unknown token type").named(format!("{TOKEN_TYPE}[{id}]"));
-            e.got(number).limit("1 to 6").into()
-        })
-    }
-
     fn kind_number(&self, id: u32) -> i32 {
         self.kinds.as_ref().and_then(|kinds| element(kinds, id)).map_or(1, i32::from_le_bytes)
+    }
+
+    /// Whether there is a merge that makes `name`.
+    fn has_merge_into(&self, name: &str) -> bool {
+        let merges = self.merges.iter().flat_map(StringArray::iter);
+        merges.filter(|merge| merge.len() == name.len() + 1).any(|merge| {
+            let halves = merge.iter().position(|&b| b == b' ').map(|at| (&merge[..at], &merge[at + 1..]));
+            halves.is_some_and(|(left, right)| name.as_bytes().strip_prefix(left) == Some(right))
+        })
     }
 
     /// The score of the token `id`; the higher, the earlier it is merged.
@@ -128,168 +144,116 @@ impl Vocabulary {
         FormatError::new(&self.path, what).named(TOKENS)
     }
 
-    /// A report about the score of the token `id`.
-    pub(super) fn score_error(&self, what: &str, id: u32) -> FormatError {
-        FormatError::new(&self.path, what).named(format!("{SCORES}[{id}]")).got(self.score(id))
+    /// Notes something that a user should know of, though the file is used all the same.
+    pub(super) fn note(&self, odd: &Odd) {
+        if odd.count > 0 {
+            let more = if odd.count > 1 { format!(", and {} more", odd.count - 1) } else { String::new() };
+            let e = FormatError::new(&self.path, odd.what).named(format!("{}[{}]{more}", odd.key, odd.first));
+            self.note_line(e.to_string());
+        }
+    }
+
+    /// Notes `line`.
+    pub(super) fn note_line(&self, line: String) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if !notes.contains(&line) {
+            notes.push(line);
+        }
+    }
+
+    /// The notes since the last call.
+    pub(super) fn take_notes(&self) -> Vec<String> {
+        std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The texts; the first call finds where they are.
-    pub(super) fn texts(&self) -> Result<Texts<'_>> {
-        let offsets = get_or_try_init(&self.offsets, || {
-            let mut offsets = Vec::with_capacity(self.len() + 1); // the file has 8 bytes for each
+    pub(super) fn texts(&self, pace: &mut Pace<'_>) -> Result<Texts<'_>> {
+        let walked = get_or_try_init(&self.walked, || {
+            let (mut offsets, mut named_ends) = (Vec::new(), ends::Found::default());
+            reserve(&mut offsets, self.len() + 1)?; // the file has 8 bytes for each
             let mut at = 0;
             offsets.push(at);
-            for text in self.tokens.iter() {
+            for (id, text) in self.ids().zip(self.tokens.iter()) {
+                named_ends.look(id, text);
                 at += 8 + text.len() as u32;
                 offsets.push(at);
+                pace.work(8)?;
             }
             if offsets.len() != self.len() + 1 {
                 return Err(self.error("the file changed while it was in use").into());
             }
-            Ok(offsets)
+            let is_normal = |id| Kind::from_number(self.kind_number(id)) == Kind::Normal;
+            Ok(Walked { offsets, named_ends: named_ends.ids(is_normal, |name| self.has_merge_into(name)) })
         })?;
-        Ok(Texts { vocabulary: self, bytes: &self.tokens.bytes, offsets })
+        Ok(Texts { vocabulary: self, bytes: &self.tokens.bytes, walked })
+    }
+}
+
+/// Something about a vocabulary that is odd, and harmless as long as no text comes to it.
+pub(super) struct Odd {
+    key: &'static str,
+    what: &'static str,
+    first: usize,
+    count: usize,
+}
+
+impl Odd {
+    /// What may be odd with tokens.
+    pub(super) fn new(what: &'static str) -> Self {
+        Self::of(TOKENS, what)
+    }
+
+    /// What may be odd with elements of the array `key`.
+    pub(super) fn of(key: &'static str, what: &'static str) -> Self {
+        Self { key, what, first: 0, count: 0 }
+    }
+
+    /// Counts the element `index`.
+    pub(super) fn see(&mut self, index: usize) {
+        if self.count == 0 {
+            self.first = index;
+        }
+        self.count += 1;
     }
 }
 
 /// The texts of the tokens, by id.
 #[derive(Clone, Copy)]
 pub(super) struct Texts<'v> {
-    vocabulary: &'v Vocabulary,
+    pub(super) vocabulary: &'v Vocabulary,
     bytes: &'v [u8],
-    offsets: &'v [u32],
+    walked: &'v Walked,
 }
 
 impl<'v> Texts<'v> {
-    /// The text of the token `id`, if there is one.
+    /// The text of the token `id`, if there is one, where it lies.
     pub(super) fn get(self, id: u32) -> Option<&'v [u8]> {
-        let start = *self.offsets.get(id as usize)? as usize + 8;
-        let end = *self.offsets.get(id as usize + 1)? as usize;
+        let start = *self.walked.offsets.get(id as usize)? as usize + 8;
+        let end = *self.walked.offsets.get(id as usize + 1)? as usize;
         self.bytes.get(start..end)
     }
 
-    /// A report about the text of the token `id`.
-    pub(super) fn error(self, what: &str, id: u32) -> FormatError {
-        let at = self.vocabulary.tokens.bytes.offset() + self.offsets[id as usize] as usize;
-        let text = shown(self.get(id).unwrap_or_default());
-        FormatError::new(&self.vocabulary.path, what).named(format!("{TOKENS}[{id}]")).got(text).at(at)
+    /// What the token `id` is. One that ends an answer by its name is a control token, whatever the file says.
+    pub(super) fn kind(self, id: u32) -> Kind {
+        if self.named_ends().binary_search(&id).is_ok() {
+            return Kind::Control;
+        }
+        Kind::from_number(self.vocabulary.kind_number(id))
+    }
+
+    /// The tokens that end an answer by their names.
+    pub(super) fn named_ends(self) -> &'v [u32] {
+        &self.walked.named_ends
     }
 }
 
 /// How a text of the file is shown in a message: quoted, escaped, and no more than its start.
 pub(super) fn shown(text: &[u8]) -> String {
-    let text = String::from_utf8_lossy(text);
+    // A copy first, of as much as 41 characters can take: it may lie in the file.
+    let start = text[..text.len().min(4 * 41)].to_vec();
+    let text = String::from_utf8_lossy(&start);
     let dots = if text.chars().nth(40).is_some() { "..." } else { "" };
     format!("{:?}{dots}", text.chars().take(40).collect::<String>())
-}
-
-/// Finds a token by its text. The table holds ids and bits of hashes; the texts stay where they are.
-///
-/// Open addressing with linear probing. A slot is the upper half of the hash and the id plus one, so a
-/// look-up that finds nothing touches one cache line, and no text. The hash is keyed at random for each table:
-/// a file cannot choose texts that fall on one another.
-pub(super) struct TextIndex {
-    slots: Vec<u64>, // (a power of two); 0 where there is nothing
-    hasher: RandomState,
-    /// Whether two tokens have the same text; the first is found.
-    pub(super) has_duplicates: bool,
-}
-
-impl TextIndex {
-    /// An index with room for `capacity` tokens, which are fewer than 2^29.
-    pub(super) fn with_capacity(capacity: usize) -> Self {
-        let slots = vec![0; (capacity + capacity / 2 + 1).next_power_of_two()];
-        Self { slots, hasher: RandomState::default(), has_duplicates: false }
-    }
-
-    /// Adds the token `id`, unless there is one with the same text.
-    pub(super) fn insert(&mut self, texts: Texts<'_>, id: u32) {
-        let Some(text) = texts.get(id) else { return };
-        let hash = self.hash(text);
-        match self.probe(hash, |other| texts.get(other) == Some(text)) {
-            Ok(_) => self.has_duplicates = true,
-            Err(free) => self.slots[free] = hash >> 32 << 32 | u64::from(id + 1),
-        }
-    }
-
-    /// The token that has this text.
-    pub(super) fn find(&self, texts: Texts<'_>, text: &[u8]) -> Option<u32> {
-        self.probe(self.hash(text), |id| texts.get(id) == Some(text)).ok()
-    }
-
-    /// Whether there is a token with this text, by its hash alone: wrongly yes for one text in four thousand million.
-    pub(super) fn may_have(&self, text: &[u8]) -> bool {
-        self.probe(self.hash(text), |_| true).is_ok()
-    }
-
-    /// The id in a slot of this hash that `is_it`, or else the free slot where it would be.
-    fn probe(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Result<u32, usize> {
-        let mask = self.slots.len() - 1;
-        let mut at = hash as usize & mask;
-        loop {
-            match self.slots[at] {
-                0 => return Err(at), // comes to be: a third of the slots are free
-                slot if slot >> 32 == hash >> 32 && is_it(slot as u32 - 1) => return Ok(slot as u32 - 1),
-                _ => at = (at + 1) & mask,
-            }
-        }
-    }
-
-    fn hash(&self, text: &[u8]) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        hasher.write(text);
-        hasher.finish()
-    }
-}
-
-/// Finds tokens of a few kinds in raw text: the leftmost first, and of those the longest.
-pub(super) struct Matcher {
-    automaton: Option<AhoCorasick>, // None when there is nothing to find
-    ids: Vec<u32>,
-}
-
-/// A part of a text: as it is, or a token that was spelt out.
-pub(super) enum Part<'t> {
-    Text(&'t str),
-    Token(u32, &'t str),
-}
-
-impl Matcher {
-    /// Looks for the tokens that `wanted` chooses, spelt as `spell` says.
-    pub(super) fn new(texts: Texts<'_>, wanted: fn(Kind) -> bool, spell: fn(String) -> String) -> Result<Self> {
-        let (mut ids, mut patterns) = (Vec::new(), Vec::new());
-        for id in texts.vocabulary.ids().filter(|&id| wanted(texts.vocabulary.kind(id))) {
-            // A copy first: what was checked stays what it is, whatever becomes of the file.
-            let text = String::from_utf8(texts.get(id).unwrap_or_default().to_vec());
-            let text = text.map_err(|_| texts.error("special token is not valid UTF-8", id))?;
-            if text.is_empty() {
-                return Err(texts.error("empty token", id).into());
-            }
-            ids.push(id);
-            patterns.push(spell(text));
-        }
-        if patterns.is_empty() {
-            return Ok(Self { automaton: None, ids });
-        }
-        let automaton = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&patterns);
-        let automaton = automaton.map_err(|e| texts.vocabulary.error("too many special tokens").got(e))?;
-        Ok(Self { automaton: Some(automaton), ids })
-    }
-
-    /// Cuts `text` at the tokens that it spells out. No part is empty.
-    pub(super) fn split<'t>(&self, text: &'t str, mut part: impl FnMut(Part<'t>) -> Result<()>) -> Result<()> {
-        let mut start = 0;
-        if let Some(automaton) = &self.automaton {
-            for found in automaton.find_iter(text) {
-                if start < found.start() {
-                    part(Part::Text(&text[start..found.start()]))?;
-                }
-                part(Part::Token(self.ids[found.pattern().as_usize()], &text[found.range()]))?;
-                start = found.end();
-            }
-        }
-        if start < text.len() { part(Part::Text(&text[start..])) } else { Ok(()) }
-    }
 }
 
 fn element(array: &[u8], id: u32) -> Option<[u8; 4]> {

@@ -1,0 +1,135 @@
+//! Finds tokens in raw text that are spelt out there: control tokens, and those that a user defined.
+
+use std::ops::Range;
+
+use aho_corasick::{AhoCorasick, AhoCorasickKind, Input, MatchKind};
+
+use super::pace::{Pace, reserve};
+use super::text_index::TextIndex;
+use super::vocabulary::{Kind, Odd, Texts};
+use crate::error::Result;
+
+/// Longest token, in bytes, that is looked for in a text. Real ones have some forty; one of a megabyte would cost fifty
+/// for the automaton.
+const MAX_LEN: usize = 1 << 16;
+
+/// Finds the tokens that were chosen: the leftmost first, and of those the longest.
+pub(super) struct Matcher {
+    automaton: Option<AhoCorasick>, // None when there is nothing to find
+    ids: Vec<u32>,
+    longest: usize, // bytes
+}
+
+/// A part of a text: as it is, or a token that was spelt out.
+pub(super) enum Part<'t> {
+    Text(&'t str),
+    Token(u32),
+}
+
+impl Matcher {
+    /// Text between two looks at the clock.
+    const WINDOW: usize = 1 << 20;
+
+    /// Looks for the tokens that `wanted` chooses, spelt as `spell` says. Of tokens that are spelt the same, the first is
+    /// found; what can be in no text (nothing at all, or what is not UTF-8) is left out.
+    pub(super) fn new(
+        texts: Texts<'_>,
+        pace: &mut Pace<'_>,
+        wanted: impl Fn(u32, Kind) -> bool,
+        spell: fn(String) -> String,
+    ) -> Result<Self> {
+        let vocabulary = texts.vocabulary;
+        let chosen = || vocabulary.ids().filter(|&id| wanted(id, texts.kind(id)));
+        let mut distinct = TextIndex::with_capacity(chosen().count())?;
+        let (mut ids, mut patterns, mut longest) = (Vec::new(), Vec::new(), 0);
+        let mut too_long = Odd::new("token of more than 64 KiB, which is looked for in no text");
+        for id in chosen() {
+            // A copy first: what was checked stays what it is, whatever becomes of the file.
+            let text = texts.get(id).unwrap_or_default();
+            pace.work(16 + text.len())?;
+            if text.len() > MAX_LEN {
+                too_long.see(id as usize);
+                continue;
+            }
+            let Ok(text) = String::from_utf8(text.to_vec()) else { continue };
+            if text.is_empty() || !distinct.insert(texts, id) {
+                continue;
+            }
+            let text = spell(text);
+            longest = longest.max(text.len());
+            reserve(&mut ids, 1)?;
+            reserve(&mut patterns, 1)?;
+            ids.push(id);
+            patterns.push(text);
+        }
+        vocabulary.note(&too_long);
+        if patterns.is_empty() {
+            return Ok(Self { automaton: None, ids, longest });
+        }
+        // An automaton whose size is that of the tokens: a dense one takes a kilobyte for each of their bytes, and finds
+        // nothing faster, for most special tokens begin with `<`, which is looked for first.
+        let automaton = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .kind(Some(AhoCorasickKind::ContiguousNFA))
+            .dense_depth(1)
+            .build(&patterns);
+        let automaton = automaton.map_err(|e| vocabulary.error("too many special tokens").got(e))?;
+        Ok(Self { automaton: Some(automaton), ids, longest })
+    }
+
+    /// Cuts `text` at the tokens that it spells out.
+    pub(super) fn split<'m, 't>(&'m self, text: &'t str) -> Parts<'m, 't> {
+        Parts { matcher: self, text, given: 0, searched: 0, found: None }
+    }
+}
+
+/// The parts of a text in order, none of them empty.
+pub(super) struct Parts<'m, 't> {
+    matcher: &'m Matcher,
+    text: &'t str,
+    given: usize,                // bytes that went out
+    searched: usize,             // no match that begins before is left
+    found: Option<(u32, usize)>, // a token that comes next, and its end
+}
+
+impl<'t> Parts<'_, 't> {
+    /// The next part.
+    pub(super) fn next(&mut self, pace: &mut Pace<'_>) -> Result<Option<Part<'t>>> {
+        if let Some((id, end)) = self.found.take() {
+            (self.given, self.searched) = (end, end);
+            return Ok(Some(Part::Token(id)));
+        }
+        let start = match self.find(pace)? {
+            Some((id, range)) => {
+                self.found = Some((id, range.end));
+                range.start
+            }
+            None => self.text.len(),
+        };
+        let part = &self.text[self.given..start];
+        self.given = start;
+        match part {
+            "" if self.found.is_some() => self.next(pace),
+            "" => Ok(None),
+            part => Ok(Some(Part::Text(part))),
+        }
+    }
+
+    fn find(&mut self, pace: &mut Pace<'_>) -> Result<Option<(u32, Range<usize>)>> {
+        let Some(automaton) = &self.matcher.automaton else { return Ok(None) };
+        while self.searched < self.text.len() {
+            // A match that begins in the window lies in what is searched: none is longer than the longest token.
+            let window = self.text.len().min(self.searched + Matcher::WINDOW);
+            let range = self.searched..self.text.len().min(window + self.matcher.longest);
+            if let Some(found) = automaton.find(Input::new(self.text).range(range))
+                && found.start() < window
+            {
+                pace.work(found.end() - self.searched)?;
+                return Ok(Some((self.matcher.ids[found.pattern().as_usize()], found.range())));
+            }
+            self.searched = window;
+            pace.work(Matcher::WINDOW)?;
+        }
+        Ok(None)
+    }
+}

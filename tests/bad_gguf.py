@@ -107,7 +107,7 @@ class Gguf:
     def header(self) -> bytes:
         n_tensors = len(self.tensors) if self.n_tensors is None else self.n_tensors
         n_kv = len(self.kv) + self.n_extra_kv if self.n_kv is None else self.n_kv
-        out = b"GGUF" + struct.pack("<IQQ", self.version, n_tensors % 2**64, n_kv % 2**64)
+        out = bytearray(b"GGUF" + struct.pack("<IQQ", self.version, n_tensors % 2**64, n_kv % 2**64))
         for key, (kind, data) in self.kv.items():
             out += text(key) + struct.pack("<I", kind) + data
         out += self.extra_kv
@@ -118,7 +118,7 @@ class Gguf:
             out += text(tensor.name) + struct.pack("<I", len(tensor.dims)) + dims
             out += struct.pack("<IQ", tensor.dtype, offset % 2**64)
             end = padded(end + len(tensor.data), self.alignment)
-        return out
+        return bytes(out)
 
     def content(self) -> bytes:
         out = bytearray(self.header())

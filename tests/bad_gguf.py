@@ -1,9 +1,10 @@
-"""Writes bad model files: one function a malformation, each of which changes one thing of a good file.
+"""Writes bad model files: one function for each malformation, which changes one thing of a good file.
 
     python tests/bad_gguf.py DIRECTORY        # all of them, to try another program with, or to start a fuzzer
 
-Nothing here checks anything, and nothing uses the ``gguf`` package: it would refuse to write such files.
-``test_bad_gguf.py`` holds llama_rs to what each case says.
+This is the one list of ways for a file to be bad, and beside each limit stands what is still good. Nothing here checks
+anything, and nothing uses the ``gguf`` package: it would refuse to write such files. ``test_bad_gguf.py`` holds
+llama_rs to what each case says; ``bad_gguf.rs`` has what cannot be listed: files that are damaged at random.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 NAN, INFINITY = float("nan"), float("inf")
 
 Value = tuple[int, bytes]
+
+
+def u16(x: int) -> Value:
+    return U16, struct.pack("<H", x)
 
 
 def u32(x: int) -> Value:
@@ -67,6 +72,11 @@ def integers(items: Iterable[int]) -> Value:
     return array(I32, len(items), struct.pack(f"<{len(items)}i", *items))
 
 
+def unsigned(items: Iterable[int]) -> Value:
+    items = list(items)
+    return array(U32, len(items), struct.pack(f"<{len(items)}I", *items))
+
+
 def floats(items: Iterable[float]) -> Value:
     items = list(items)
     return array(F32, len(items), struct.pack(f"<{len(items)}f", *items))
@@ -97,7 +107,7 @@ class Gguf:
     def header(self) -> bytes:
         n_tensors = len(self.tensors) if self.n_tensors is None else self.n_tensors
         n_kv = len(self.kv) + self.n_extra_kv if self.n_kv is None else self.n_kv
-        out = b"GGUF" + struct.pack("<IQQ", self.version, n_tensors % 2**64, n_kv % 2**64)
+        out = bytearray(b"GGUF" + struct.pack("<IQQ", self.version, n_tensors % 2**64, n_kv % 2**64))
         for key, (kind, data) in self.kv.items():
             out += text(key) + struct.pack("<I", kind) + data
         out += self.extra_kv
@@ -108,7 +118,7 @@ class Gguf:
             out += text(tensor.name) + struct.pack("<I", len(tensor.dims)) + dims
             out += struct.pack("<IQ", tensor.dtype, offset % 2**64)
             end = padded(end + len(tensor.data), self.alignment)
-        return out
+        return bytes(out)
 
     def content(self) -> bytes:
         out = bytearray(self.header())
@@ -196,40 +206,115 @@ def good_spm() -> Gguf:
     return file
 
 
+def good_qwen2() -> Gguf:
+    """The same as a Qwen2: other keys, and biases of queries, keys and values."""
+    file = good()
+    file.kv = {key.replace("llama.", "qwen2.") if isinstance(key, str) else key: v for key, v in file.kv.items()}
+    file.kv["general.architecture"] = string("qwen2")
+    for part in ("q", "k", "v"):
+        rows = file.tensors[f"blk.0.attn_{part}"].dims[1]
+        file.tensors[f"blk.0.attn_{part}.bias"] = Tensor(f"blk.0.attn_{part}.bias", [rows], bytes(4 * rows))
+    return file
+
+
+def good_parts() -> dict[str, Gguf]:
+    """The good file in three parts, by their names: the first has the metadata, the others have tensors."""
+    whole = good()
+    tensors = list(whole.tensors.items())
+    parts = {}
+    for i, own in enumerate([[], tensors[:5], tensors[5:]]):
+        kv: dict[str | bytes, Value] = {"split.no": u16(i), "split.count": u16(3), "split.tensors.count": i32(11)}
+        parts[part_name(i)] = Gguf(kv=(whole.kv if i == 0 else {}) | kv, tensors=dict(own))
+    return parts
+
+
+def part_name(i: int, n: int = 3) -> str:
+    return f"model-{i + 1:05}-of-{n:05}.gguf"
+
+
 Kind = Literal["format", "unsupported"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A bad file, the kind of error it has to give, and what the message has to say."""
+    """A bad file, or several, the kind of error it has to give, and what the message has to say.
+
+    ``files`` gives the contents of each by its name; the first is the one to open. Of what is good, ``kind`` is None.
+    """
 
     name: str
-    kind: Kind
+    kind: Kind | None
     says: tuple[str, ...]
-    content: Callable[[], bytes]
+    files: Callable[[], dict[str, bytes]]
+
+    def write(self, folder: Path) -> Path:
+        """Writes the files to ``folder`` and gives the path to open."""
+        files = self.files()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        return folder / next(iter(files))
 
 
 CASES: list[Case] = []
+"""The bad ones."""
+GOOD_CASES: list[Case] = []
+"""What is just about good."""
+
+Change = Callable[[Gguf], bytes | None]
 
 
-def case(kind: Kind, *says: str, base: Callable[[], Gguf] = good) -> Callable[..., None]:
+def _add(name: str, kind: Kind | None, says: tuple[str, ...], files: Callable[[], dict[str, bytes]]) -> None:
+    assert all(name != other.name for other in CASES + GOOD_CASES), f"two cases {name}"
+    (CASES if kind else GOOD_CASES).append(Case(name, kind, says, files))
+
+
+def case(kind: Kind | None, *says: str, base: Callable[[], Gguf] = good) -> Callable[[Change], None]:
     """Makes a case of a function that changes a good file, or returns other bytes."""
 
-    def register(function: Callable[[Gguf], bytes | None]) -> None:
-        def content() -> bytes:
+    def register(function: Change) -> None:
+        def files() -> dict[str, bytes]:
             file = base()
             replaced = function(file)
-            return file.content() if replaced is None else replaced
+            return {"model.gguf": file.content() if replaced is None else replaced}
 
-        name = getattr(function, "__name__", "?").strip("_")
-        assert all(name != other.name for other in CASES), f"two cases {name}"
-        CASES.append(Case(name, kind, says, content))
+        _add(getattr(function, "__name__", "?").strip("_"), kind, says, files)
 
     return register
 
 
-def key_case(name: str, kind: Kind, key: str, value: Value | None, *says: str) -> None:
-    """A case that sets one key, or takes it away."""
+def parts_case(
+    kind: Kind | None, *says: str, opens: int = 0
+) -> Callable[[Callable[[dict[str, Gguf]], dict[str, bytes] | None]], None]:
+    """Makes a case of a function that changes the parts of a good model; the part ``opens`` is the one to open."""
+
+    def register(function: Callable[[dict[str, Gguf]], dict[str, bytes] | None]) -> None:
+        def files() -> dict[str, bytes]:
+            parts = good_parts()
+            replaced = function(parts)
+            contents = {name: part.content() for name, part in parts.items()} if replaced is None else replaced
+            first = part_name(opens)
+            return {first: contents[first]} | contents
+
+        _add(getattr(function, "__name__", "?"), kind, says, files)
+
+    return register
+
+
+def named(name: str, kind: Kind | None, change: Change, *says: str, base: Callable[[], Gguf] = good) -> None:
+    """A case of a function without a name of its own."""
+    change.__name__ = name
+    case(kind, *says, base=base)(change)
+
+
+def key_case(
+    name: str,
+    kind: Kind | None,
+    key: str,
+    value: Value | None,
+    *says: str,
+    base: Callable[[], Gguf] = good,
+) -> None:
+    """A case that sets one key, or takes it away. Where that is bad, the message names the key."""
 
     def change(file: Gguf) -> None:
         if value is None:
@@ -237,8 +322,7 @@ def key_case(name: str, kind: Kind, key: str, value: Value | None, *says: str) -
         else:
             file.kv[key] = value
 
-    change.__name__ = name
-    case(kind, key, *says)(change)
+    named(name, kind, change, *(says if kind != "format" else (key, *says)), base=base)
 
 
 # Container: the start of the file.
@@ -249,14 +333,20 @@ def empty(_: Gguf) -> bytes:
     return b""
 
 
-@case("format", "shorter than a header", "4 bytes", "at least 24")
-def only_magic(_: Gguf) -> bytes:
-    return b"GGUF"
+for _n in range(4, 24):
+    named(
+        f"header_of_{_n}_bytes",
+        "format",
+        lambda file, n=_n: file.content()[:n],  # type: ignore[misc]
+        "shorter than a header",
+        f"{_n} bytes",
+        "at least 24",
+    )
 
 
-@case("format", "shorter than a header", "23 bytes")
-def less_than_a_header(file: Gguf) -> bytes:
-    return file.content()[:23]
+@case("format", "not a GGUF file")
+def two_bytes(_: Gguf) -> bytes:
+    return b"GG"
 
 
 @case("format", "not a GGUF file")
@@ -266,6 +356,8 @@ def wrong_magic(file: Gguf) -> bytes:
 
 LOOK_ALIKES = {
     "git_lfs_pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS"),
+    "html_after_a_byte_order_mark": (b"\xef\xbb\xbf\n  <HTML>", "web page"),
+    "saved_session": (b"llama_rs\x01\0\0\0" + bytes(60), "a saved session"),
     "html_page": (b"<!DOCTYPE html>\n<html><body>Please log in</body></html>", "web page"),
     "xml_error": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML"),
     "json_error": (b'{"error": "Repository not found"}', "JSON"),
@@ -283,16 +375,14 @@ LOOK_ALIKES = {
 }
 
 
-def look_alike(name: str, content: bytes, says: str) -> None:
-    def replace(_: Gguf) -> bytes:
-        return content
-
-    replace.__name__ = f"look_alike_{name}"
-    case("format", "not a GGUF file, but", says)(replace)
-
-
 for _name, (_content, _says) in LOOK_ALIKES.items():
-    look_alike(_name, _content, _says)
+    named(
+        f"look_alike_{_name}",
+        "format",
+        lambda _, content=_content: content,  # type: ignore[misc]
+        "not a GGUF file, but",
+        _says,
+    )
 
 
 @case("format", "version", "got 0", "2 or 3")
@@ -305,6 +395,16 @@ def version_1(file: Gguf) -> None:
     file.version = 1
 
 
+@case("unsupported", "version 1")
+def version_1_shorter_than_a_later_header(_: Gguf) -> bytes:
+    return b"GGUF" + struct.pack("<III", 1, 0, 0)
+
+
+@case(None)
+def version_2(file: Gguf) -> None:
+    file.version = 2
+
+
 @case("unsupported", "version 4")
 def version_4(file: Gguf) -> None:
     file.version = 4
@@ -315,14 +415,16 @@ def big_endian(file: Gguf) -> None:
     file.version = 3 << 24
 
 
-@case("format", "tensor count", "byte 8", "got -1")
-def tensor_count_negative(file: Gguf) -> None:
-    file.n_tensors = -1
+for _n, _got in {-1: "-1", 1 << 63: "-9223372036854775808", 1 << 40: "1099511627776", 10_000: "10000"}.items():
 
+    def _tensors(file: Gguf, n: int = _n) -> None:
+        file.n_tensors = n
 
-@case("format", "tensor count", "byte 8", "got 1099511627776")
-def tensor_count_huge(file: Gguf) -> None:
-    file.n_tensors = 1 << 40
+    def _keys(file: Gguf, n: int = _n) -> None:
+        file.n_kv = n
+
+    named(f"tensor_count_{_n}", "format", _tensors, "tensor count", "byte 8", f"got {_got}", "at most")
+    named(f"metadata_count_{_n}", "format", _keys, "metadata count", "byte 16", f"got {_got}", "at most")
 
 
 @case("format")
@@ -330,14 +432,14 @@ def tensor_count_one_too_many(file: Gguf) -> None:
     file.n_tensors = len(file.tensors) + 1
 
 
-@case("format", "metadata count", "byte 16", "got -9223372036854775808")
-def metadata_count_negative(file: Gguf) -> None:
-    file.n_kv = 1 << 63
-
-
 @case("format")
 def metadata_count_one_too_many(file: Gguf) -> None:
     file.n_kv = len(file.kv) + 1
+
+
+@case("format")
+def metadata_count_one_too_few(file: Gguf) -> None:
+    file.n_kv = len(file.kv) - 1
 
 
 # Container: metadata.
@@ -353,10 +455,31 @@ def key_too_long(file: Gguf) -> None:
     file.kv["k" * 65536] = u32(1)
 
 
-@case("format", "metadata key", "got -1", "byte 24")
-def key_length_negative(file: Gguf) -> bytes:
-    content = file.content()
-    return content[:24] + b"\xff" * 8 + content[32:]
+@case(None)
+def key_of_the_longest(file: Gguf) -> None:
+    file.kv["k" * 65535] = u32(1)
+
+
+for _n in (-1, 1 << 63, 1 << 50):
+    named(
+        f"key_length_{_n}",
+        "format",
+        lambda _, n=_n: Gguf(n_kv=1).header() + struct.pack("<Q", n % 2**64) + bytes([1] * 50),  # type: ignore[misc]
+        "metadata key",
+        f"got {_n if _n < 1 << 63 else _n - 2**64}",
+        "byte 24",
+        "at most 50",
+    )
+
+
+@case("format", "metadata key", "zero byte", "a\\0b")
+def key_with_nul(file: Gguf) -> None:
+    file.kv["a\0b"] = u32(1)
+
+
+@case(None)
+def bytes_after_the_last_tensor(file: Gguf) -> bytes:
+    return file.content() + b"\x07" * 100
 
 
 @case("format", "metadata key", "UTF-8", "bad")
@@ -364,7 +487,7 @@ def key_not_utf8(file: Gguf) -> None:
     file.kv[b"bad\xff"] = u32(1)
 
 
-@case("format", "used twice", "llama.block_count")
+@case("format", "used twice", "llama.block_count", "only the one at byte")
 def key_twice(file: Gguf) -> None:
     file.extra_kv = text("llama.block_count") + struct.pack("<I", U32) + struct.pack("<I", 2)
     file.n_extra_kv = 1
@@ -375,33 +498,154 @@ key_case("value_type_negative", "format", "k", (2**32 - 1, bytes(8)), "value typ
 key_case("bool_2", "format", "k", boolean(2), "bool", "got 2", "0 or 1")
 key_case("bool_in_array_9", "format", "k", array(BOOL, 3, b"\0\1\x09"), "bool", "got 9")
 key_case("string_length_negative", "format", "k", (STRING, b"\xff" * 8), "got -1")
+key_case("array_of_u64_wraps", "format", "k", array(U64, 1 << 61, bytes(8)), "array length")
+key_case("array_of_2_to_32_arrays", "format", "k", array(ARRAY, 1 << 32, bytes(8)), "array length", "4294967296")
 key_case("array_length_wraps", "format", "k", array(U32, 1 << 61, bytes(8)), "array length", "2305843009213693952")
 key_case("array_of_2_to_40_strings", "format", "k", array(STRING, 1 << 40, bytes(8)), "array length")
 key_case("array_string_past_the_end", "format", "k", array(STRING, 1, b"\xff" * 8), "past the end")
 key_case("array_of_unknown_type", "format", "k", array(13, 1, bytes(8)), "value type", "got 13")
 
 
-@case("format", "nested", "at most 4")
-def arrays_nested_10000_deep(file: Gguf) -> None:
+def nested(levels: int) -> Value:
     value = array(U32, 1, bytes(4))
-    for _ in range(10_000):
+    for _ in range(levels - 1):
         value = array(ARRAY, 1, value[1])
-    file.kv["k"] = value
+    return value
 
 
-for _alignment in (0, 3, 33, 2**31):
+for _n in (1, 2, 3, 4):
+    key_case(f"arrays_nested_{_n}_deep", None, "k", nested(_n))
+for _n in (5, 10_000):
+    key_case(f"arrays_nested_{_n}_deep", "format", "k", nested(_n), "nested", "at most 4")
+
+
+for _alignment in (1, 8, 64, 4096):
+
+    def _aligned(file: Gguf, alignment: int = _alignment) -> None:
+        file.alignment = alignment
+        file.kv["general.alignment"] = u32(alignment)
+
+    named(f"alignment_{_alignment}", None, _aligned)
+for _alignment in (0, 3, 13, 33, 2**21, 2**31):
     key_case(
         f"alignment_{_alignment}", "format", "general.alignment", u32(_alignment), f"got {_alignment}", "power of two"
     )
 key_case("alignment_is_a_string", "format", "general.alignment", string("32"), "value type", "a string")
 
 
-@case("unsupported", "part 2", "split in 3")
-def part_of_a_split_model(file: Gguf) -> None:
-    file.kv |= {"split.no": u32(1), "split.count": u32(3)}
+# Container: parts.
+
+for _i in range(3):
+
+    def _any_part(_: dict[str, Gguf]) -> None:
+        pass
+
+    _any_part.__name__ = f"part_{_i + 1}_opens_all"
+    parts_case(None, opens=_i)(_any_part)
+
+key_case("one_part_of_one", None, "split.count", u16(1))
+key_case("split_count_is_a_string", "format", "split.count", string("3"), "value type")
+key_case("part_without_a_number", "format", "split.no", None, "missing key", base=lambda: good_parts()[part_name(0)])
+
+
+@case("format", "part 2 of a model split in 3", "-00002-of-00003.gguf", "llama-gguf-split --merge")
+def part_of_another_name(file: Gguf) -> None:
+    file.kv |= {"split.no": u16(1), "split.count": u16(3)}
+
+
+@case("format", "split.no", "got 3", "less than split.count, 3")
+def part_behind_the_last(file: Gguf) -> None:
+    file.kv |= {"split.no": u16(3), "split.count": u16(3)}
+
+
+@parts_case("format", "part 3 of 3 is missing", "model-00003-of-00003.gguf")
+def part_missing(parts: dict[str, Gguf]) -> None:
+    del parts[part_name(2)]
+
+
+@parts_case("format", "part 1 of 3 is missing", "model-00001-of-00003.gguf", opens=1)
+def first_part_missing(parts: dict[str, Gguf]) -> None:
+    del parts[part_name(0)]
+
+
+@parts_case("format", "another part than its name says", "split.no", "got part 2 of 3", "expected part 3 of 3")
+def part_twice(parts: dict[str, Gguf]) -> None:
+    parts[part_name(2)] = parts[part_name(1)]
+
+
+@parts_case("format", "another part than its name says", "got part 2 of 4", "expected part 2 of 3")
+def part_of_more(parts: dict[str, Gguf]) -> None:
+    parts[part_name(1)].kv["split.count"] = u16(4)
+
+
+@parts_case("format", "missing key", "split.no")
+def part_that_is_a_whole_model(parts: dict[str, Gguf]) -> None:
+    parts[part_name(1)] = good()
+
+
+@parts_case("format", "a part of another model", "split.tensors.count", "got 12", "expected 11 as in")
+def part_of_a_model_with_more_tensors(parts: dict[str, Gguf]) -> None:
+    parts[part_name(1)].kv["split.tensors.count"] = i32(12)
+
+
+@parts_case("format", "a part of another model", "general.architecture", "got qwen2", "expected llama as in")
+def part_of_another_architecture(parts: dict[str, Gguf]) -> None:
+    parts[part_name(2)].kv["general.architecture"] = string("qwen2")
+
+
+@parts_case("format", "number of tensors in all parts", "split.tensors.count", "got 12", "expected 11")
+def parts_without_a_tensor(parts: dict[str, Gguf]) -> None:
+    for part in parts.values():
+        part.kv["split.tensors.count"] = i32(12)
+
+
+@parts_case("format", "used twice", "blk.0.attn_q.weight", "model-00002-of-00003.gguf")
+def parts_with_the_same_tensor(parts: dict[str, Gguf]) -> None:
+    q = parts[part_name(1)].tensors["blk.0.attn_q"]
+    parts[part_name(2)].tensors["blk.0.ffn_up"].name = q.name
+
+
+@parts_case("format", "missing tensor", "blk.0.ffn_up.weight")
+def parts_without_a_tensor_nor_its_count(parts: dict[str, Gguf]) -> None:
+    del parts[part_name(2)].tensors["blk.0.ffn_up"]
+    for part in parts.values():
+        del part.kv["split.tensors.count"]
+
+
+@parts_case("format", "model-00003-of-00003.gguf", "(50 %)", "download is incomplete")
+def part_incomplete(parts: dict[str, Gguf]) -> dict[str, bytes]:
+    contents = {name: part.content() for name, part in parts.items()}
+    last = contents[part_name(2)]
+    return contents | {part_name(2): last[: len(last) // 2 + 1]}
+
+
+@parts_case("format", "model-00002-of-00003.gguf", "a Git LFS pointer")
+def part_that_is_a_pointer(parts: dict[str, Gguf]) -> dict[str, bytes]:
+    contents = {name: part.content() for name, part in parts.items()}
+    return contents | {part_name(1): b"version https://git-lfs.github.com/spec/v1\n"}
+
+
+@parts_case("format", "model-00002-of-00003.gguf", "the file is empty")
+def part_that_is_empty(parts: dict[str, Gguf]) -> dict[str, bytes]:
+    return {name: part.content() for name, part in parts.items()} | {part_name(1): b""}
 
 
 # Container: tensors.
+
+
+@case(None)
+def tensors_in_another_order(file: Gguf) -> None:
+    file.tensors = dict(reversed(file.tensors.items()))
+
+
+@case("unsupported", "tensor hole")
+def tensor_that_nobody_knows(file: Gguf) -> None:
+    file.tensors = {"hole": Tensor("hole", [16], bytes(64))} | file.tensors
+
+
+@case("unsupported", "nnn")
+def tensor_name_of_the_longest(file: Gguf) -> None:
+    file.tensors["long"] = Tensor("n" * 1024, [1], bytes(4))
 
 
 @case("format", "tensor name", "got 0")
@@ -419,22 +663,25 @@ def tensor_name_not_utf8(file: Gguf) -> None:
     file.tensors["blk.0.attn_q"].name = b"blk\xc3"
 
 
-@case("format", "tensor name", "zero byte")
+@case("format", "tensor name", "zero byte", "blk\\0")
 def tensor_name_with_nul(file: Gguf) -> None:
     file.tensors["blk.0.attn_q"].name = "blk\0"
 
 
-@case("format", "used twice", "blk.0.attn_k.weight")
+@case("format", "used twice", "blk.0.attn_k.weight", "only the one at byte")
 def tensor_twice(file: Gguf) -> None:
     file.tensors["blk.0.attn_v"].name = "blk.0.attn_k.weight"
 
 
-def shape_case(name: str, dims: list[int], *says: str) -> None:
+def shape_case(name: str, dims: list[int], *says: str, kind: Kind | None = "format") -> None:
     def change(file: Gguf) -> None:
         file.tensors["blk.0.attn_q"].dims = dims
 
-    change.__name__ = name
-    case("format", *says)(change)
+    named(name, kind, change, *says)
+
+
+shape_case("dimensions_of_one", [32, 32, 1, 1], kind=None)
+shape_case("shape_far_too_large", [32, 1 << 50], "overlap", "blk.0.attn_k.weight")
 
 
 shape_case("no_dimensions", [], "blk.0.attn_q.weight", "dimensions", "got 0", "1 to 4")
@@ -458,14 +705,16 @@ def type_case(name: str, kind: Kind, dtype: int, *says: str) -> None:
     def change(file: Gguf) -> None:
         file.tensors["blk.0.attn_q"].dtype = dtype
 
-    change.__name__ = name
-    case(kind, "blk.0.attn_q.weight", *says)(change)
+    named(name, kind, change, "blk.0.attn_q.weight", *says)
 
 
 type_case("type_Q4_2", "unsupported", 4, "Q4_2")
 type_case("type_Q4_3", "unsupported", 5, "Q4_3")
 type_case("type_Q4_0_4_4", "unsupported", 31, "Q4_0_4_4")
 type_case("type_I32", "unsupported", 26, "I32", "Q4_K")
+type_case("type_IQ4_NL_8_8", "unsupported", 38, "IQ4_NL_8_8")
+type_case("type_NVFP4", "unsupported", 40, "NVFP4")
+type_case("type_43", "format", 43, "unknown tensor type", "got 43")
 type_case("type_1000", "format", 1000, "unknown tensor type", "got 1000")
 type_case("type_negative", "format", 2**32 - 1, "unknown tensor type", "got 4294967295")
 
@@ -479,14 +728,14 @@ def offset_case(name: str, offset: int, *says: str) -> None:
     def change(file: Gguf) -> None:
         file.tensors["blk.0.attn_q"].offset = offset
 
-    change.__name__ = name
-    case("format", *says)(change)
+    named(name, "format", change, *says)
 
 
 offset_case("offset_unaligned", 33, "blk.0.attn_q.weight", "unaligned", "got 33", "multiple of 32")
+offset_case("offset_negative", -1, "blk.0.attn_q.weight", "unaligned", "got -1")
 offset_case("offset_wraps", -32, "blk.0.attn_q.weight", "past the end")
 offset_case("offset_past_the_end", 1 << 40, "blk.0.attn_q.weight", "past the end")
-offset_case("offset_in_another_tensor", 32, "overlap", "token_embd.weight")
+offset_case("offset_in_another_tensor", 32, "overlap", "got offset 32", "where token_embd.weight ends")
 offset_case("offset_of_another_tensor", 0, "overlap", "token_embd.weight")
 
 
@@ -501,6 +750,16 @@ def truncated_by_a_byte(file: Gguf) -> bytes:
     return file.content()[:-1]
 
 
+@case("format", "%)", "download is incomplete")
+def truncated_behind_the_header(file: Gguf) -> bytes:
+    return file.content()[: len(file.header())]
+
+
+@case("format", "is the download complete?", "at byte")
+def truncated_in_the_last_entry(file: Gguf) -> bytes:
+    return file.content()[: len(file.header()) - 1]
+
+
 @case("format", "is the download complete?", "tokenizer.ggml.tokens", "got 260")
 def truncated_in_the_vocabulary(file: Gguf) -> bytes:
     header = file.header()
@@ -510,6 +769,7 @@ def truncated_in_the_vocabulary(file: Gguf) -> bytes:
 # Hyper-parameters.
 
 key_case("no_architecture", "format", "general.architecture", None, "missing key")
+key_case("architecture_not_utf8", "format", "general.architecture", string(b"\xff"), "UTF-8")
 key_case("architecture_is_a_number", "format", "general.architecture", u32(1), "value type", "the integer 1")
 for _key in (
     "llama.block_count",
@@ -523,59 +783,151 @@ for _key in (
     key_case(f"no_{_name}", "format", _key, None, "missing key")
     key_case(f"{_name}_is_a_string", "format", _key, string("1"), "value type", "a string")
     key_case(f"{_name}_negative", "format", _key, i32(-1), "got", "-1")
+LARGEST_DIM = 2**20
 for _key, _values in {
-    "llama.block_count": (0, 2, 10**9),
+    "llama.block_count": (0, 10**9),
     "llama.context_length": (0,),
-    "llama.embedding_length": (0, 2**32 - 1),
-    "llama.feed_forward_length": (0, 2**32 - 1),
-    "llama.attention.head_count": (0, 2**32 - 1),
+    "llama.embedding_length": (0, LARGEST_DIM + 1, 2**32 - 1),
+    "llama.feed_forward_length": (0, LARGEST_DIM + 1, 2**32 - 1),
+    "llama.attention.head_count": (0, LARGEST_DIM + 1, 2**32 - 1),
     "llama.attention.head_count_kv": (0, 3, 8, 2**32 - 1),
-    "llama.attention.key_length": (0, 2**32 - 1),
+    "llama.attention.key_length": (0, LARGEST_DIM, 2**32 - 1),
     "llama.rope.dimension_count": (0, 7, 10, 2**32 - 1),
 }.items():
     for _value in _values:
-        key_case(f"{_key.rsplit('.', 1)[1]}_{_value}", "format", _key, u32(_value), f"got {_value}")
+        key_case(
+            f"{_key.rsplit('.', 1)[1]}_{_value}", "format", _key, u32(_value), f"got {_value}", "expected", "at byte"
+        )
+# In range, but not what the tensors say.
+for _key, _value, _wrong in (
+    ("llama.embedding_length", LARGEST_DIM, "wrong shape"),
+    ("llama.feed_forward_length", 65, "wrong shape"),
+    ("llama.feed_forward_length", LARGEST_DIM, "wrong shape"),
+    ("llama.attention.head_count_kv", 1, "wrong shape"),
+    ("llama.attention.key_length", 16, "wrong shape"),
+    ("llama.block_count", 2, "missing tensor (blk.1.attn_norm.weight)"),
+):
+
+    def _resize(file: Gguf, key: str = _key, value: int = _value) -> None:
+        file.kv[key] = u32(value)
+
+    named(f"{_key.rsplit('.', 1)[1]}_not_that_of_the_tensors_{_value}", "format", _resize, _wrong)
+
+
+@case("format", "llama.attention.head_count", "got 3", "a divisor of the embedding length 32")
+def heads_that_do_not_divide_the_width(file: Gguf) -> None:
+    file.kv["llama.attention.head_count"] = u32(3)
+    del file.kv["llama.attention.head_count_kv"]
+
+
+# A session allocates by request, not by what the file says.
+key_case("context_length_of_2_to_40", None, "llama.context_length", u64(1 << 40))
+key_case("context_length_of_2_to_63", None, "llama.context_length", u64(2**63 - 1))
+
 for _key, _numbers in {
-    "llama.attention.layer_norm_rms_epsilon": (0.0, -1.0, NAN),
-    "llama.rope.freq_base": (0.0, -1.0, NAN, INFINITY),
-    "llama.rope.scaling.factor": (0.0, NAN),
+    "llama.attention.layer_norm_rms_epsilon": (0.0, -1e-5, 1.0, NAN, INFINITY),
+    "llama.rope.freq_base": (0.0, -10000.0, 0.5, NAN, INFINITY),
+    "llama.rope.scaling.factor": (0.0, -2.0, NAN, INFINITY),
+    "llama.rope.scale_linear": (0.0, NAN),
 }.items():
     for _number in _numbers:
-        key_case(f"{_key.rsplit('.', 1)[1]}_{_number}", "format", _key, f32(_number), "bad value")
-key_case("head_counts_for_two_layers", "format", "llama.attention.head_count", integers([4, 4]), "got 2")
-key_case("vocab_size_differs", "format", "llama.vocab_size", u32(VOCAB + 1), "got 261", "260")
+        key_case(f"{_key.rsplit('.', 1)[1]}_{_number}", "format", _key, f32(_number), "bad value", "expected")
+
+# Sizes layer by layer.
+_HEADS = "llama.attention.head_count"
+key_case("head_counts_of_each_layer", None, _HEADS, unsigned([4]))
+key_case("head_counts_of_no_layer", "format", _HEADS, unsigned([]), "one value per layer", "got 0", "1 values")
+key_case("head_counts_for_two_layers", "format", _HEADS, integers([4, 4]), "one value per layer", "got 2")
+key_case("head_counts_zero", "format", _HEADS, unsigned([0]), "bad value", "got 0", "1 to 1048576")
+key_case("head_counts_negative", "format", _HEADS, integers([-1]), "bad value", "got -1")
+key_case("head_counts_too_large", "format", _HEADS, unsigned([2**32 - 1]), "bad value", "got 4294967295")
+key_case("head_counts_are_strings", "format", _HEADS, strings(["4"]), "value type", "a string", "integers")
+key_case("hidden_dims_too_many", "format", "llama.feed_forward_length", unsigned([64] * 10**6), "got 1000000")
+
+# What runs otherwise than we would run it, and what is no model.
+for _name, _key, _variant, _says in (
+    ("unknown_architecture", "general.architecture", string("gemma3"), "architecture gemma3; llama and qwen2 are"),
+    ("architecture_without_a_name", "general.architecture", string(""), "architecture ;"),
+    ("architecture_in_capitals", "general.architecture", string("LLAMA"), "architecture LLAMA"),
+    ("lora_adapter", "general.type", string("adapter"), "a LoRA adapter and no model"),
+    ("projector", "general.type", string("mmproj"), "a projector for images or sound and no model"),
+    ("projector_of_old", "general.architecture", string("clip"), "a projector for images or sound and no model"),
+    ("importance_matrix", "general.type", string("imatrix"), "an importance matrix"),
+    ("rope_scaling_yarn", "llama.rope.scaling.type", string("yarn"), "rope scaling yarn"),
+    ("attention_factor", "llama.rope.scaling.attn_factor", f32(1.25), "attn_factor = 1.25"),
+    ("experts", "llama.expert_count", u32(8), "8 experts"),
+    ("encoder", "llama.attention.causal", boolean(0), "causal"),
+    ("sliding_window", "llama.attention.sliding_window", u32(16), "sliding-window"),
+    ("values_of_another_length", "llama.attention.value_length", u32(4), "values of length 4"),
+    ("unknown_vocabulary", "tokenizer.ggml.model", string("rwkv"), "rwkv"),
+    ("unknown_pre_tokenizer", "tokenizer.ggml.pre", string("poetry"), "poetry"),
+):
+    key_case(_name, "unsupported", _key, _variant, _says)
+
+for _name in good().tensors:
+
+    def _without(file: Gguf, name: str = _name) -> None:
+        del file.tensors[name]
+
+    named(f"without_{_name}", "format", _without, "missing tensor", f"({_name}.weight)")
+for _name in ("attn_q", "attn_k", "attn_v"):
+
+    def _without_bias(file: Gguf, name: str = _name) -> None:
+        del file.tensors[f"blk.0.{name}.bias"]
+
+    named(
+        f"qwen2_without_{_name}_bias",
+        "format",
+        _without_bias,
+        "missing tensor",
+        f"(blk.0.{_name}.bias)",
+        base=good_qwen2,
+    )
 
 
-def _unsupported(name: str, key: str, value: Value, says: str) -> None:
-    def change(file: Gguf) -> None:
-        file.kv[key] = value
-
-    change.__name__ = name
-    case("unsupported", says)(change)
-
-
-_unsupported("unknown_architecture", "general.architecture", string("gemma3"), "gemma3")
-_unsupported("rope_scaling_yarn", "llama.rope.scaling.type", string("yarn"), "yarn")
-_unsupported("experts", "llama.expert_count", u32(8), "8 experts")
-_unsupported("encoder", "llama.attention.causal", boolean(0), "causal")
-_unsupported("sliding_window", "llama.attention.sliding_window", u32(16), "sliding-window")
-_unsupported("unknown_vocabulary", "tokenizer.ggml.model", string("rwkv"), "rwkv")
-_unsupported("unknown_pre_tokenizer", "tokenizer.ggml.pre", string("poetry"), "poetry")
-
-
-@case("format", "missing tensor", "blk.0.ffn_up.weight")
-def tensor_missing(file: Gguf) -> None:
-    del file.tensors["blk.0.ffn_up"]
-
-
-@case("unsupported", "blk.0.attn_q.bias")
-def tensor_unknown(file: Gguf) -> None:
+@case("unsupported", "tensor blk.0.attn_q.bias; a plain llama has none")
+def tensor_of_another_architecture(file: Gguf) -> None:
     file.tensors["bias"] = Tensor("blk.0.attn_q.bias", [32], bytes(128))
+
+
+@case("unsupported", "tensor blk.0.attn_output.bias; a plain qwen2 has none", base=good_qwen2)
+def tensor_of_no_architecture(file: Gguf) -> None:
+    file.tensors["bias"] = Tensor("blk.0.attn_output.bias", [32], bytes(128))
+
+
+for _name in (
+    "blk.1.attn_q.weight",
+    "blk.00.attn_q.weight",
+    "blk.+0.attn_q.weight",
+    "blk..attn_q.weight",
+    "attn_q.weight",
+):
+
+    def _misplaced(file: Gguf, name: str = _name) -> None:
+        file.tensors["more"] = Tensor(name, [32, 32], bytes(4096))
+
+    named(f"tensor_{_name}", "unsupported", _misplaced, f"tensor {_name}; a plain llama has none")
+
+
+@case("format", "qwen2.attention.head_count", "missing key")
+def keys_of_another_architecture(file: Gguf) -> None:
+    file.kv["general.architecture"] = string("qwen2")
+    for part in ("block_count", "embedding_length"):
+        file.kv[f"qwen2.{part}"] = file.kv[f"llama.{part}"]
 
 
 @case("format", "token_embd.weight", "shape")
 def embedding_shorter_than_vocabulary(file: Gguf) -> None:
     file.tensors["token_embd"].dims[1] -= 1
+
+
+@case("format", "token_embd.weight", "wrong shape", "[32, 260]", "[32, 1]")
+def vocabulary_shorter_than_embedding(file: Gguf) -> None:
+    del file.kv["llama.vocab_size"]
+    file.kv["tokenizer.ggml.tokens"] = strings(["a"])
+
+
+key_case("vocab_size_differs", "format", "llama.vocab_size", u32(VOCAB + 1), "got 261", "260")
 
 
 # Vocabulary.
@@ -586,10 +938,16 @@ key_case("no_merges", "format", "tokenizer.ggml.merges", None, "missing key")
 key_case("merges_are_integers", "format", "tokenizer.ggml.merges", integers([1]), "value type")
 key_case("merge_without_a_space", "format", "tokenizer.ggml.merges", strings(["he"]), "he")
 key_case("merge_of_nothing", "format", "tokenizer.ggml.merges", strings([""]))
-key_case("token_types_too_few", "format", "tokenizer.ggml.token_type", integers([1] * 259), "got 259", "260")
-key_case("bos_out_of_range", "format", "tokenizer.ggml.bos_token_id", u32(VOCAB), "got 260")
-key_case("eos_out_of_range", "format", "tokenizer.ggml.eos_token_id", u32(2**32 - 1), "got 4294967295")
-key_case("eot_negative", "format", "tokenizer.ggml.eot_token_id", i32(-2), "-2")
+key_case("no_vocabulary_model", "format", "tokenizer.ggml.model", None, "missing key")
+for _n in (0, 1, 259, 261):
+    key_case(f"token_types_{_n}", "format", "tokenizer.ggml.token_type", integers([1] * _n), f"got {_n}", "260")
+    key_case(f"spm_scores_{_n}", "format", "tokenizer.ggml.scores", floats([0] * _n), f"got {_n}", "260", base=good_spm)
+key_case("token_types_are_floats", "format", "tokenizer.ggml.token_type", floats([1] * VOCAB), "value type", "F32")
+for _name in ("bos", "eos", "unknown", "eot", "eom"):
+    _key = f"tokenizer.ggml.{_name}_token_id"
+    key_case(f"{_name}_out_of_range", "format", _key, u32(VOCAB), "no such token", "got 260")
+    key_case(f"{_name}_negative", "format", _key, i32(-1), "value type", "-1")
+    key_case(f"{_name}_of_64_bits", "format", _key, u64(1 << 32), "no such token", "got 4294967296")
 
 
 @case("format", "add_bos_token")
@@ -598,27 +956,25 @@ def add_bos_without_bos(file: Gguf) -> None:
     file.kv["tokenizer.ggml.add_bos_token"] = boolean(1)
 
 
-def token_case(name: str, token: int, new: str | bytes, base: Callable[[], Gguf]) -> None:
+def token_case(name: str, token: int, new: str | bytes, base: Callable[[], Gguf], kind: Kind | None = "format") -> None:
     def change(file: Gguf) -> None:
         tokens = spm_tokens() if base is good_spm else bpe_tokens()
         tokens[token] = new
         file.kv["tokenizer.ggml.tokens"] = strings(tokens)
 
-    change.__name__ = name
-    case("format", "token", base=base)(change)
+    named(name, kind, change, *(["token"] if kind else []), base=base)
 
 
+token_case("bpe_token_twice", 97, "he", good, None)  # as in real files: the first counts
+token_case("spm_token_not_utf8", 259, b"\xff", good_spm)
+token_case("spm_byte_token_of_letters", 50, "<0xGG>", good_spm)
+token_case("spm_byte_token_that_is_none", 50, "x", good_spm)
 token_case("bpe_token_empty", 97, "", good)
 token_case("bpe_token_not_utf8", 97, b"\xff", good)
 token_case("bpe_token_outside_the_alphabet", 97, "a b", good)
 token_case("spm_token_empty", 259, "", good_spm)
 token_case("spm_byte_token_negative", 50, "<0x-1>", good_spm)
 token_case("spm_byte_token_twice", 50, "<0x00>", good_spm)
-
-
-@case("format", "scores", "got 3", "260", base=good_spm)
-def spm_scores_too_few(file: Gguf) -> None:
-    file.kv["tokenizer.ggml.scores"] = floats([0, 0, 0])
 
 
 @case("format", "scores", "value type", base=good_spm)
@@ -631,11 +987,16 @@ def main() -> None:
         sys.exit(__doc__)
     directory = Path(sys.argv[1])
     directory.mkdir(parents=True, exist_ok=True)
-    for name, file in {"good": good(), "good_spm": good_spm()}.items():
+    for name, file in {"good": good(), "good_spm": good_spm(), "good_qwen2": good_qwen2()}.items():
         (directory / f"{name}.gguf").write_bytes(file.content())
-    for bad in CASES:
-        (directory / f"{bad.name}.gguf").write_bytes(bad.content())
-    print(f"{len(CASES)} bad files and two good ones in {directory}")
+    for each in [*CASES, *GOOD_CASES]:
+        files = each.files()
+        if len(files) == 1:
+            (directory / f"{each.name}.gguf").write_bytes(*files.values())
+        else:
+            (directory / each.name).mkdir(exist_ok=True)
+            each.write(directory / each.name)
+    print(f"{len(CASES)} bad models and {len(GOOD_CASES) + 3} good ones in {directory}")
 
 
 if __name__ == "__main__":

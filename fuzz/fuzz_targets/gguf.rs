@@ -9,11 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use llama_rs::formats;
-use llama_rs::model::{Model, Session, SessionOptions};
-use llama_rs::threads::Interrupt;
-use llama_rs::tokenizer::Tokenizer;
-use llama_rs::{Error, Result};
+use llama_rs::{Error, Interrupt, Model, Result, Session, SessionOptions, Tokenizer, formats};
 
 fuzz_target!(|bytes: &[u8]| {
     let path = std::env::temp_dir().join(format!("llama_rs-fuzz-{}.gguf", std::process::id()));

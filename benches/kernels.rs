@@ -17,8 +17,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use llama_rs::kernels::activations::Activations;
-use llama_rs::kernels::matmul::{Matmul, matmul};
-use llama_rs::kernels::{self, Kernels};
+use llama_rs::kernels::matmul::Matmul;
+use llama_rs::kernels::{self, Context, Kernels};
 use llama_rs::mapping::{Bytes, Mapping};
 use llama_rs::quant::DType;
 use llama_rs::tensor::TensorView;
@@ -92,23 +92,21 @@ fn main() {
 }
 
 /// Seconds of a product of `w` with `tokens` rows: the shortest time of a few that take a while together.
-fn time(kernels: &dyn Kernels, threads: usize, w: &TensorView, tokens: usize) -> f64 {
+fn time(kernels: &'static dyn Kernels, threads: usize, w: &TensorView, tokens: usize) -> f64 {
+    let interrupt = Interrupt::never();
+    let cx = Context { kernels, threads, interrupt: &interrupt };
     let mut x = Activations::default();
-    x.reset(tokens, ROW);
+    x.reset(tokens, ROW, &[w]);
     for (i, x) in x.x_mut().iter_mut().enumerate() {
         *x = ((i * 7919) % 201) as f32 / 100.0 - 1.0;
     }
-    let rows = x.rows();
-    for t in 0..tokens {
-        // SAFETY: one thread.
-        unsafe { rows.quantize(kernels, t) };
-    }
+    x.finish(&cx);
     let mut out = vec![0.0; tokens * w.n_rows()];
     let mut times = Vec::new();
     let start = Instant::now();
     while times.len() < 3 || (start.elapsed().as_secs_f64() < 0.03 && times.len() < 20) {
         let start = Instant::now();
-        matmul(kernels, threads, &Interrupt::never(), &[Matmul::new(&mut out, w, &x)]);
+        cx.matmul(&[Matmul::new(&mut out, w, &x)]);
         times.push(start.elapsed().as_secs_f64());
     }
     black_box(&out);

@@ -55,7 +55,7 @@ def write_reference(model: str | Path, positions: int, path: str | Path) -> None
     ids = Tokenizer(model).encode(PROSE.read_text(encoding="utf-8"), add_special=False)
     count = min(-(-positions // WINDOW), len(ids) // WINDOW)
     tokens = np.array(ids[: count * WINDOW]).reshape(count, WINDOW)
-    llama = reference.Llama(model)
+    llama = reference.Decoder(model)
     np.savez(path, tokens=tokens, logits=np.stack([llama.logits(window) for window in tokens.tolist()]))
 
 

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::model::Session;
 use crate::sampling::Rng;
+use crate::session::Session;
 use crate::threads::Interrupt;
 
 /// Tokens whose logits are held at a time: 128 of a vocabulary of 128k are 64 MiB.
@@ -80,7 +80,7 @@ pub fn negative_log_likelihood(
             if !score.is_finite() {
                 let what =
                     format!("the logits after token {} are not numbers: a weight is damaged", scores.len() + first);
-                return Err(Error::Numeric { path: session.model().checkpoint().mapping().path().to_path_buf(), what });
+                return Err(Error::Numeric { path: session.model().checkpoint().path().to_path_buf(), what });
             }
             scores.push(score as f32);
         }

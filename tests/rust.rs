@@ -3,5 +3,6 @@
 #![allow(missing_docs)]
 
 mod bad_gguf;
+mod engine;
 mod gguf_builder;
 mod tokenizer;

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import quality
 import reference
+import tiny_model
 from llama_rs import ContextOverflowError, Model
 from numpy.typing import NDArray
 from tiny_model import write_tiny_model
@@ -126,33 +127,86 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tied": {"tied": True},
     "freq_factors": {"rope_freq_factors": True},  # Llama 3.1 and later
     "rope_theta": {"rope_theta": 500_000.0},
+    "rope_scale": {"rope_scale": 4.0},
+    "half_of_a_head_is_rotated": {"rope_dim": 8},
     "as_many_kv_heads": {"n_kv_heads": 4},
     "one_kv_head": {"n_kv_heads": 1},
     "three_heads_share": {"dim": 96, "n_heads": 3, "n_kv_heads": 1},
     "wide_heads": {"head_dim": 128},
     "one_layer": {"n_layers": 1},
     "five_layers": {"n_layers": 5},
+    "layers_that_differ": {"n_layers": 3, "n_heads": [4, 8, 2], "n_kv_heads": [2, 1, 2], "hidden_dim": [160, 64, 288]},
     "mixed": {"dim": 256, "dtypes": {"attn_v": "Q6_K", "ffn_down": "Q5_K", "token_embd": "Q8_0", "output": "F16"}},
 }
 
 
 @pytest.mark.parametrize("dtype", ["F32", "Q4_0"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_is_close_to_exact(tmp_path: Path, shape: str, dtype: str) -> None:
-    path = write_tiny_model(tmp_path / "tiny.gguf", dtype, **SHAPES[shape])
+@pytest.mark.parametrize("arch", tiny_model.ARCHITECTURES)
+def test_every_shape_is_close_to_exact(tmp_path: Path, arch: str, shape: str, dtype: str) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", dtype, arch=arch, **SHAPES[shape])
     # The roundings of more layers add up as their squares do.
     layers = max(SHAPES[shape].get("n_layers", 2) / 2, 1) ** 0.5
     kind = "Q4_0" if shape == "mixed" else dtype
     assert deviation(Model(path).logits(TOKENS), reference.logits(path, TOKENS)) <= layers * tolerance(kind)
 
 
-def test_frequency_factors_matter(tmp_path: Path) -> None:
-    """Else the test above would pass without them."""
-    path = write_tiny_model(tmp_path / "tiny.gguf", "F32", rope_freq_factors=True)
-    llama = reference.Llama(path)
-    with_factors = llama.logits(TOKENS)
-    del llama.weights["rope_freqs.weight"]
-    assert deviation(llama.logits(TOKENS), with_factors) > 10 * FLOAT_TOLERANCE
+@pytest.mark.parametrize("cpu", CPUS)
+def test_every_architecture_is_close_to_exact(tmp_path: Path, cpu: str) -> None:
+    paths = {
+        f"{arch}-{dtype}": write_tiny_model(tmp_path / f"{arch}-{dtype}.gguf", dtype, arch=arch)
+        for arch in tiny_model.ARCHITECTURES
+        for dtype in ("F32", "Q4_0")
+    }
+    ours = logits_of(list(paths.values()), cpu, tmp_path)
+    for name, path in paths.items():
+        assert deviation(ours[name], reference.logits(path, TOKENS)) <= tolerance(name.split("-")[1]), name
+
+
+def test_every_architecture_has_a_file_a_row_and_a_tiny_model() -> None:
+    files = Path(__file__).parent.parent.joinpath("rust", "arch").glob("*.rs")
+    names = {file.stem for file in files} - {"mod", "keys"}
+    assert names == set(tiny_model.ARCHITECTURES) == set(reference.ROPE_STYLES)
+    # The table's rows are counted against the same files by `cargo test`, in `rust/arch/mod.rs`.
+
+
+def no_weight(name: str) -> Callable[[reference.Decoder], object]:
+    return lambda decoder: decoder.weights.pop(name)
+
+
+def attribute(name: str, value: Any) -> Callable[[reference.Decoder], object]:
+    return lambda decoder: setattr(decoder, name, value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "switch_off"),
+    [
+        ({"rope_freq_factors": True}, no_weight("rope_freqs.weight")),
+        ({"rope_scale": 4.0}, attribute("rope_scale", 1.0)),
+        ({"rope_dim": 8}, attribute("rope_dim", 16)),
+        ({"rope_theta": 500_000.0}, attribute("rope_theta", 10_000.0)),
+        ({"arch": "llama"}, attribute("rope_style", "half")),
+        ({"arch": "qwen2"}, attribute("rope_style", "interleaved")),
+        *(({"arch": "qwen2"}, no_weight(f"blk.1.{name}.bias")) for name in tiny_model.ARCHITECTURES["qwen2"].biases),
+    ],
+    ids=str,
+)
+def test_what_is_compared_above_matters(
+    tmp_path: Path, shape: dict[str, Any], switch_off: Callable[[reference.Decoder], object]
+) -> None:
+    """Else those tests would pass without it."""
+    path = write_tiny_model(tmp_path / "tiny.gguf", "F32", **shape)
+    without = reference.Decoder(path)
+    switch_off(without)
+    assert deviation(without.logits(TOKENS), reference.logits(path, TOKENS)) > 5 * INT8_TOLERANCE
+
+
+@pytest.mark.parametrize("arch", tiny_model.ARCHITECTURES)
+def test_a_model_in_parts_is_the_model(tmp_path: Path, arch: str) -> None:
+    whole = Model(write_tiny_model(tmp_path / "whole.gguf", "Q4_0", arch=arch))
+    parts = Model(write_tiny_model(tmp_path / "parts.gguf", "Q4_0", arch=arch, split=5))
+    assert len(list(tmp_path.glob("parts-*"))) > 3
+    np.testing.assert_array_equal(parts.logits(TOKENS), whole.logits(TOKENS))
 
 
 def test_a_prompt_longer_than_a_batch_is_close_to_exact(tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ def test_logits_are_those_of_the_reference(tiny_models: Callable[[str], Path]) -
 
     path = tiny_models("F32")
     ids = list(range(40, 60))
-    ours, exact = Model(path).logits(ids), reference.Llama(path).logits(ids)
+    ours, exact = Model(path).logits(ids), reference.Decoder(path).logits(ids)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, exact, atol=0.02 * float(np.abs(exact).max()))
     assert (ours.argmax(-1) == exact.argmax(-1)).all()

@@ -71,9 +71,9 @@ def test_the_processes_that_map_a_file_are_found(tiny: Path) -> None:
     model = Model(tiny)
     model.generate([1], max_tokens=1)
     core = model._handle.checkpoint()
-    assert [p.pid for p in processes(str(tiny), core)] == [os.getpid()]
+    assert [p.pid for p in processes(core)] == [os.getpid()]
     with worker(tiny) as pid:
-        found = {p.pid: p for p in processes(str(tiny), core)}
+        found = {p.pid: p for p in processes(core)}
     assert found.keys() == {os.getpid(), pid}
     assert 0 < found[pid].pss <= tiny.stat().st_size
     assert found[pid].pss < found[pid].pss_total

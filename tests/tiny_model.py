@@ -1,6 +1,7 @@
-"""Writes a tiny llama with random weights, in any type that GGUF knows: the model of most tests.
+"""Writes a tiny model with random weights, of any architecture and any type: the model of most tests.
 
     python tests/tiny_model.py tiny.gguf --dtype Q4_K
+    python tests/tiny_model.py tiny.gguf --arch qwen2 --split 7      # tiny-00001-of-0000N.gguf, 7 tensors each
 
 The vocabulary is a small byte-level BPE, trained on the sentences below. The weights are random, and
 scaled so that the logits differ: greedy generation is stable, and damage shows.
@@ -11,8 +12,9 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import numpy as np
@@ -34,6 +36,19 @@ SPECIAL_TOKENS = {
 }
 
 N_MERGES = 40
+
+
+class Architecture(NamedTuple):
+    """What the tensors of an architecture have besides those of all."""
+
+    biases: tuple[str, ...] = ()
+    """The matrices of a layer that have one."""
+
+
+ARCHITECTURES = {
+    "llama": Architecture(),
+    "qwen2": Architecture(biases=("attn_q", "attn_k", "attn_v")),
+}
 
 # Types that the gguf package reads and cannot write: where a block keeps its f16 scale and its f16
 # minimum, and what the minimum has to be, in scales, to put the mean of the weights near zero.
@@ -84,35 +99,44 @@ def write_tiny_model(
     path: str | Path,
     dtype: str = "F32",
     *,
+    arch: str = "llama",
     dtypes: Mapping[str, str] | None = None,
     n_layers: int = 2,
     dim: int | None = None,
-    hidden_dim: int | None = None,
-    n_heads: int = 4,
-    n_kv_heads: int = 2,
+    hidden_dim: int | Sequence[int] | None = None,
+    n_heads: int | Sequence[int] = 4,
+    n_kv_heads: int | Sequence[int] = 2,
     head_dim: int | None = None,
     context_length: int = 256,
+    rope_dim: int | None = None,
     rope_theta: float = 10_000.0,
+    rope_scale: float | None = None,
     rope_freq_factors: bool = False,
     tied: bool = False,
     pre: str = "gpt-2",
     alignment: int | None = None,
+    split: int = 0,
     seed: int = 0,
 ) -> Path:
-    """Writes a tiny llama to ``path`` and returns the path.
+    """Writes a tiny model to ``path`` and returns the path; with ``split``, that of the first part, of so many tensors.
 
-    ``dtype`` is the type of every matrix, in GGUF's spelling; ``dtypes`` overrules it for tensors whose
-    name contains the key: ``{"token_embd": "Q8_0", "attn_v": "Q6_K"}``. Norms stay F32. ``dim`` is 64,
-    or 256 if a type with blocks of 256 is used.
+    ``hidden_dim``, ``n_heads`` and ``n_kv_heads`` may be lists, of a value for each layer. ``dtype`` is the type of
+    every matrix, in GGUF's spelling; ``dtypes`` overrules it for tensors whose name contains the key:
+    ``{"token_embd": "Q8_0", "attn_v": "Q6_K"}``. Norms and biases stay F32. ``dim`` is 64, or 256 if a type with blocks
+    of 256 is used.
     """
     by_name = {name: DType[t] for name, t in (dtypes or {}).items()}
     block = max(gguf.GGML_QUANT_SIZES[t][0] for t in [DType[dtype], *by_name.values()])
     dim = dim or max(64, block)
     hidden_dim = hidden_dim or 2 * dim
-    head_dim = head_dim or dim // n_heads
+    hidden_dims, q_heads, kv_heads = (
+        [n] * n_layers if isinstance(n, int) else list(n) for n in (hidden_dim, n_heads, n_kv_heads)
+    )
+    head_dim = head_dim or dim // q_heads[0]
+    rope_dim = rope_dim or head_dim
     tokens, token_types, merges = vocabulary()
 
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
     if alignment is not None:
         writer.add_custom_alignment(alignment)
     writer.add_name(f"tiny {dtype}")
@@ -125,8 +149,11 @@ def write_tiny_model(
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_dimension_count(rope_dim)
     writer.add_rope_freq_base(rope_theta)
+    if rope_scale is not None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope_scale)
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
@@ -148,9 +175,9 @@ def write_tiny_model(
     def norm(name: str) -> None:
         writer.add_tensor(name, (1 + 0.1 * rng.standard_normal(dim)).astype(np.float32))
 
-    q_dim, kv_dim = n_heads * head_dim, n_kv_heads * head_dim
     matrix("token_embd.weight", len(tokens), dim, std=1.0)
-    for i in range(n_layers):
+    for i, (n_q, n_kv, hidden_dim) in enumerate(zip(q_heads, kv_heads, hidden_dims, strict=True)):
+        q_dim, kv_dim = n_q * head_dim, n_kv * head_dim
         norm(f"blk.{i}.attn_norm.weight")
         matrix(f"blk.{i}.attn_q.weight", q_dim, dim)
         matrix(f"blk.{i}.attn_k.weight", kv_dim, dim)
@@ -160,17 +187,20 @@ def write_tiny_model(
         matrix(f"blk.{i}.ffn_gate.weight", hidden_dim, dim)
         matrix(f"blk.{i}.ffn_up.weight", hidden_dim, dim)
         matrix(f"blk.{i}.ffn_down.weight", dim, hidden_dim)
+        for name in ARCHITECTURES[arch].biases:
+            rows = {"attn_q": q_dim, "attn_k": kv_dim, "attn_v": kv_dim}[name]
+            writer.add_tensor(f"blk.{i}.{name}.bias", rng.standard_normal(rows).astype(np.float32))
     norm("output_norm.weight")
     if not tied:
         matrix("output.weight", len(tokens), dim, std=3 * dim**-0.5)
     if rope_freq_factors:
-        writer.add_tensor("rope_freqs.weight", np.geomspace(1, 8, head_dim // 2).astype(np.float32))
+        writer.add_tensor("rope_freqs.weight", np.geomspace(1, 8, rope_dim // 2).astype(np.float32))
 
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return Path(path)
+    return Path(path) if not split else next(Path(path).parent.glob(f"{Path(path).stem}-00001-of-*.gguf"))
 
 
 def random_matrix(
@@ -201,15 +231,18 @@ def random_matrix(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a tiny llama with random weights.")
+    parser = argparse.ArgumentParser(description="Write a tiny model with random weights.")
     parser.add_argument("path")
+    parser.add_argument("--arch", default="llama", choices=ARCHITECTURES)
     parser.add_argument("--dtype", default="F32", help="type of the matrices, such as F16, Q8_0, Q4_K (F32)")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--dim", type=int)
     parser.add_argument("--tied", action="store_true", help="no output matrix: the embedding is used for both")
+    parser.add_argument("--split", type=int, default=0, metavar="N", help="a file for every N tensors")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    write_tiny_model(args.path, args.dtype, n_layers=args.layers, dim=args.dim, tied=args.tied, seed=args.seed)
+    shape = {"n_layers": args.layers, "dim": args.dim, "tied": args.tied}
+    write_tiny_model(args.path, args.dtype, arch=args.arch, split=args.split, seed=args.seed, **shape)
 
 
 if __name__ == "__main__":

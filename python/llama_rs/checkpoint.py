@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from . import _core
 from .lazy import Lazy
@@ -56,7 +57,7 @@ class Tensor:
 
     @property
     def offset(self) -> int:
-        """Where in the file it starts, in bytes."""
+        """Where in the file it starts, in bytes; of a model in parts, in the part that has it."""
         return self._core.offset
 
     def numpy(self) -> npt.NDArray[Any]:
@@ -104,8 +105,51 @@ class Tensors(Mapping[str, Tensor]):
         return f"<{len(self)} tensors>"
 
 
+class Array(Sequence[Any]):
+    """An array of the metadata, equal to a list of the same elements.
+
+    An element is read when it is asked for: the array may be as long as the file. ``list(array)`` reads all of it.
+    """
+
+    def __init__(self, core: _core.Array) -> None:
+        self._core = core
+
+    def __len__(self) -> int:
+        return len(self._core)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = index + len(self) if index < 0 else index
+        if not 0 <= i < len(self):
+            raise IndexError(f"index {index} of an array of {len(self)} elements")
+        return _value(self._core[i])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Array | list | tuple):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+    def __repr__(self) -> str:
+        shown = [repr(item) for item in islice(self, 4)]
+        return f"[{', '.join(shown)}{f', ... {len(self)} in all' if len(self) > 4 else ''}]"
+
+
+def _value(value: Any) -> Any:
+    return Array(value) if isinstance(value, _core.Array) else value
+
+
 class Metadata(Mapping[str, Any]):
-    """The key-value pairs of a file. A value is read when it is asked for; arrays become lists."""
+    """The key-value pairs of a file. A value is read when it is asked for; arrays are an :class:`Array`."""
 
     def __init__(self, core: _core.Checkpoint) -> None:
         self._core = core
@@ -114,7 +158,7 @@ class Metadata(Mapping[str, Any]):
         value = self._core.metadata_value(key)
         if value is None:
             raise KeyError(key)
-        return value
+        return _value(value)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._core.metadata_keys())
@@ -165,7 +209,7 @@ class Checkpoint:
 
     def processes(self) -> list[_residency.Process]:
         """The processes that have the file mapped, as far as this user may look into them (Linux)."""
-        return _residency.processes(self.path, self._core)
+        return _residency.processes(self._core)
 
     def warm(self, on_progress: Callable[[int, int], object] | None = None, *, lock: bool = False) -> Warmed:
         """Reads the file into memory, where all processes find it. It stays there while nothing else needs the room.

@@ -473,7 +473,7 @@ def inspect(model: str | None, as_json: bool) -> None:
     path = find_model(model)
     checkpoint = Checkpoint(path)
     tensors = list(checkpoint.tensors.items())
-    size = os.path.getsize(path)
+    size = checkpoint._core.size()
     if as_json:
         _write_json(
             {
@@ -538,7 +538,7 @@ def _printable(name: str) -> str:
 
 def _shown(value: Any, most: int = 80) -> str:
     """A metadata value, cut to what a person wants to see of it."""
-    if isinstance(value, list):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         first = ", ".join(_shown(item, 20) for item in value[:4])
         return f"[{first}]" if len(value) <= 4 else f"[{first}, ... {len(value)} in all]"
     if isinstance(value, str):
@@ -548,7 +548,7 @@ def _shown(value: Any, most: int = 80) -> str:
 
 def _json_value(value: Any) -> Any:
     """A metadata value as JSON has it: that knows neither NaN nor infinity, which become strings."""
-    if isinstance(value, list):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return [_json_value(item) for item in value]
     if isinstance(value, float) and value - value != 0:
         return str(value)
@@ -708,9 +708,9 @@ def status(model: str | None, rate: float | None, as_json: bool) -> None:
     path = find_model(model)
     checkpoint = Checkpoint(path)
     what = checkpoint.residency()
-    users = [p for p in processes(path, checkpoint._core) if p.pid != os.getpid()]
+    users = [p for p in processes(checkpoint._core) if p.pid != os.getpid()]
     missing = what.bytes - what.resident
-    speed = rate * 1e6 if rate else read_rate(path, what) if missing else None
+    speed = rate * 1e6 if rate else read_rate(what) if missing else None
     if as_json:
         _write_json(
             {

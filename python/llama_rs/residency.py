@@ -16,7 +16,10 @@ STEP = 16 << 20
 
 
 class Part(NamedTuple):
-    """A part of a file: where it lies, and how many of its bytes are in memory."""
+    """A part of a model: where it lies, and how many of its bytes are in memory.
+
+    Where a model is in several files, ``start`` counts through them one after another.
+    """
 
     name: str
     start: int
@@ -37,6 +40,8 @@ class Residency(NamedTuple):
     resident: int
     layers: list[Part]
     tensors: list[Part]
+    files: list[tuple[str, int]]
+    """Paths and bytes: one file, or the parts of the model in their order."""
 
 
 class Process(NamedTuple):
@@ -56,47 +61,48 @@ def residency(checkpoint: _core.Checkpoint) -> Residency:
     def part(name: str, start: int, end: int) -> Part:
         return Part(name, start, end - start, checkpoint.resident(start, end))
 
-    spans: dict[str, tuple[int, int]] = {}
-    tensors = []
-    for name in checkpoint.tensor_names():
-        tensor = checkpoint.tensor(name)
-        assert tensor is not None, "it is in the list"
-        start, end = tensor.offset, tensor.offset + tensor.nbytes
-        tensors.append(part(name, start, end))
-        layer = re.match(r"blk\.\d+|[^.]*", name)
-        key = layer[0] if layer else name
-        first, last = spans.get(key, (start, end))
-        spans[key] = (min(first, start), max(last, end))
+    tensors = [part(name, start, start + size) for name, start, size in checkpoint.tensor_spans()]
+    # A layer whose tensors are spread over the file counts those and not what lies between them.
+    by_layer: dict[str, list[Part]] = {}
+    for tensor in tensors:
+        layer = re.match(r"blk\.\d+|[^.]*", tensor.name)
+        by_layer.setdefault(layer[0] if layer else tensor.name, []).append(tensor)
+    layers = [
+        Part(key, min(t.start for t in own), sum(t.bytes for t in own), sum(t.resident for t in own))
+        for key, own in by_layer.items()
+    ]
+    layers.sort(key=lambda layer: layer.start)
     size = checkpoint.size()
     header = part("header", 0, min((t.start for t in tensors), default=size))
-    # A layer whose tensors are spread over the file counts those and not what lies between them.
-    layers = []
-    for key, (start, _) in sorted(spans.items(), key=lambda item: item[1]):
-        own = [t for t in tensors if t.name == key or t.name.startswith(key + ".")]
-        layers.append(Part(key, start, sum(t.bytes for t in own), sum(t.resident for t in own)))
-    return Residency(size, checkpoint.resident(0, size), [header, *layers], tensors)
+    files = [(path, size) for path, _, _, size in checkpoint.files()]
+    return Residency(size, checkpoint.resident(0, size), [header, *layers], tensors, files)
 
 
-def processes(path: str, checkpoint: _core.Checkpoint) -> list[Process]:
-    """The processes that have the file mapped, as far as this user may look into them (Linux)."""
-    device, inode = checkpoint.file()
-    name = os.path.realpath(path)
-    place = f"{os.major(device):02x}:{os.minor(device):02x} {inode} "
+def processes(checkpoint: _core.Checkpoint) -> list[Process]:
+    """The processes that have the file, or a part of it, mapped, as far as this user may look into them (Linux)."""
+    places, names = [], []
+    for file, device, inode, _ in checkpoint.files():
+        places.append(f" {os.major(device):02x}:{os.minor(device):02x} {inode} ")
+        names.append(f" {os.path.realpath(file)}\n")
+
+    def is_ours(line: str) -> bool:
+        # The device of a map is not always that of the file (overlayfs): then it is found by its name.
+        return any(place in line for place in places) or line.endswith(tuple(names))
+
     found = []
     for pid in sorted(int(pid) for pid in os.listdir("/proc") if pid.isdigit()):
         with suppress(OSError):  # it has ended, or belongs to somebody else
             with open(f"/proc/{pid}/maps") as f:
-                # The device of a map is not always that of the file (overlayfs): then it is found by its name.
-                if not any(place in line or line.endswith(f"{name}\n") for line in f):
+                if not any(is_ours(line) for line in f):
                     continue
-            with open(f"/proc/{pid}/cmdline", "rb") as f:
-                command = f.read().replace(b"\0", b" ").decode(errors="replace").strip()
+            with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+                command = cmdline.read().replace(b"\0", b" ").decode(errors="replace").strip()
             pss = pss_total = 0
             ours = False
             with open(f"/proc/{pid}/smaps") as f:
                 for line in f:
                     if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-                        ours = place in line or line.endswith(f"{name}\n")
+                        ours = is_ours(line)
                     elif line.startswith("Pss:"):
                         size = int(line.split()[1]) << 10
                         pss_total += size
@@ -105,7 +111,7 @@ def processes(path: str, checkpoint: _core.Checkpoint) -> list[Process]:
     return found
 
 
-def read_rate(path: str, residency: Residency, seconds: float = 0.2) -> float | None:
+def read_rate(residency: Residency, seconds: float = 0.2) -> float | None:
     """Bytes per second that the disk gives, measured on what is missing and without bringing it into the page cache.
 
     None if nothing large enough is missing, or if the file system cannot read past the cache.
@@ -115,15 +121,19 @@ def read_rate(path: str, residency: Residency, seconds: float = 0.2) -> float | 
     missing = max(residency.tensors, key=lambda t: t.bytes - t.resident, default=None)
     if missing is None or missing.bytes - missing.resident < 1 << 20:
         return None
-    step = 4 << 20
+    step, at, files = 4 << 20, missing.start, iter(residency.files)
+    path, size = next(files)
+    while at >= size:
+        at -= size
+        path, size = next(files)
     try:
         file = os.open(path, os.O_RDONLY | os.O_DIRECT)
     except OSError:
         return None
     try:
         with mmap.mmap(-1, step) as buffer:  # O_DIRECT wants the memory aligned
-            at = missing.start - missing.start % mmap.PAGESIZE
-            end = missing.start + missing.bytes
+            end = at + missing.bytes
+            at -= at % mmap.PAGESIZE
             start, done = perf_counter(), 0
             while at < end and perf_counter() - start < seconds:
                 got = os.preadv(file, [buffer], at)
@@ -171,8 +181,8 @@ def watch(checkpoint: _core.Checkpoint, say: Callable[[str], None], period: floa
 
     What a pass needs is all but the embedding, of which it reads a few rows, and the header, which has been read.
     """
-    needed = residency(checkpoint).layers
-    needed = [part for part in needed if part.name not in ("header", "token_embd")] or needed
+    tensors = residency(checkpoint).tensors
+    needed = [part for part in tensors if not part.name.startswith("token_embd.")] or tensors
     whole = sum(part.bytes for part in needed)
     before = sum(part.resident for part in needed)
     if before > 0.98 * whole:

@@ -1,12 +1,12 @@
 //! The matmul driver: which way through a matrix, and which worker does which rows.
 
-use super::Kernels;
+use super::Context;
 use super::activations::Activations;
 use crate::tensor::TensorView;
-use crate::threads::{self, Disjoint, Interrupt, Queue};
+use crate::threads::{self, Disjoint, Queue};
 
 /// Rows of a strip: what is unpacked at a time for a batch.
-pub const STRIP: usize = 32;
+pub(super) const STRIP: usize = 32;
 
 /// Tokens that share an unpacked strip: their int8 rows stay in the L2 cache.
 const STRIP_TOKENS_MAX: usize = 512;
@@ -15,61 +15,66 @@ const STRIP_TOKENS_MAX: usize = 512;
 const GRAIN_BYTES: usize = 16 << 10;
 
 /// A matrix product: `out[t][r] = w[r] . x[t]`, or `+=`.
+///
+/// The kernels go by pointers and rely on what [`Matmul::new`] compares; nobody else makes one.
 pub struct Matmul<'a> {
-    /// The matrix, `n` numbers a row.
-    pub w: &'a TensorView, // (rows, n)
-    /// The rows to multiply with, `n` numbers each; quantised if `w` is.
-    pub x: &'a Activations, // (tokens, n)
-    /// The results of token `t` start at `t * out_stride`.
-    pub out: Disjoint<'a, f32>, // (tokens, rows)
-    /// From one token of `out` to the next.
-    pub out_stride: usize,
-    /// Add to what is there.
-    pub accumulate: bool,
+    pub(super) w: &'a TensorView,      // (rows, n)
+    pub(super) x: &'a Activations,     // (tokens, n)
+    pub(super) out: Disjoint<'a, f32>, // (tokens, rows)
+    pub(super) accumulate: bool,
 }
 
 impl<'a> Matmul<'a> {
-    /// `out = w x`, with the rows of `out` packed.
+    /// `out = w x`: `out` is `(tokens, rows)`, packed, and may be longer.
     ///
     /// # Panics
-    /// If the shapes do not fit.
+    /// If the shapes do not fit, or if `x` is not ready for matrices like `w` (see [`Activations::reset`]).
     pub fn new(out: &'a mut [f32], w: &'a TensorView, x: &'a Activations) -> Self {
-        let out_stride = w.n_rows();
-        assert!(w.row_len() == x.n() && out.len() >= x.tokens() * out_stride, "shapes of a matmul");
-        Self { w, x, out: Disjoint::new(out), out_stride, accumulate: false }
+        let (n, rows, tokens) = (x.n(), w.n_rows(), x.tokens());
+        assert!(w.row_len() == n, "a matmul of rows of {} with rows of {n}", w.row_len());
+        let results = tokens.checked_mul(rows);
+        assert!(
+            results.is_some_and(|results| results <= out.len()),
+            "room for {} results of a matmul of {rows} rows with {tokens} tokens",
+            out.len()
+        );
+        assert!(x.is_ready_for(w), "activations that are not ready for {}", w.dtype());
+        Self { w, x, out: Disjoint::new(out), accumulate: false }
     }
 
     /// `out += w x`.
+    ///
+    /// # Panics
+    /// As [`Matmul::new`].
     pub fn add(out: &'a mut [f32], w: &'a TensorView, x: &'a Activations) -> Self {
         Self { accumulate: true, ..Self::new(out, w, x) }
     }
 
-    /// Sets, or adds to, the result of row `r` and token `t`.
+    /// Where the result of token `t` and row `r` is; those of the next rows follow.
     ///
-    /// # Safety
-    /// - `t` and `r` are in range, and no other worker writes the same result.
+    /// # Panics
+    /// If there is no such token or row: once per tile, so that no kernel starts to write where it must not.
     #[inline(always)]
-    pub unsafe fn write(&self, t: usize, r: usize, value: f32) {
-        // SAFETY: in range, and the caller's own.
-        unsafe {
-            let out = self.out.as_ptr(0).add(t * self.out_stride + r);
-            *out = if self.accumulate { *out + value } else { value };
-        }
+    pub(super) fn at(&self, t: usize, r: usize) -> *mut f32 {
+        assert!(t < self.x.tokens() && r < self.w.n_rows());
+        self.out.as_ptr(t * self.w.n_rows() + r)
     }
 }
 
-/// Runs the products of one region, all of them with the same number of tokens, on `threads` workers.
-///
-/// When the interrupt says stop, the results are incomplete.
-pub fn matmul(kernels: &dyn Kernels, threads: usize, interrupt: &Interrupt, jobs: &[Matmul]) {
-    let tokens = jobs[0].x.tokens();
+/// Runs the products of one region, all of them with the same number of tokens, on the workers.
+pub(super) fn matmul(cx: &Context, jobs: &[Matmul]) {
+    let &Context { kernels, threads, interrupt } = cx;
+    let Some(first) = jobs.first() else { return };
+    let tokens = first.x.tokens();
+    assert!(jobs.iter().all(|job| job.x.tokens() == tokens), "products with as many tokens each");
+    assert!(jobs.iter().all(|job| job.x.are_of(kernels)), "activations that {} quantized", kernels.name());
     let strips = |job: &Matmul| job.w.n_rows().div_ceil(STRIP);
     let total: usize = jobs.iter().map(strips).sum();
     let batch = tokens >= kernels.strip_tokens();
     let blocks = tokens.div_ceil(STRIP_TOKENS_MAX);
     // A unit of work is a strip of rows and a block of tokens; the strips of a block come one after another.
     let units = total * blocks;
-    let row_bytes = jobs[0].w.row_bytes().max(1);
+    let row_bytes = first.w.row_bytes().max(1);
     let grain = (GRAIN_BYTES / (STRIP * row_bytes)).clamp(1, total);
     let queue = if batch { Queue::new(units, 1, threads) } else { Queue::mostly_fixed(units, grain, threads) };
     threads::run(threads, &|worker| {
@@ -88,7 +93,7 @@ pub fn matmul(kernels: &dyn Kernels, threads: usize, interrupt: &Interrupt, jobs
                 // As many strips of the same matrix as the chunk has; one at a time for a batch, to look up often.
                 let count = if batch { 1 } else { (chunk.end - at).min(strips(job) - strip) };
                 let rows = strip * STRIP..((strip + count) * STRIP).min(job.w.n_rows());
-                // SAFETY: the queue hands out each unit once, and units do not overlap.
+                // SAFETY: rows and tokens are there; the queue hands out each unit once, and units do not overlap.
                 unsafe {
                     if batch {
                         let first = block * STRIP_TOKENS_MAX;
@@ -101,9 +106,4 @@ pub fn matmul(kernels: &dyn Kernels, threads: usize, interrupt: &Interrupt, jobs
             }
         });
     });
-}
-
-/// Whether any of the matrices needs its activations quantised.
-pub fn any_quantized(weights: &[&TensorView]) -> bool {
-    weights.iter().any(|w| w.dtype().is_quantized())
 }

@@ -4,6 +4,9 @@
 //! twin that computes the same integers. The float operations have one body over a [`vector::Vector`]. Which
 //! set runs is decided once, by what the CPU has or by `LLAMA_RS_CPU=scalar|avx2|avx512`, and called
 //! through [`Kernels`] per strip of rows, never per block.
+//!
+//! The result of a row and a token has the same bits whatever else is computed beside it, on however many threads: each set
+//! has one order of summation. Between sets the order differs.
 
 pub mod activations;
 mod attention;
@@ -24,9 +27,9 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
-use crate::quant::DType;
+use crate::threads::{self, Interrupt, Queue};
 use activations::QuantizedRow;
-pub use attention::{Attention, AttentionTask, KV_TYPES};
+pub use attention::{Attention, AttentionSpan, BLOCK, Heads, KV_TYPES, load_key, value_row, zero_key};
 use matmul::Matmul;
 
 /// A set of kernels for one instruction set.
@@ -45,13 +48,15 @@ pub trait Kernels: Sync {
     /// `out[t][r] (+)= w[r] . x[t]` for the given rows and all tokens of `job`; for a few tokens.
     ///
     /// # Safety
-    /// - No other worker writes the same rows of `job.out` at the same time.
+    /// - `rows` lies in the rows of the matrix.
+    /// - No other worker writes the results of the same rows at the same time.
     unsafe fn rows(&self, job: &Matmul, rows: Range<usize>);
 
-    /// The same for up to [`matmul::STRIP`] rows and the given tokens; for a batch.
+    /// The same, to the bit, for up to 32 rows and the given tokens; for a batch.
     ///
     /// # Safety
-    /// - No other worker writes the same rows and tokens of `job.out` at the same time.
+    /// - `rows` lies in the rows of the matrix, `tokens` in the tokens of the activations.
+    /// - No other worker writes the results of the same rows and tokens at the same time.
     unsafe fn strip(&self, job: &Matmul, rows: Range<usize>, tokens: Range<usize>);
 
     /// `out[i] = x[i] / sqrt(mean(x^2) + eps) * w[i]` (RMSNorm, Zhang and Sennrich 2019); `w` is F32 as it lies in the file.
@@ -60,17 +65,69 @@ pub trait Kernels: Sync {
     /// `out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]` (SwiGLU, Shazeer 2020).
     fn swiglu(&self, out: &mut [f32], gate: &[f32], up: &[f32]);
 
-    /// Rotates neighbours: the pair `(x[2i], x[2i + 1])` by the angle of `turns[i] = [cos, sin]` (RoPE, Su et al. 2021).
-    fn rope(&self, x: &mut [f32], turns: &[[f32; 2]]);
+    /// Rotates each pair `i` of numbers by the angle of `turns[i] = [cos, sin]` (RoPE, Su et al. 2021).
+    ///
+    /// # Panics
+    /// If `x` does not have two numbers for each of `turns`.
+    fn rope(&self, x: &mut [f32], turns: &[[f32; 2]], style: RopeStyle);
 
-    /// Rounds to `dtype`, one of [`KV_TYPES`], to nearest even.
-    fn round_to(&self, dtype: DType, out: &mut [u8], x: &[f32]);
+    /// Stores the key, rotated, and the value of position `slot` of a block: `layer` is the layer's part of the block, see
+    /// [`Heads::layer_bytes`]; `key` and `value` have all heads, `(n_kv_heads, head_dim)`. Without a value only the key.
+    /// Rounds to nearest even.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    fn store_kv(&self, heads: Heads, layer: &mut [u8], slot: usize, key: &[f32], value: Option<&[f32]>);
 
-    /// One task of an attention, see [`Attention`].
+    /// Task `i` of an attention.
     ///
     /// # Safety
-    /// - No other worker runs the same task at the same time.
-    unsafe fn attention(&self, job: &Attention, task: AttentionTask);
+    /// - No other worker runs the same task.
+    unsafe fn attention(&self, job: &Attention, i: usize);
+}
+
+/// Which numbers of a head are rotated together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Neighbours: (0, 1), (2, 3), ... The order that GGUF's `llama` stores `wq` and `wk` in.
+    Interleaved,
+    /// One of each half: (0, n / 2), (1, n / 2 + 1), ... (NeoX).
+    Half,
+}
+
+/// What computes: kernels, workers, and whether to stop.
+pub struct Context<'a> {
+    /// The set.
+    pub kernels: &'static dyn Kernels,
+    /// Workers, the caller included.
+    pub threads: usize,
+    /// Asked now and then. When it says stop, what is being computed remains incomplete.
+    pub interrupt: &'a Interrupt<'a>,
+}
+
+impl Context<'_> {
+    /// Calls `f` for `0..n`, shared out among the workers, until the interrupt says stop.
+    pub fn each(&self, n: usize, f: &(dyn Fn(usize) + Sync)) {
+        let threads = self.threads.min(n);
+        let queue = Queue::new(n, 1, threads);
+        threads::run(threads, &|worker| {
+            queue.run(worker, |chunk| {
+                for i in chunk {
+                    if !self.interrupt.poll(worker) {
+                        f(i);
+                    }
+                }
+            });
+        });
+    }
+
+    /// Computes products that do not depend on each other, all of them with the same number of tokens.
+    ///
+    /// # Panics
+    /// If the number of tokens differs, or if another set made the activations ready.
+    pub fn matmul(&self, jobs: &[Matmul]) {
+        matmul::matmul(self, jobs);
+    }
 }
 
 /// The kernel sets that this CPU can run, slowest first.

@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use super::RopeStyle;
 use super::matmul::{Matmul, STRIP};
 use super::vector::{Bf16, Number, Vector, exp};
 use crate::quant::DType;
@@ -41,11 +42,23 @@ pub unsafe fn rms_norm<V: Vector>(out: &mut [f32], x: &[f32], w: &[u8], eps: f32
     }
 }
 
-/// Rotates neighbours: the pair `(x[2i], x[2i + 1])` by the angle of `turns[i] = [cos, sin]`.
+/// Rotates each pair of `x` by the angle of `turns[i] = [cos, sin]`.
 #[inline(always)]
-pub fn rope(x: &mut [f32], turns: &[[f32; 2]]) {
-    for ([a, b], [cos, sin]) in x.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
-        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+pub fn rope(x: &mut [f32], turns: &[[f32; 2]], style: RopeStyle) {
+    assert!(x.len() == 2 * turns.len());
+    let rotate = |a: &mut f32, b: &mut f32, [cos, sin]: [f32; 2]| (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+    match style {
+        RopeStyle::Interleaved => {
+            for ([a, b], turn) in x.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+                rotate(a, b, *turn);
+            }
+        }
+        RopeStyle::Half => {
+            let (first, second) = x.split_at_mut(turns.len());
+            for ((a, b), turn) in first.iter_mut().zip(second).zip(turns) {
+                rotate(a, b, *turn);
+            }
+        }
     }
 }
 
@@ -175,67 +188,88 @@ unsafe fn float_tile<V: Vector, W: Number, const R: usize, const T: usize>(
                 for i in whole..k.end {
                     sum += w.wrapping_add(a * row_len + i).read_unaligned().to_f32() * *x.add(b * row_len + i);
                 }
-                let out = job.out.as_ptr((t + b) * job.out_stride + r + a);
+                let out = job.at(t + b, r + a);
                 *out = if add { *out + sum } else { sum };
             }
         }
     }
 }
 
-/// Implements the float part of [`super::Kernels`] for a set, over a register type and its features.
+/// Implements the float part of [`super::Kernels`] for a set, over a register type and the macro that gives functions the
+/// features of the set.
 macro_rules! float_kernels {
-    ($vector:ty $(, $features:literal)?) => {
+    ($vector:ty, $features:ident) => {
         fn rms_norm(&self, out: &mut [f32], x: &[f32], w: &[u8], eps: f32) {
-            $(#[target_feature(enable = $features)])?
-            fn run(out: &mut [f32], x: &[f32], w: &[u8], eps: f32) {
-                // SAFETY: the features are those of this function.
-                unsafe { crate::kernels::ops::rms_norm::<$vector>(out, x, w, eps) }
+            $features! {
+                fn run(out: &mut [f32], x: &[f32], w: &[u8], eps: f32) {
+                    // SAFETY: the features are those of this function.
+                    unsafe { crate::kernels::ops::rms_norm::<$vector>(out, x, w, eps) }
+                }
             }
             // SAFETY: `self` exists only where the CPU has the features.
             #[allow(unused_unsafe)]
-            unsafe { run(out, x, w, eps) }
+            unsafe {
+                run(out, x, w, eps)
+            }
         }
 
         fn swiglu(&self, out: &mut [f32], gate: &[f32], up: &[f32]) {
-            $(#[target_feature(enable = $features)])?
-            fn run(out: &mut [f32], gate: &[f32], up: &[f32]) {
-                // SAFETY: the features are those of this function.
-                unsafe { crate::kernels::ops::swiglu::<$vector>(out, gate, up) }
+            $features! {
+                fn run(out: &mut [f32], gate: &[f32], up: &[f32]) {
+                    // SAFETY: the features are those of this function.
+                    unsafe { crate::kernels::ops::swiglu::<$vector>(out, gate, up) }
+                }
             }
             // SAFETY: `self` exists only where the CPU has the features.
             #[allow(unused_unsafe)]
-            unsafe { run(out, gate, up) }
+            unsafe {
+                run(out, gate, up)
+            }
         }
 
-        fn rope(&self, x: &mut [f32], turns: &[[f32; 2]]) {
-            $(#[target_feature(enable = $features)])?
-            fn run(x: &mut [f32], turns: &[[f32; 2]]) {
-                crate::kernels::ops::rope(x, turns);
+        fn rope(&self, x: &mut [f32], turns: &[[f32; 2]], style: crate::kernels::RopeStyle) {
+            $features! {
+                fn run(x: &mut [f32], turns: &[[f32; 2]], style: crate::kernels::RopeStyle) {
+                    crate::kernels::ops::rope(x, turns, style);
+                }
             }
             // SAFETY: `self` exists only where the CPU has the features.
             #[allow(unused_unsafe)]
-            unsafe { run(x, turns) }
+            unsafe {
+                run(x, turns, style)
+            }
         }
 
-        fn round_to(&self, dtype: crate::quant::DType, out: &mut [u8], x: &[f32]) {
-            $(#[target_feature(enable = $features)])?
-            fn run(dtype: crate::quant::DType, out: &mut [u8], x: &[f32]) {
-                // SAFETY: the features are those of this function.
-                unsafe { crate::kernels::attention::round_to::<$vector>(dtype, out, x) }
+        fn store_kv(
+            &self,
+            heads: crate::kernels::Heads,
+            layer: &mut [u8],
+            slot: usize,
+            key: &[f32],
+            value: Option<&[f32]>,
+        ) {
+            $features! {
+                fn run(h: crate::kernels::Heads, layer: &mut [u8], slot: usize, key: &[f32], value: Option<&[f32]>) {
+                    // SAFETY: the features are those of this function.
+                    unsafe { crate::kernels::attention::store::<$vector>(h, layer, slot, key, value) }
+                }
             }
             // SAFETY: `self` exists only where the CPU has the features.
             #[allow(unused_unsafe)]
-            unsafe { run(dtype, out, x) }
+            unsafe {
+                run(heads, layer, slot, key, value)
+            }
         }
 
-        unsafe fn attention(&self, job: &crate::kernels::Attention, task: crate::kernels::AttentionTask) {
-            $(#[target_feature(enable = $features)])?
-            unsafe fn run(job: &crate::kernels::Attention, task: crate::kernels::AttentionTask) {
-                // SAFETY: the features are those of this function; the rest is the caller's promise.
-                unsafe { crate::kernels::attention::attention::<$vector>(job, task) }
+        unsafe fn attention(&self, job: &crate::kernels::Attention, i: usize) {
+            $features! {
+                unsafe fn run(job: &crate::kernels::Attention, i: usize) {
+                    // SAFETY: the features are those of this function; the rest is the caller's promise.
+                    unsafe { crate::kernels::attention::attention::<$vector>(job, i) }
+                }
             }
             // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
-            unsafe { run(job, task) }
+            unsafe { run(job, i) }
         }
     };
 }

@@ -12,6 +12,11 @@ use super::ops::{self, float_kernels};
 use super::vector::One;
 use crate::quant::{Block, with_quantized};
 
+/// What the other sets have for their features.
+macro_rules! plain {
+    ($($door:item)*) => { $($door)* };
+}
+
 /// The set.
 pub struct Scalar;
 
@@ -50,7 +55,7 @@ impl Kernels for Scalar {
         }
     }
 
-    float_kernels!(One);
+    float_kernels!(One, plain);
 }
 
 /// Quantises a row in its natural order, see [`QuantizedRow`].
@@ -102,8 +107,9 @@ unsafe fn products<B: Block>(job: &Matmul, rows: Range<usize>, tokens: Range<usi
                 }
             }
             for (sum, t) in sums.iter().zip(tokens) {
-                // SAFETY: the caller's promise.
-                unsafe { job.write(t, r, *sum) };
+                let out = job.at(t, r);
+                // SAFETY: it lies in `out`, and nobody else writes it, by the caller's promise.
+                unsafe { *out = if job.accumulate { *out + sum } else { *sum } };
             }
         }
     }

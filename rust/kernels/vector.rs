@@ -39,8 +39,6 @@ pub trait Vector: Copy {
     unsafe fn sum(self) -> f32;
     /// Largest lane.
     unsafe fn largest(self) -> f32;
-    /// Lane `i` is the sum of the lanes of `rows[i]`, for the first `LANES` rows.
-    unsafe fn sum_each(rows: &[Self; 16]) -> Self;
 }
 
 /// `exp(x)` to about 1 part in 10^7: `2^n * exp(r)` with `|r| <= ln(2) / 2`, `exp(r)` by its Taylor polynomial of
@@ -197,10 +195,6 @@ impl Vector for One {
     unsafe fn largest(self) -> f32 {
         self.0
     }
-    #[inline(always)]
-    unsafe fn sum_each(rows: &[Self; 16]) -> Self {
-        rows[0]
-    }
 }
 
 /// Implements [`Vector`] for an x86 register by the names of its intrinsics.
@@ -210,8 +204,7 @@ macro_rules! x86_vector {
      add: $add:ident, sub: $sub:ident, mul: $mul:ident, div: $div:ident, fma: $fma:ident, max: $max:ident, min: $min:ident,
      load_f16: |$p:ident| $load_f16:expr, load_bf16: |$b:ident| $load_bf16:expr, load_i8: |$i:ident| $load_i8:expr,
      store_f16: |$x:ident, $q:ident| $store_f16:expr, round: |$r:ident| $round:expr,
-     exp2_int: |$n:ident| $exp2:expr, sum: |$s:ident| $sum:expr, largest: |$l:ident| $largest:expr,
-     sum_each: |$e:ident| $sum_each:expr) => {
+     exp2_int: |$n:ident| $exp2:expr, sum: |$s:ident| $sum:expr, largest: |$l:ident| $largest:expr $(,)?) => {
         #[derive(Clone, Copy)]
         pub struct $name($register);
 
@@ -297,10 +290,6 @@ macro_rules! x86_vector {
                 let $l = self.0;
                 unsafe { $largest }
             }
-            #[inline(always)]
-            unsafe fn sum_each($e: &[Self; 16]) -> Self {
-                unsafe { $name($sum_each) }
-            }
         }
     };
 }
@@ -325,29 +314,6 @@ mod x86 {
         exp2_int: |n| _mm512_scalef_ps(_mm512_set1_ps(1.0), n),
         sum: |x| _mm512_reduce_add_ps(x),
         largest: |x| _mm512_reduce_max_ps(x),
-        sum_each: |rows| {
-            // Adding pairs of rows lane by lane halves the rows and the lanes that belong to each: four times over.
-            let mut fours = [_mm512_setzero_ps(); 4];
-            for i in 0..4 {
-                let (a, b, c, d) = (rows[i].0, rows[4 + i].0, rows[8 + i].0, rows[12 + i].0);
-                let ac_low = _mm512_add_ps(_mm512_unpacklo_ps(a, c), _mm512_unpackhi_ps(a, c));
-                let bd_low = _mm512_add_ps(_mm512_unpacklo_ps(b, d), _mm512_unpackhi_ps(b, d));
-                // a b c d in the lanes of each quarter, each the sum of a quarter of its row
-                fours[i] = _mm512_add_ps(_mm512_unpacklo_ps(ac_low, bd_low), _mm512_unpackhi_ps(ac_low, bd_low));
-            }
-            let low = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x88>(fours[0], fours[1]),
-                _mm512_shuffle_f32x4::<0xdd>(fours[0], fours[1]),
-            );
-            let high = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x88>(fours[2], fours[3]),
-                _mm512_shuffle_f32x4::<0xdd>(fours[2], fours[3]),
-            );
-            let all = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(low, high), _mm512_shuffle_f32x4::<0xdd>(low, high));
-            // Quarter q holds rows q, 4 + q, 8 + q, 12 + q: bring lane i to row i.
-            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-            _mm512_permutexvar_ps(order, all)
-        }
     }
 
     x86_vector! {
@@ -373,10 +339,5 @@ mod x86 {
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         },
-        sum_each: |rows| {
-            let ab = _mm256_hadd_ps(_mm256_hadd_ps(rows[0].0, rows[1].0), _mm256_hadd_ps(rows[2].0, rows[3].0));
-            let cd = _mm256_hadd_ps(_mm256_hadd_ps(rows[4].0, rows[5].0), _mm256_hadd_ps(rows[6].0, rows[7].0));
-            _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(ab, cd), _mm256_permute2f128_ps::<0x31>(ab, cd))
-        }
     }
 }

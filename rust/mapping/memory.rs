@@ -1,27 +1,27 @@
-//! Memory of this process, over which parts of a file can be laid: shared until they are written to.
+//! Memory of this process: zeroed, or a part of a file, shared until it is written to.
 //!
-//! This is how a saved key-value cache comes back: its pages are those of the file, one copy for all processes that read
-//! them. A page that is written to becomes this process's own, and the file never changes (`MAP_PRIVATE`). Who uses the
-//! memory sees no difference.
+//! The second is how a saved key-value cache comes back: its pages are those of the file, one copy for all processes that
+//! read them. A page that is written to becomes this process's own, and the file never changes (`MAP_PRIVATE`). Who uses
+//! the memory sees no difference.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::Identity;
-use super::faults::{self, Guard, page_size};
+use super::faults::{self, Guard};
 use crate::error::{Error, Result};
 
-/// Zeroed memory, straight from the system: a page costs nothing until it is written to.
+/// Memory, straight from the system: a page of zeros costs nothing until it is written to, one of a file until it is read.
 pub struct Memory {
     // In the order in which they are dropped: nobody guards a range that is no longer mapped.
     laid: Option<Laid>,
-    map: memmap2::MmapMut,
+    map: memmap2::MmapRaw,
 }
 
-/// The file whose parts were laid over the memory.
+/// The file that a memory is a part of.
 struct Laid {
     guard: Guard,
     file: File,
@@ -35,78 +35,56 @@ impl Memory {
     /// # Errors
     /// What the operating system says: no such memory, most likely.
     pub fn zeroed(len: usize) -> io::Result<Self> {
-        Ok(Self { laid: None, map: memmap2::MmapMut::map_anon(len.max(1))? })
+        Ok(Self { laid: None, map: memmap2::MmapMut::map_anon(len.max(1))?.into() })
     }
 
-    /// Its bytes.
-    pub fn as_slice(&self) -> &[u8] {
-        &self.map
-    }
-
-    /// Its bytes, to write to.
-    pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.map
-    }
-
-    /// Lays parts of a file over the memory, each `(at, offset, len)`: `len` bytes of the file from `offset` come to `at`.
-    ///
-    /// Parts that lie on page boundaries in both are mapped, and the rest of their last page comes with them. Others are
-    /// read, as are all where the system does not map.
-    ///
-    /// Takes the memory and gives it back, so that nobody sees it half done.
+    /// `len` bytes of a file from `offset`, which is a multiple of the size of a page where they are to be mapped. On file
+    /// systems that cannot map they are read.
     ///
     /// # Errors
     /// [`Error::File`] if the file cannot be read, [`Error::Changed`] if it is no longer what it was at `identity`.
-    ///
-    /// # Panics
-    /// If a part does not lie in the memory, or files were laid over it before.
-    pub fn lay(
-        mut self,
-        file: File,
-        path: &Path,
-        identity: Identity,
-        parts: impl Iterator<Item = (usize, usize, usize)>,
-    ) -> Result<Self> {
-        assert!(self.laid.is_none(), "one file at a time");
-        // Before the first part, so that no page of the file is ever without a guard.
-        let guard = Guard::writable(&self.map);
-        self.laid = Some(Laid { guard, file, path: path.into(), identity });
-        for (at, offset, len) in parts {
-            self.lay_part(at, offset, len).map_err(|source| Error::File { path: path.into(), source })?;
-        }
-        self.check()?;
-        Ok(self)
-    }
-
-    fn lay_part(&mut self, at: usize, offset: usize, len: usize) -> io::Result<()> {
-        let file = &self.laid.as_ref().expect("set by the caller").file;
-        let target = &mut self.map[at..][..len];
-        let page = page_size();
-        if len == 0 {
-            return Ok(());
-        }
-        if at.is_multiple_of(page) && offset.is_multiple_of(page) {
-            // Not MAP_POPULATE: in a map that may be written to that is a write to each page, so a copy.
-            let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            let (start, offset) = (target.as_mut_ptr().cast(), offset as libc::off_t);
-            // SAFETY: the range lies in our own map, of which `target` is the only borrow, and `MAP_FIXED` replaces
-            // whole pages of it: those of `target`, the last of which may reach to the end of the page, as the map
-            // does. That the file may change meanwhile is for `check` to find, and pages that are gone for the guard.
-            unsafe {
-                if libc::mmap(start, len, protection, flags, file.as_raw_fd(), offset) != libc::MAP_FAILED {
-                    return Ok(());
-                }
-                // Too many maps, or a file system without them: reading will do. The failure may have left a hole.
-                if libc::mmap(start, len, protection, flags | libc::MAP_ANONYMOUS, -1, 0) == libc::MAP_FAILED {
-                    return Err(io::Error::last_os_error());
-                }
+    pub fn of_file(file: File, path: &Path, identity: Identity, offset: usize, len: usize) -> Result<Self> {
+        let fail = |source| Error::File { path: path.into(), source };
+        // SAFETY: a private map, of which nobody has another view. That the file may change meanwhile is for `check` to
+        // find, and pages that are gone for the guard.
+        let map = unsafe { memmap2::MmapOptions::new().offset(offset as u64).len(len.max(1)).map_copy(&file) };
+        let memory = match map {
+            Ok(map) => {
+                let guard = Guard::writable(&map);
+                Self { laid: Some(Laid { guard, file, path: path.into(), identity }), map: map.into() }
             }
-        }
-        file.read_exact_at(target, offset as u64)
+            Err(_) => {
+                let mut map = memmap2::MmapMut::map_anon(len.max(1)).map_err(fail)?;
+                file.read_exact_at(&mut map[..len], offset as u64).map_err(fail)?;
+                let guard = Guard::writable(&[]);
+                Self { laid: Some(Laid { guard, file, path: path.into(), identity }), map: map.into() }
+            }
+        };
+        memory.check()?;
+        Ok(memory)
     }
 
-    /// Whether the file that was laid over the memory is still what it was; see [`Mapping::check`](super::Mapping::check).
+    /// Where it starts. For whoever shares its parts out; see [`Block`](crate::kv::Block).
+    pub fn as_mut_ptr(&self) -> *mut u8 {
+        self.map.as_mut_ptr()
+    }
+
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Gives the pages of a range back to the system. What is read there afterwards is zeros or the file again.
+    ///
+    /// # Safety
+    /// - Nobody has a reference to the range.
+    pub unsafe fn discard(&self, range: Range<usize>) {
+        assert!(range.start <= range.end && range.end <= self.len());
+        // SAFETY: the range lies in our own map; the caller says that nobody looks at it.
+        unsafe { libc::madvise(self.as_mut_ptr().add(range.start).cast(), range.len(), libc::MADV_DONTNEED) };
+    }
+
+    /// Whether the file that it is a part of is still what it was; see [`Mapping::check`](super::Mapping::check).
     ///
     /// # Errors
     /// [`Error::Changed`].
@@ -130,6 +108,7 @@ impl Memory {
 mod tests {
     use std::io::Write;
 
+    use super::super::page_size;
     use super::*;
 
     fn file(name: &str, contents: &[u8]) -> (PathBuf, File, Identity) {
@@ -140,37 +119,38 @@ mod tests {
         (path, file, identity)
     }
 
+    fn bytes(memory: &mut Memory) -> &mut [u8] {
+        // SAFETY: all of it, and the test has the only reference.
+        unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr(), memory.len()) }
+    }
+
     #[test]
-    fn parts_of_a_file_come_and_writing_to_them_leaves_the_file_alone() {
+    fn a_part_of_a_file_comes_and_writing_to_it_leaves_the_file_alone() {
         let page = page_size();
         let contents: Vec<u8> = (0..3 * page).map(|i| (i / 7) as u8).collect();
         let (path, opened, identity) = file("memory", &contents);
-        let memory = Memory::zeroed(8 * page).unwrap();
-        assert!(memory.as_slice().iter().all(|&b| b == 0));
-        // two pages mapped, a part that is on no boundary read
-        let parts = [(4 * page, page, 2 * page), (100, 50, 60)];
-        let mut memory = memory.lay(opened, &path, identity, parts.into_iter()).unwrap();
-        assert_eq!(memory.as_slice()[4 * page..6 * page], contents[page..]);
-        assert_eq!(memory.as_slice()[100..160], contents[50..110]);
-        assert!(memory.as_slice()[6 * page..].iter().all(|&b| b == 0));
-        memory.as_mut_slice()[4 * page..].fill(9);
+        let mut memory = Memory::of_file(opened, &path, identity, page, 2 * page).unwrap();
+        assert_eq!(*bytes(&mut memory), contents[page..]);
+        bytes(&mut memory)[page..].fill(9);
         memory.check().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), contents);
         std::fs::remove_file(&path).unwrap();
         memory.check().unwrap(); // unlinked, but ours
+        // SAFETY: nobody has a reference.
+        unsafe { memory.discard(page..2 * page) };
+        assert_eq!(*bytes(&mut memory), contents[page..]);
     }
 
     #[test]
     fn a_file_that_is_cut_short_is_found_and_the_memory_can_still_be_used() {
         let page = page_size();
         let (path, opened, identity) = file("memory-cut", &vec![7; 4 * page]);
-        let memory = Memory::zeroed(4 * page).unwrap();
-        let mut memory = memory.lay(opened, &path, identity, [(0, 0, 4 * page)].into_iter()).unwrap();
-        assert_eq!(memory.as_slice()[0], 7);
+        let mut memory = Memory::of_file(opened, &path, identity, 0, 4 * page).unwrap();
+        assert_eq!(bytes(&mut memory)[0], 7);
         File::options().write(true).open(&path).unwrap().set_len(page as u64).unwrap();
-        assert_eq!(memory.as_slice()[2 * page], 0); // was SIGBUS
-        memory.as_mut_slice()[2 * page + 1] = 1;
-        memory.as_mut_slice()[3 * page] = 1;
+        assert_eq!(bytes(&mut memory)[2 * page], 0); // was SIGBUS
+        bytes(&mut memory)[2 * page + 1] = 1;
+        bytes(&mut memory)[3 * page] = 1;
         let e = memory.check().unwrap_err();
         assert!(matches!(e, Error::Changed { .. }), "{e}");
         std::fs::remove_file(&path).unwrap();

@@ -1,32 +1,33 @@
 //! `Checkpoint`: a model file, open.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
 
+use super::array::to_python;
 use super::{Tensor, detached, raise, run};
-use crate::formats::{self, Value};
+use crate::mapping::Mapping;
+use crate::{checkpoint, formats};
 
 /// A model file, open: metadata and tensors.
 #[pyclass(frozen)]
 pub struct Checkpoint {
-    inner: Arc<formats::Checkpoint>,
+    inner: Arc<checkpoint::Checkpoint>,
     views: Arc<AtomicUsize>,
 }
 
 impl Checkpoint {
-    pub fn of(inner: &Arc<formats::Checkpoint>, views: &Arc<AtomicUsize>) -> Self {
+    pub fn of(inner: &Arc<checkpoint::Checkpoint>, views: &Arc<AtomicUsize>) -> Self {
         Self { inner: Arc::clone(inner), views: Arc::clone(views) }
     }
 
     /// Gives what `read` makes of the file, unless the file changed meanwhile.
     fn checked<T>(&self, py: Python<'_>, read: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
         let result = read();
-        self.inner.mapping().check().map_err(|e| raise(py, e))?;
+        self.inner.check().map_err(|e| raise(py, e))?;
         result
     }
 }
@@ -39,45 +40,54 @@ impl Checkpoint {
         Ok(Self { inner: Arc::new(inner), views: Arc::default() })
     }
 
-    /// Size, modification time in nanoseconds and hash of the header: what tells the file from others.
+    /// Size, modification time in nanoseconds and hash of the header: what tells the file from others. Of a model in parts,
+    /// the sums of sizes and times.
     fn fingerprint(&self, py: Python<'_>) -> PyResult<(u64, i128, u64)> {
-        let identity = self.inner.mapping().identity();
         let hash = run(py, |_| self.inner.header_hash())?;
-        Ok(identity.map_or((0, 0, hash), |identity| (identity.size, identity.modified, hash)))
+        let identities = self.inner.maps().iter().filter_map(|map| map.identity());
+        let (size, modified) =
+            identities.fold((0, 0), |(size, modified), identity| (size + identity.size, modified + identity.modified));
+        Ok((size, modified, hash))
     }
 
-    /// Device and inode of the file.
-    fn file(&self) -> (u64, u64) {
-        self.inner.mapping().identity().map_or((0, 0), |identity| identity.file)
+    /// Path, device, inode and bytes of each file, in the order of the parts.
+    fn files(&self) -> Vec<(&OsStr, u64, u64, usize)> {
+        let file = |map: &Arc<Mapping>| map.identity().map_or((0, 0), |identity| identity.file);
+        let files = self.inner.maps().iter().map(|map| (map.path().as_os_str(), file(map), map.as_slice().len()));
+        files.map(|(path, (device, inode), len)| (path, device, inode, len)).collect()
     }
 
-    /// Bytes of the file.
+    /// Bytes of all files. Positions below count through the files one after another.
     fn size(&self) -> usize {
-        self.inner.mapping().as_slice().len()
+        self.inner.size()
     }
 
     /// What a user should know about how the file was opened.
     fn note(&self) -> Option<&str> {
-        self.inner.mapping().note()
+        self.inner.maps().iter().find_map(|map| map.note())
     }
 
-    /// Bytes of `start..end` of the file that are in memory now.
+    /// Bytes of the positions `start..end` that are in memory now.
     fn resident(&self, py: Python<'_>, start: usize, end: usize) -> usize {
-        let mapping = self.inner.mapping();
-        let end = end.min(mapping.as_slice().len());
-        detached(py, || mapping.resident(start.min(end)..end))
+        detached(py, || self.inner.pieces(start..end).map(|(map, range)| map.resident(range)).sum())
     }
 
-    /// Reads `start..end` of the file into memory.
+    /// Reads the positions `start..end` into memory.
     fn read_in(&self, py: Python<'_>, start: usize, end: usize) -> PyResult<()> {
-        let mapping = self.inner.mapping();
-        let end = end.min(mapping.as_slice().len());
-        run(py, |interrupt| mapping.read_in(start.min(end)..end, interrupt))
+        run(py, |interrupt| self.inner.pieces(start..end).try_for_each(|(map, range)| map.read_in(range, interrupt)))
     }
 
-    /// Keeps the file in memory until it is closed.
+    /// Keeps the files in memory until they are closed.
     fn lock(&self, py: Python<'_>) -> PyResult<()> {
-        run(py, |_| self.inner.mapping().lock())
+        run(py, |_| self.inner.maps().iter().try_for_each(|map| map.lock()))
+    }
+
+    /// Name, first position and bytes of each tensor, in the order of the file.
+    fn tensor_spans(&self) -> Vec<(&str, usize, usize)> {
+        let span = |t: &checkpoint::TensorInfo| {
+            (self.inner.position(t.view.bytes()).expect("of this checkpoint"), t.view.bytes().len())
+        };
+        self.inner.tensors().iter().map(|t| (t.name(), span(t))).map(|(name, (at, len))| (name, at, len)).collect()
     }
 
     /// Names of the tensors, in the order of the file.
@@ -103,23 +113,5 @@ impl Checkpoint {
     /// Number of buffers of tensors that somebody holds.
     fn views(&self) -> usize {
         self.views.load(Ordering::Acquire)
-    }
-}
-
-fn to_python<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
-    match value {
-        Value::Unsigned(n) => n.into_bound_py_any(py),
-        Value::Signed(n) => n.into_bound_py_any(py),
-        Value::F32(x) => x.into_bound_py_any(py),
-        Value::F64(x) => x.into_bound_py_any(py),
-        Value::Bool(b) => b.into_bound_py_any(py),
-        Value::String(s) => String::from_utf8_lossy(s).into_bound_py_any(py),
-        Value::Array(a) => {
-            let list = PyList::empty(py);
-            for value in a.iter() {
-                list.append(to_python(py, &value)?)?;
-            }
-            Ok(list.into_any())
-        }
     }
 }

@@ -13,8 +13,9 @@ use super::{Checkpoint, Session, Tokenizer, raise, run};
 use crate::error::Error;
 use crate::kernels::KV_TYPES;
 use crate::mapping::{Load, LoadOptions};
-use crate::model::{self, SessionOptions};
+use crate::model;
 use crate::quant::DType;
+use crate::session::{self, SessionOptions};
 
 /// A model, immutable and shared.
 #[pyclass(frozen)]
@@ -37,21 +38,21 @@ impl Model {
         Ok(Self { inner: Arc::new(inner), views: Arc::default() })
     }
 
-    /// The hyper-parameters by name.
+    /// The hyper-parameters by name; of those that differ by layer, the largest.
     fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let c = self.inner.config();
         let dict = PyDict::new(py);
         dict.set_item("architecture", &c.architecture)?;
         dict.set_item("dim", c.dim)?;
-        dict.set_item("hidden_dim", c.hidden_dim)?;
-        dict.set_item("n_layers", c.n_layers)?;
-        dict.set_item("n_heads", c.n_heads)?;
-        dict.set_item("n_kv_heads", c.n_kv_heads)?;
-        dict.set_item("head_dim", c.head_dim)?;
+        dict.set_item("hidden_dim", c.hidden_dim())?;
+        dict.set_item("n_layers", c.n_layers())?;
+        dict.set_item("n_heads", c.n_heads())?;
+        dict.set_item("n_kv_heads", c.n_kv_heads())?;
+        dict.set_item("head_dim", c.head_dim())?;
         dict.set_item("vocab_size", c.vocab_size)?;
         dict.set_item("context_length", c.context_length)?;
         dict.set_item("norm_eps", c.norm_eps)?;
-        dict.set_item("rope_theta", c.rope_theta)?;
+        dict.set_item("rope_theta", c.ropes[0].theta)?;
         Ok(dict)
     }
 
@@ -83,7 +84,7 @@ impl Model {
         kv_type: &str,
     ) -> PyResult<Session> {
         let options = self.options(py, context_length, threads, kv_type)?;
-        Ok(Session::of(run(py, |_| model::Session::new(&self.inner, options))?))
+        Ok(Session::of(run(py, |_| session::Session::new(&self.inner, options))?))
     }
 
     /// The session that was saved to `path`; with `prefix`, as much of it as fits, to start another with.
@@ -97,7 +98,7 @@ impl Model {
         prefix: bool,
     ) -> PyResult<Session> {
         let options = self.options(py, context_length, threads, kv_type)?;
-        let load = if prefix { model::Session::load_prefix } else { model::Session::load };
+        let load = if prefix { session::Session::load_prefix } else { session::Session::load };
         Ok(Session::of(run(py, |_| load(&self.inner, &path, options))?))
     }
 }
@@ -114,7 +115,7 @@ impl Model {
         let context_length = int(row("context_length"), context_length)? as usize;
         let threads = int(row("threads"), threads)? as usize;
         let kv_type = to_kv_type(kv_type)?;
-        let head_dim = self.inner.config().head_dim;
+        let head_dim = self.inner.config().head_dim();
         if kv_type.row_bytes(head_dim).is_none() {
             let what =
                 format!("kv_type {kv_type} cannot hold the keys of this model, {head_dim} numbers a head: use F16");

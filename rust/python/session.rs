@@ -11,7 +11,7 @@ use super::parameters::{count, int};
 use super::{Floats, detached, raise, run_until};
 use crate::error::{Error, Result};
 use crate::threads::Interrupt;
-use crate::{measure, model};
+use crate::{measure, session};
 
 /// A key-value cache with its position.
 #[pyclass(frozen)]
@@ -25,7 +25,7 @@ pub struct Session {
 
 /// What a session is, to the one call that may use it.
 pub struct Held {
-    pub session: model::Session,
+    pub session: session::Session,
     /// How often it was used: who remembers the number knows whether it was used by others since.
     pub epoch: u64,
 }
@@ -33,7 +33,7 @@ pub struct Held {
 const IDS: &str = "token ids are a sequence of integers";
 
 impl Session {
-    pub fn of(session: model::Session) -> Self {
+    pub fn of(session: session::Session) -> Self {
         Self {
             closed: AtomicBool::new(false),
             position: AtomicUsize::new(session.position()),
@@ -78,7 +78,7 @@ impl Session {
     fn with<T: Send>(
         &self,
         py: Python<'_>,
-        work: impl FnOnce(&mut model::Session, &Interrupt) -> Result<T> + Send,
+        work: impl FnOnce(&mut session::Session, &Interrupt) -> Result<T> + Send,
     ) -> PyResult<T> {
         let done = self.run(py, |held, interrupt| {
             held.epoch += 1;

@@ -9,19 +9,18 @@ use pyo3::types::PyBytes;
 
 use super::ids::{token_id, token_ids};
 use super::{Checkpoint, run};
-use crate::formats;
-use crate::tokenizer;
+use crate::{checkpoint, formats, tokenizer};
 
 /// A tokenizer.
 #[pyclass(frozen)]
 pub struct Tokenizer {
     inner: Arc<tokenizer::Tokenizer>,
-    checkpoint: Arc<formats::Checkpoint>,
+    checkpoint: Arc<checkpoint::Checkpoint>,
 }
 
 impl Tokenizer {
     /// The tokenizer of this file.
-    pub fn of(inner: &Arc<tokenizer::Tokenizer>, checkpoint: &Arc<formats::Checkpoint>) -> Self {
+    pub fn of(inner: &Arc<tokenizer::Tokenizer>, checkpoint: &Arc<checkpoint::Checkpoint>) -> Self {
         Self { inner: Arc::clone(inner), checkpoint: Arc::clone(checkpoint) }
     }
 
@@ -35,9 +34,9 @@ impl Tokenizer {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let (inner, checkpoint) = run(py, |_| {
-            let checkpoint = formats::open(&path)?;
-            let inner = checkpoint.mapping().checked(|| tokenizer::Tokenizer::from_metadata(&checkpoint.metadata))?;
-            Ok((inner, checkpoint))
+            let file = formats::open(&path)?;
+            let inner = file.checked(|| tokenizer::Tokenizer::from_metadata(&file.metadata))?;
+            Ok((inner, file))
         })?;
         Ok(Self { inner: Arc::new(inner), checkpoint: Arc::new(checkpoint) })
     }

@@ -18,11 +18,10 @@ pub struct BlockIQ4_NL {
     pub qs: [u8; 16],
 }
 
-const _: () = assert!(size_of::<BlockIQ4_NL>() == DType::IQ4_NL.block_bytes() && align_of::<BlockIQ4_NL>() == 1);
-
 impl Block for BlockIQ4_NL {
     const DTYPE: DType = DType::IQ4_NL;
     const BIAS: u8 = 128;
+    const LARGEST: u8 = 255;
 
     fn group(&self, _i: usize) -> Group {
         let d = f16(self.d);

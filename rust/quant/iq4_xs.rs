@@ -25,11 +25,10 @@ pub struct BlockIQ4_XS {
     pub qs: [[u8; 16]; 8],
 }
 
-const _: () = assert!(size_of::<BlockIQ4_XS>() == DType::IQ4_XS.block_bytes() && align_of::<BlockIQ4_XS>() == 1);
-
 impl Block for BlockIQ4_XS {
     const DTYPE: DType = DType::IQ4_XS;
     const BIAS: u8 = 128;
+    const LARGEST: u8 = 255;
 
     fn group(&self, i: usize) -> Group {
         let low = self.scales_l[i / 2] >> (i % 2 * 4) & 15;

@@ -8,9 +8,10 @@
 //! Sources: the GGUF specification and `ggml-common.h` of ggml define the types; the block layouts
 //! are facts of the format.
 
-/// Declares `DType` and its table: name, id in the file, weights a block, bytes a block.
+/// Declares `DType` and its table: name, id in the file, weights a block, bytes a block and, for the types that kernels
+/// compute with in blocks, the type of a block. The first word is `$`, for the macro that comes of it.
 macro_rules! dtypes {
-    ($($(#[$doc:meta])* $name:ident = $id:literal, $weights:literal, $bytes:literal;)*) => {
+    ($d:tt $($(#[$doc:meta])* $name:ident = $id:literal, $weights:literal, $bytes:literal $(=> $block:ty)?;)*) => {
         /// How the numbers of a tensor are encoded. Named as GGUF names them.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[allow(non_camel_case_types)]
@@ -48,36 +49,61 @@ macro_rules! dtypes {
                 match self { $(DType::$name => $bytes,)* }
             }
         }
+
+        /// The type of a block by the name of its `DType`, for `with_quantized!`.
+        #[allow(non_camel_case_types)]
+        pub(crate) mod blocks {
+            use super::*;
+
+            $($(pub type $name = $block;)?)*
+        }
+
+        $($(const _: () = assert!(size_of::<$block>() == $bytes && align_of::<$block>() == 1);)?)*
+
+        /// `with_quantized!(dtype, |B| expression, other)`: the expression with `B` the type of a block, or `other` if
+        /// `dtype` is not a type that kernels compute with in blocks.
+        macro_rules! with_quantized {
+            ($d dtype:expr, |$d b:ident| $d body:expr, $d other:expr) => {
+                match $d dtype {
+                    $($(crate::quant::DType::$name => {
+                        const _: &str = stringify!($block); // what repeats this arm for types that have one
+                        type $d b = crate::quant::blocks::$name;
+                        $d body
+                    })?)*
+                    _ => $d other,
+                }
+            };
+        }
     };
 }
 
-dtypes! {
+dtypes! { $
     /// 32-bit IEEE float.
     F32 = 0, 1, 4;
     /// 16-bit IEEE float.
     F16 = 1, 1, 2;
     /// 4 bits, scale per 32.
-    Q4_0 = 2, 32, 18;
+    Q4_0 = 2, 32, 18 => BlockQ4_0;
     /// 4 bits, scale and minimum per 32.
-    Q4_1 = 3, 32, 20;
+    Q4_1 = 3, 32, 20 => BlockQ4_1;
     /// 5 bits, scale per 32.
-    Q5_0 = 6, 32, 22;
+    Q5_0 = 6, 32, 22 => BlockQ5_0;
     /// 5 bits, scale and minimum per 32.
-    Q5_1 = 7, 32, 24;
+    Q5_1 = 7, 32, 24 => BlockQ5_1;
     /// 8 bits, scale per 32.
-    Q8_0 = 8, 32, 34;
+    Q8_0 = 8, 32, 34 => BlockQ8_0;
     /// 8 bits, scale and sum per 32 (activations only).
     Q8_1 = 9, 32, 36;
     /// 2 bits, 4-bit scales and minima per 16 in blocks of 256.
-    Q2_K = 10, 256, 84;
+    Q2_K = 10, 256, 84 => BlockQ2_K;
     /// 3 bits, 6-bit scales per 16 in blocks of 256.
-    Q3_K = 11, 256, 110;
+    Q3_K = 11, 256, 110 => BlockQ3_K;
     /// 4 bits, 6-bit scales and minima per 32 in blocks of 256.
-    Q4_K = 12, 256, 144;
+    Q4_K = 12, 256, 144 => BlockQ4_K;
     /// 5 bits, 6-bit scales and minima per 32 in blocks of 256.
-    Q5_K = 13, 256, 176;
+    Q5_K = 13, 256, 176 => BlockQ5_K;
     /// 6 bits, 8-bit scales per 16 in blocks of 256.
-    Q6_K = 14, 256, 210;
+    Q6_K = 14, 256, 210 => BlockQ6_K;
     /// 8 bits, float scale per 256 (activations only).
     Q8_K = 15, 256, 292;
     /// Codebook, 2.06 bits.
@@ -89,13 +115,13 @@ dtypes! {
     /// Codebook, 1.56 bits.
     IQ1_S = 19, 256, 50;
     /// 4 bits into a non-linear table, scale per 32.
-    IQ4_NL = 20, 32, 18;
+    IQ4_NL = 20, 32, 18 => BlockIQ4_NL;
     /// Codebook, 3.44 bits.
     IQ3_S = 21, 256, 110;
     /// Codebook, 2.56 bits.
     IQ2_S = 22, 256, 82;
     /// 4 bits into a non-linear table, 6-bit scales per 32 in blocks of 256.
-    IQ4_XS = 23, 256, 136;
+    IQ4_XS = 23, 256, 136 => BlockIQ4_XS;
     /// 8-bit integer.
     I8 = 24, 1, 1;
     /// 16-bit integer.
@@ -111,11 +137,11 @@ dtypes! {
     /// The upper half of a 32-bit float.
     BF16 = 30, 1, 2;
     /// Ternary, 1.69 bits.
-    TQ1_0 = 34, 256, 54;
+    TQ1_0 = 34, 256, 54 => Generic<BlockTQ1_0>;
     /// Ternary, 2.06 bits.
-    TQ2_0 = 35, 256, 66;
+    TQ2_0 = 35, 256, 66 => Generic<BlockTQ2_0>;
     /// 4-bit floats (E2M1) with a power-of-two scale per 32, OCP MX.
-    MXFP4 = 39, 32, 17;
+    MXFP4 = 39, 32, 17 => BlockMXFP4;
 }
 
 impl DType {
@@ -151,11 +177,40 @@ pub struct Group {
 pub trait Block: bytemuck::Pod {
     /// Which type it is.
     const DTYPE: DType;
-    /// What was added to each integer to make it unsigned.
+    /// What was added to each integer to make it unsigned: 0 or a power of two, and 0 with `MINS`.
     const BIAS: u8;
+    /// No integer of a group is larger, raised by the bias. Above 127 the bias is 128.
+    const LARGEST: u8;
+    /// Whether scales belong to 16 weights rather than 32.
+    const HALVES: bool = false;
+    /// Whether weights have offsets.
+    const MINS: bool = false;
 
     /// Group `i` of the block: weights `32 * i ..`.
     fn group(&self, i: usize) -> Group;
+}
+
+/// A block that kernels read through [`Block::group`] alone: slowly, but with every instruction set. What a type starts
+/// with, until somebody writes its unpackers by hand and measures them.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+pub struct Generic<B>(B);
+
+// SAFETY: nothing but a `B`, which is such a type.
+unsafe impl<B: bytemuck::Zeroable> bytemuck::Zeroable for Generic<B> {}
+// SAFETY: as above.
+unsafe impl<B: bytemuck::Pod> bytemuck::Pod for Generic<B> {}
+
+impl<B: Block> Block for Generic<B> {
+    const DTYPE: DType = B::DTYPE;
+    const BIAS: u8 = B::BIAS;
+    const LARGEST: u8 = B::LARGEST;
+    const HALVES: bool = B::HALVES;
+    const MINS: bool = B::MINS;
+
+    fn group(&self, i: usize) -> Group {
+        self.0.group(i)
+    }
 }
 
 mod iq4_nl;
@@ -171,12 +226,15 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod tq1_0;
+mod tq2_0;
 
 pub use iq4_nl::{BlockIQ4_NL, IQ4_TABLE};
 pub use iq4_xs::BlockIQ4_XS;
 pub use mxfp4::{BlockMXFP4, MXFP4_TABLE, mxfp4_scale};
 pub use q2_k::BlockQ2_K;
 pub use q3_k::BlockQ3_K;
+pub(crate) use q3_k::raised_scales_q3;
 pub use q4_0::BlockQ4_0;
 pub use q4_1::BlockQ4_1;
 pub use q4_k::BlockQ4_K;
@@ -185,69 +243,9 @@ pub use q5_1::BlockQ5_1;
 pub use q5_k::BlockQ5_K;
 pub use q6_k::BlockQ6_K;
 pub use q8_0::BlockQ8_0;
+pub use tq1_0::BlockTQ1_0;
+pub use tq2_0::BlockTQ2_0;
 
-/// `with_quantized!(dtype, |B| expression, other)`: the expression with `B` a block type (or whatever
-/// `$prefix` makes of its name), or `other` if `dtype` is not a quantised type that we compute with.
-/// The one list of those types.
-macro_rules! with_quantized {
-    ($dtype:expr, |$b:ident| $body:expr, $other:expr) => {
-        match $dtype {
-            crate::quant::DType::Q4_0 => {
-                type $b = crate::quant::BlockQ4_0;
-                $body
-            }
-            crate::quant::DType::Q4_1 => {
-                type $b = crate::quant::BlockQ4_1;
-                $body
-            }
-            crate::quant::DType::Q5_0 => {
-                type $b = crate::quant::BlockQ5_0;
-                $body
-            }
-            crate::quant::DType::Q5_1 => {
-                type $b = crate::quant::BlockQ5_1;
-                $body
-            }
-            crate::quant::DType::Q8_0 => {
-                type $b = crate::quant::BlockQ8_0;
-                $body
-            }
-            crate::quant::DType::Q2_K => {
-                type $b = crate::quant::BlockQ2_K;
-                $body
-            }
-            crate::quant::DType::Q3_K => {
-                type $b = crate::quant::BlockQ3_K;
-                $body
-            }
-            crate::quant::DType::Q4_K => {
-                type $b = crate::quant::BlockQ4_K;
-                $body
-            }
-            crate::quant::DType::Q5_K => {
-                type $b = crate::quant::BlockQ5_K;
-                $body
-            }
-            crate::quant::DType::Q6_K => {
-                type $b = crate::quant::BlockQ6_K;
-                $body
-            }
-            crate::quant::DType::IQ4_NL => {
-                type $b = crate::quant::BlockIQ4_NL;
-                $body
-            }
-            crate::quant::DType::IQ4_XS => {
-                type $b = crate::quant::BlockIQ4_XS;
-                $body
-            }
-            crate::quant::DType::MXFP4 => {
-                type $b = crate::quant::BlockMXFP4;
-                $body
-            }
-            _ => $other,
-        }
-    };
-}
 pub(crate) use with_quantized;
 
 impl DType {
@@ -328,4 +326,23 @@ fn scale_min_6bit(scales: &[u8; 12], i: usize) -> (u8, u8) {
         let low = scales[i + 4];
         (low & 15 | scales[i - 4] >> 6 << 4, low >> 4 | scales[i] >> 6 << 4)
     }
+}
+
+/// The same of all groups at once, four bytes a number: eight scales, then eight minima.
+#[inline(always)]
+pub(crate) fn scales_mins_6bit(scales: [u8; 12]) -> [u32; 4] {
+    let [a, b, c] = words(scales);
+    [
+        a & 0x3f3f_3f3f,
+        c & 0x0f0f_0f0f | a >> 2 & 0x3030_3030,
+        b & 0x3f3f_3f3f,
+        c >> 4 & 0x0f0f_0f0f | b >> 2 & 0x3030_3030,
+    ]
+}
+
+/// Twelve bytes as three little-endian numbers.
+#[inline(always)]
+fn words(bytes: [u8; 12]) -> [u32; 3] {
+    let words = bytes.as_chunks::<4>().0;
+    [u32::from_le_bytes(words[0]), u32::from_le_bytes(words[1]), u32::from_le_bytes(words[2])]
 }

@@ -18,11 +18,10 @@ pub struct BlockMXFP4 {
     pub qs: [u8; 16],
 }
 
-const _: () = assert!(size_of::<BlockMXFP4>() == DType::MXFP4.block_bytes() && align_of::<BlockMXFP4>() == 1);
-
 impl Block for BlockMXFP4 {
     const DTYPE: DType = DType::MXFP4;
     const BIAS: u8 = 16;
+    const LARGEST: u8 = 31;
 
     fn group(&self, _i: usize) -> Group {
         let d = mxfp4_scale(self.e);

@@ -24,11 +24,12 @@ pub struct BlockQ2_K {
     pub dmin: [u8; 2],
 }
 
-const _: () = assert!(size_of::<BlockQ2_K>() == DType::Q2_K.block_bytes() && align_of::<BlockQ2_K>() == 1);
-
 impl Block for BlockQ2_K {
     const DTYPE: DType = DType::Q2_K;
     const BIAS: u8 = 0;
+    const LARGEST: u8 = 3;
+    const HALVES: bool = true;
+    const MINS: bool = true;
 
     fn group(&self, i: usize) -> Group {
         let (half, j) = (i / 4, i % 4);

@@ -18,11 +18,10 @@ pub struct BlockQ4_0 {
     pub qs: [u8; 16],
 }
 
-const _: () = assert!(size_of::<BlockQ4_0>() == DType::Q4_0.block_bytes() && align_of::<BlockQ4_0>() == 1);
-
 impl Block for BlockQ4_0 {
     const DTYPE: DType = DType::Q4_0;
     const BIAS: u8 = 8;
+    const LARGEST: u8 = 15;
 
     fn group(&self, _i: usize) -> Group {
         let d = f16(self.d);

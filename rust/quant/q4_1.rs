@@ -21,11 +21,11 @@ pub struct BlockQ4_1 {
     pub qs: [u8; 16],
 }
 
-const _: () = assert!(size_of::<BlockQ4_1>() == DType::Q4_1.block_bytes() && align_of::<BlockQ4_1>() == 1);
-
 impl Block for BlockQ4_1 {
     const DTYPE: DType = DType::Q4_1;
     const BIAS: u8 = 0;
+    const LARGEST: u8 = 15;
+    const MINS: bool = true;
 
     fn group(&self, _i: usize) -> Group {
         let (d, m) = (f16(self.d), f16(self.m));

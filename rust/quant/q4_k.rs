@@ -24,11 +24,11 @@ pub struct BlockQ4_K {
     pub qs: [u8; 128],
 }
 
-const _: () = assert!(size_of::<BlockQ4_K>() == DType::Q4_K.block_bytes() && align_of::<BlockQ4_K>() == 1);
-
 impl Block for BlockQ4_K {
     const DTYPE: DType = DType::Q4_K;
     const BIAS: u8 = 0;
+    const LARGEST: u8 = 15;
+    const MINS: bool = true;
 
     fn group(&self, i: usize) -> Group {
         let (scale, min) = scale_min_6bit(&self.scales, i);

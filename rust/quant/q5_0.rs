@@ -21,11 +21,10 @@ pub struct BlockQ5_0 {
     pub qs: [u8; 16],
 }
 
-const _: () = assert!(size_of::<BlockQ5_0>() == DType::Q5_0.block_bytes() && align_of::<BlockQ5_0>() == 1);
-
 impl Block for BlockQ5_0 {
     const DTYPE: DType = DType::Q5_0;
     const BIAS: u8 = 16;
+    const LARGEST: u8 = 31;
 
     fn group(&self, _i: usize) -> Group {
         let d = f16(self.d);

@@ -24,11 +24,11 @@ pub struct BlockQ5_1 {
     pub qs: [u8; 16],
 }
 
-const _: () = assert!(size_of::<BlockQ5_1>() == DType::Q5_1.block_bytes() && align_of::<BlockQ5_1>() == 1);
-
 impl Block for BlockQ5_1 {
     const DTYPE: DType = DType::Q5_1;
     const BIAS: u8 = 0;
+    const LARGEST: u8 = 31;
+    const MINS: bool = true;
 
     fn group(&self, _i: usize) -> Group {
         let (d, m) = (f16(self.d), f16(self.m));

@@ -27,11 +27,11 @@ pub struct BlockQ5_K {
     pub qs: [u8; 128],
 }
 
-const _: () = assert!(size_of::<BlockQ5_K>() == DType::Q5_K.block_bytes() && align_of::<BlockQ5_K>() == 1);
-
 impl Block for BlockQ5_K {
     const DTYPE: DType = DType::Q5_K;
     const BIAS: u8 = 0;
+    const LARGEST: u8 = 31;
+    const MINS: bool = true;
 
     fn group(&self, i: usize) -> Group {
         let (scale, min) = scale_min_6bit(&self.scales, i);

@@ -26,11 +26,11 @@ pub struct BlockQ6_K {
     pub d: [u8; 2],
 }
 
-const _: () = assert!(size_of::<BlockQ6_K>() == DType::Q6_K.block_bytes() && align_of::<BlockQ6_K>() == 1);
-
 impl Block for BlockQ6_K {
     const DTYPE: DType = DType::Q6_K;
     const BIAS: u8 = 32;
+    const LARGEST: u8 = 63;
+    const HALVES: bool = true;
 
     fn group(&self, i: usize) -> Group {
         let (half, j) = (i / 4, i % 4);

@@ -18,11 +18,10 @@ pub struct BlockQ8_0 {
     pub qs: [u8; 32],
 }
 
-const _: () = assert!(size_of::<BlockQ8_0>() == DType::Q8_0.block_bytes() && align_of::<BlockQ8_0>() == 1);
-
 impl Block for BlockQ8_0 {
     const DTYPE: DType = DType::Q8_0;
     const BIAS: u8 = 128;
+    const LARGEST: u8 = 255;
 
     fn group(&self, _i: usize) -> Group {
         let d = f16(self.d);

@@ -12,8 +12,8 @@ use unicode_normalization::{UnicodeNormalization, is_nfc};
 use super::merge::Merger;
 use super::pretokenize::Splitter;
 use super::vocabulary::{Kind, Matcher, Part, TextIndex, Texts, Vocabulary, get_or_try_init, shown};
+use crate::checkpoint::{Metadata, StringArray};
 use crate::error::{Error, FormatError, Result};
-use crate::formats::{Metadata, StringArray};
 
 const MERGES: &str = "tokenizer.ggml.merges";
 const PRE: &str = "tokenizer.ggml.pre";
@@ -34,8 +34,8 @@ impl Bpe {
     /// Checks types and lengths. Does not walk the merges.
     pub(super) fn from_metadata(metadata: &Metadata) -> Result<Self> {
         // Files without the key are from before there was one.
-        let pre = metadata.str(PRE)?.unwrap_or("default");
-        let splitter = Splitter::from_name(pre).ok_or_else(|| Error::Unsupported {
+        let pre = metadata.str(PRE)?.unwrap_or("default".into());
+        let splitter = Splitter::from_name(&pre).ok_or_else(|| Error::Unsupported {
             path: metadata.path().to_path_buf(),
             what: format!("pre-tokenizer {} ({PRE}); supported are {}", shown(pre.as_bytes()), Splitter::NAMES),
         })?;

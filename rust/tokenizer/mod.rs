@@ -21,8 +21,8 @@ pub use stream::StreamDecoder;
 use self::bpe::Bpe;
 use self::spm::Spm;
 use self::vocabulary::{Kind, Vocabulary, get_or_try_init, shown};
+use crate::checkpoint::Metadata;
 use crate::error::{Error, Result};
-use crate::formats::Metadata;
 
 /// Longest text, in bytes. Symbols are counted in 32 bits, and normalising and spelling may make a text six
 /// times as long.
@@ -82,7 +82,7 @@ impl Tokenizer {
     pub fn from_metadata(metadata: &Metadata) -> Result<Self> {
         let unsupported = |what| Error::Unsupported { path: metadata.path().to_path_buf(), what };
         let name = metadata.str(MODEL)?.ok_or_else(|| metadata.error("missing key", MODEL))?;
-        if !matches!(name, "gpt2" | "llama") {
+        if !matches!(&*name, "gpt2" | "llama") {
             let name = shown(name.as_bytes());
             return Err(unsupported(format!("vocabulary of type {name} ({MODEL}); supported are gpt2 and llama")));
         }

@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 
 use super::merge::Merger;
 use super::vocabulary::{Kind, Matcher, Part, TextIndex, Texts, Vocabulary, get_or_try_init};
+use crate::checkpoint::Metadata;
 use crate::error::{Error, Result};
-use crate::formats::Metadata;
 
 /// What stands for a space.
 const SPACE: &str = "\u{2581}";

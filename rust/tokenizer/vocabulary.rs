@@ -10,8 +10,8 @@ use std::sync::OnceLock;
 use aho_corasick::{AhoCorasick, MatchKind};
 use foldhash::quality::RandomState;
 
+use crate::checkpoint::{Metadata, StringArray, ValueType};
 use crate::error::{FormatError, Result};
-use crate::formats::{Metadata, StringArray, ValueType};
 use crate::mapping::Bytes;
 
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";

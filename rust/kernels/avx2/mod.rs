@@ -1,4 +1,7 @@
 //! AVX2 with FMA and F16C: Haswell, Zen and later.
+//!
+//! The features are named once, in `avx2!`. The functions that it makes are the doors of the set: everything else here is
+//! `#[inline(always)]`, has no features of its own and becomes part of a door.
 
 mod matmul;
 mod unpack;
@@ -11,6 +14,14 @@ use super::matmul::Matmul;
 use super::ops::{self, float_kernels};
 use super::vector::Eight;
 use crate::quant::with_quantized;
+
+/// Gives functions the features of the set.
+macro_rules! avx2 {
+    ($($door:item)*) => {
+        $(#[target_feature(enable = "avx2,fma,f16c")] $door)*
+    };
+}
+use avx2;
 
 /// The set. Having one is the proof that the CPU can run it.
 pub struct Avx2(());
@@ -34,8 +45,14 @@ impl Kernels for Avx2 {
     }
 
     fn quantize(&self, x: &[f32], row: QuantizedRow) {
+        avx2! {
+            fn run(x: &[f32], row: QuantizedRow) {
+                // SAFETY: the features are those of this function.
+                unsafe { matmul::quantize(x, row) }
+            }
+        }
         // SAFETY: `self` exists only where the CPU has the features.
-        unsafe { matmul::quantize(x, row) }
+        unsafe { run(x, row) }
     }
 
     unsafe fn rows(&self, job: &Matmul, rows: Range<usize>) {
@@ -50,12 +67,13 @@ impl Kernels for Avx2 {
         unsafe { with_quantized!(job.w.dtype(), |B| matmul::strip::<B>(job, rows, tokens), floats(job, rows, tokens)) }
     }
 
-    float_kernels!(Eight, "avx2,fma,f16c");
+    float_kernels!(Eight, avx2);
 }
 
-/// Float matrices, see [`ops::float_products`].
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn floats(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
-    // SAFETY: the features are those of this function; the rest is the caller's promise.
-    unsafe { ops::float_products::<Eight>(job, rows, tokens) }
+avx2! {
+    /// Float matrices, see [`ops::float_products`].
+    unsafe fn floats(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+        // SAFETY: the features are those of this function; the rest is the caller's promise.
+        unsafe { ops::float_products::<Eight>(job, rows, tokens) }
+    }
 }

@@ -1,231 +1,276 @@
 //! Matrix products, AVX-512 VNNI.
 //!
-//! Two ways through a matrix, both from [`Unpack`]:
+//! Two ways through a matrix, both from [`Unpack`], that give the same bits:
 //!
-//! - [`rows`], for one token or a few: rows are streamed in place, `R` at a time, each unpacked in registers and
-//!   multiplied with `T` tokens at once. Lanes hold different `k`; they are summed at the end of a row.
-//! - [`strip`], for a batch: 32 rows are unpacked into scratch that stays in the cache, transposed so that a
-//!   lane holds a row, and multiplied with all tokens, six at a time: 12 integer and 12 float sums in registers.
+//! - [`rows`], for one token or a few: rows are streamed in place, four at a time, unpacked in registers and multiplied with
+//!   `T` tokens at once. `dpbusd` leaves four sums per group and row; those are added across, so that a register holds the
+//!   sums of four rows and four groups.
+//! - [`strip`], for a batch: 32 rows are unpacked into scratch that stays in the cache, transposed so that a lane holds a row,
+//!   and multiplied with all tokens, six at a time: 12 integer and 12 float sums in registers.
+//!
+//! The order of the float additions is the same in both. A row has four sums, one for each group of a step, to which the
+//! groups are added one after another; every [`BLOCK_STEPS`] steps the four are added, 0 and 2, 1 and 3, then those two, and
+//! go to the result. What is added in integers may be added in any order.
 //!
 //! The integer products: `dpbusd` multiplies unsigned weights with signed activations. Weights are raised
 //! by `BIAS`; the sum is corrected by starting the accumulator at `-BIAS * sum(a)`, which is exact and free.
+//!
+//! No closures and no iterator adaptors where there are registers: code that is generic over a closure lacks the features
+//! of the set, and every intrinsic in it would be a call.
 
-#![allow(clippy::needless_range_loop)] // see `dots`
+#![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::unpack::{Step, Unpack};
-use crate::kernels::activations::{Activations, QuantizedRow, STEP};
+use super::avx512;
+use super::unpack::{Scales, Unpack};
+use crate::kernels::activations::{QuantizedRow, Rows, STEP};
 use crate::kernels::matmul::{Matmul, STRIP};
 
-/// How far ahead of the reads of `R` rows to prefetch, in bytes, at least: the hardware stops at each page, this does not.
-/// Rounded up to whole sets of `R` rows, and a set is fetched in the order in which it lies in memory, not row by row: one
+/// How far ahead of the reads of four rows to prefetch, in bytes, at least: the hardware stops at each page, this does not.
+/// Rounded up to whole sets of rows, and a set is fetched in the order in which it lies in memory, not row by row: one
 /// stream a thread. Where two cores share one link to the memory that makes a third (Zen 5, 2 threads, Q4_0: 70 GMAC/s
 /// with four streams, 93 with one, which is 105 % of what plain loads read; Q8_0 40 and 50, Q6_K 49 and 65).
 const PREFETCH: usize = 8192;
+/// Tokens that share unpacked rows.
+const ROW_TOKENS: usize = 8;
 
 /// `out[t][r] (+)= w[r] . x[t]` for the rows `rows` and all tokens of `job`.
 ///
 /// # Safety
-/// - The CPU has the features of this module.
-/// - No other worker writes the same rows of `job.out`.
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+/// - The CPU has the features of the set.
+/// - `rows` are rows of `job.w`, which is of type `U`, and no other worker writes the same rows of `job.out`.
 pub unsafe fn rows<U: Unpack>(job: &Matmul, rows: Range<usize>) {
     let tokens = job.x.tokens();
-    let mut t = 0;
-    while t < tokens {
+    for t in (0..tokens).step_by(ROW_TOKENS) {
         // SAFETY: the caller's promises.
         unsafe {
             match tokens - t {
-                1 => tokens_rows::<U, 2, 1>(job, rows.clone(), t),
-                2 => tokens_rows::<U, 2, 2>(job, rows.clone(), t),
-                3 => tokens_rows::<U, 2, 3>(job, rows.clone(), t),
-                4 => tokens_rows::<U, 2, 4>(job, rows.clone(), t),
-                5 => tokens_rows::<U, 2, 5>(job, rows.clone(), t),
-                6 => tokens_rows::<U, 2, 6>(job, rows.clone(), t),
-                7 => tokens_rows::<U, 2, 7>(job, rows.clone(), t),
-                _ => tokens_rows::<U, 2, 8>(job, rows.clone(), t),
+                1 => tokens_rows::<U, 1>(job, rows.clone(), t),
+                2 => tokens_rows::<U, 2>(job, rows.clone(), t),
+                3 => tokens_rows::<U, 3>(job, rows.clone(), t),
+                4 => tokens_rows::<U, 4>(job, rows.clone(), t),
+                5 => tokens_rows::<U, 5>(job, rows.clone(), t),
+                6 => tokens_rows::<U, 6>(job, rows.clone(), t),
+                7 => tokens_rows::<U, 7>(job, rows.clone(), t),
+                _ => tokens_rows::<U, ROW_TOKENS>(job, rows.clone(), t),
             }
         }
-        t += 8;
     }
 }
 
-/// Rows for the `T` tokens from `t`, `R` rows at a time.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-unsafe fn tokens_rows<U: Unpack, const R: usize, const T: usize>(job: &Matmul, rows: Range<usize>, t: usize) {
-    let row_bytes = job.w.row_bytes();
-    let w = job.w.bytes().as_ptr();
-    let mut r = rows.start;
-    // SAFETY: rows and tokens are in range, and the caller has these rows to itself.
-    unsafe {
-        while r + R <= rows.end {
-            dots::<U, R, T>(job, w.add(r * row_bytes), row_bytes, r, t);
-            r += R;
-        }
+avx512! {
+    /// Rows for the `T` tokens from `t`.
+    ///
+    /// # Safety
+    /// - The matrix, of type `U`, has these rows, and the activations these tokens; nobody else writes their results.
+    unsafe fn tokens_rows<U: Unpack, const T: usize>(job: &Matmul, rows: Range<usize>, t: usize) {
+        let mut r = rows.start;
         while r < rows.end {
-            dots::<U, 1, T>(job, w.add(r * row_bytes), row_bytes, r, t);
-            r += 1;
+            // Four rows or, at the end of a matrix, one: then all of the four are the same.
+            let n = if rows.end - r >= 4 { 4 } else { 1 };
+            // SAFETY: the features are those of this function; the rest is the caller's promise.
+            unsafe { dots::<U, T>(job, r, n, t) };
+            r += n;
         }
     }
 }
 
-/// The products of the `R` rows from `r`, at `w`, with the `T` tokens from `t`.
-///
-/// No closures and no iterator adaptors from here on: code that is generic over a closure lacks the features of this
-/// module, and every intrinsic in it would be a call.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-unsafe fn dots<U: Unpack, const R: usize, const T: usize>(
-    job: &Matmul,
-    w: *const u8,
-    row_bytes: usize,
-    r: usize,
-    t: usize,
-) {
-    let x = Rows::<T>::new::<U>(job.x, t);
-    let ahead_by = PREFETCH.next_multiple_of(R * row_bytes);
-    // SAFETY: `w` holds R rows, `x` padded rows; a step covers the same k in all of them.
+/// The products of the `n` rows from `r`, four or one, with the `T` tokens from `t`.
+#[inline(always)]
+unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize) {
+    let row_bytes = job.w.row_bytes();
+    let stride = if n == 4 { row_bytes } else { 0 };
+    let mask = if n == 4 { 0b1111 } else { 0b0001 };
+    let ahead_by = PREFETCH.next_multiple_of(4 * row_bytes);
+    let (units, left) = (row_bytes / U::UNIT, row_bytes % U::UNIT);
+    let x = Rows::<T>::new(job.x, t, 0, U::HALVES);
+    let steps = job.x.n().div_ceil(STEP);
+    // SAFETY: the matrix has these rows, `x` rows that are padded to whole steps, and `out` the results; the features are the
+    // caller's promise.
     unsafe {
-        let mut sums = [[_mm512_setzero_ps(); T]; R];
-        let units = row_bytes / U::UNIT;
-        for u in 0..units {
-            let ahead = w.wrapping_add(ahead_by + u * R * U::UNIT);
-            for line in 0..(R * U::UNIT).div_ceil(64) {
-                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
-            }
-            for s in 0..U::STEPS {
-                let mut steps = [Step::ZERO; R];
-                for i in 0..R {
-                    let p = w.add(i * row_bytes + u * U::UNIT);
-                    let shared = U::shared::<false>(p, 0);
-                    steps[i] = U::step::<false>(p, 0, &shared, s);
+        let w = job.w.bytes().as_ptr().add(r * row_bytes);
+        let mut totals = [_mm_setzero_ps(); T];
+        for first in (0..steps).step_by(BLOCK_STEPS) {
+            let mut sums = [_mm512_setzero_ps(); T];
+            for u in first / U::STEPS..((first + BLOCK_STEPS) / U::STEPS).min(units) {
+                let ahead = w.wrapping_add(ahead_by + u * 4 * U::UNIT);
+                for line in 0..(4 * U::UNIT).div_ceil(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
                 }
-                add::<U, R, T>(&mut sums, &steps, &x, U::STEPS * u + s);
+                let p = w.add(u * U::UNIT);
+                let p = [p, p.add(stride), p.add(2 * stride), p.add(3 * stride)];
+                let shared = U::shared(&p);
+                for s in 0..U::STEPS {
+                    add_step::<U, T, false>(&mut sums, &p, 0, &shared, s, &x, u * U::STEPS + s);
+                }
             }
-        }
-        let left = row_bytes % U::UNIT;
-        if U::STEPS == 1 && left != 0 {
-            let mut steps = [Step::ZERO; R];
-            for i in 0..R {
-                let p = w.add(i * row_bytes + units * U::UNIT);
-                let shared = U::shared::<true>(p, left);
-                steps[i] = U::step::<true>(p, left, &shared, 0);
+            if U::STEPS == 1 && left != 0 && first + BLOCK_STEPS >= steps {
+                let p = w.add(units * U::UNIT);
+                let p = [p, p.add(stride), p.add(2 * stride), p.add(3 * stride)];
+                let shared = U::shared(&p);
+                add_step::<U, T, true>(&mut sums, &p, left, &shared, 0, &x, units);
             }
-            add::<U, R, T>(&mut sums, &steps, &x, units);
-        }
-        for i in 0..R {
             for j in 0..T {
-                job.write(t + j, r + i, _mm512_reduce_add_ps(sums[i][j]));
+                let two = _mm256_add_ps(_mm512_castps512_ps256(sums[j]), _mm512_extractf32x8_ps::<1>(sums[j]));
+                let sum = _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps::<1>(two));
+                totals[j] = if first > 0 {
+                    _mm_add_ps(totals[j], sum)
+                } else if job.accumulate {
+                    _mm_add_ps(_mm_maskz_loadu_ps(mask, job.at(t + j, r)), sum)
+                } else {
+                    sum
+                };
             }
         }
-    }
-}
-
-/// The activations of `T` tokens.
-struct Rows<const T: usize> {
-    qs: [*const i8; T],
-    d: [*const f32; T],
-    /// -128 times the sums of `qs`, per 32 or with HALVES per 16.
-    bias: [*const i32; T],
-    /// `d` times the sums of `qs`, likewise: what offsets are multiplied with.
-    sum: [*const f32; T],
-}
-
-impl<const T: usize> Rows<T> {
-    fn new<U: Unpack>(x: &Activations, t: usize) -> Self {
-        use std::ptr::null;
-        let mut rows = Self { qs: [null(); T], d: [null(); T], bias: [null(); T], sum: [null(); T] };
         for j in 0..T {
-            rows.qs[j] = x.qs(t + j).as_ptr();
-            rows.d[j] = x.d(t + j).as_ptr();
-            rows.bias[j] = if U::HALVES { x.bias16(t + j).as_ptr() } else { x.bias32(t + j).as_ptr() };
-            rows.sum[j] = if U::HALVES { x.sum16(t + j).as_ptr() } else { x.sum32(t + j).as_ptr() };
+            _mm_mask_storeu_ps(job.at(t + j, r), mask, totals[j]);
         }
-        rows
     }
 }
 
-/// Adds the products of step `at` of `R` rows with `T` tokens.
-///
-/// Scales stand in all four lanes of their group, what belongs to the whole of a group in the first of them only.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-unsafe fn add<U: Unpack, const R: usize, const T: usize>(
-    sums: &mut [[__m512; T]; R],
-    w: &[Step; R],
+/// Adds the products of step `s` of the units at `p` with step `at` of the activations.
+#[inline(always)]
+unsafe fn add_step<U: Unpack, const T: usize, const TAIL: bool>(
+    sums: &mut [__m512; T],
+    p: &[*const u8; 4],
+    left: usize,
+    shared: &U::Shared,
+    s: usize,
     x: &Rows<T>,
     at: usize,
 ) {
-    let group = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    let (first, second) =
-        (_mm512_slli_epi32::<1>(group), _mm512_add_epi32(_mm512_slli_epi32::<1>(group), _mm512_set1_epi32(1)));
-    const ONE: u16 = 0x1111;
-    // SAFETY: the rows of activations are padded to whole steps; register operations of features that the caller has.
+    // SAFETY: the units are there, and the rows of activations are padded to whole steps; the features are the caller's
+    // promise.
     unsafe {
+        let mut q = [[_mm512_setzero_si512(); 2]; 4];
+        for i in 0..4 {
+            q[i] = U::integers::<TAIL>(p[i], left, s);
+        }
+        let Scales { d, d_hi, m, m_hi } = U::scales::<TAIL>(p, left, shared, s);
         for j in 0..T {
             let lo = _mm512_load_si512(x.qs[j].add(at * STEP).cast());
             let hi = _mm512_load_si512(x.qs[j].add(at * STEP + 64).cast());
-            let d = _mm512_castps128_ps512(_mm_loadu_ps(x.d[j].add(at * 4)));
-            let d = _mm512_permutexvar_ps(group, d);
+            let da = each_four(_mm_loadu_ps(x.d[j].add(at * 4)));
             let zero = _mm512_setzero_si512();
             let (mut start, mut start_hi) = (zero, zero);
-            let (mut sum, mut sum_hi) = (_mm512_setzero_ps(), _mm512_setzero_ps());
-            match (U::MINS, U::HALVES) {
-                (false, false) => {
-                    let bias = _mm512_castsi128_si512(_mm_loadu_si128(x.bias[j].add(at * 4).cast()));
-                    start = raised::<U>(_mm512_maskz_permutexvar_epi32(ONE, group, bias));
-                }
-                (false, true) => {
-                    let bias = _mm512_castsi256_si512(_mm256_loadu_si256(x.bias[j].add(at * 8).cast()));
-                    start = raised::<U>(_mm512_maskz_permutexvar_epi32(ONE, first, bias));
-                    start_hi = raised::<U>(_mm512_maskz_permutexvar_epi32(ONE, second, bias));
-                }
-                (true, false) => {
-                    let s = _mm512_castps128_ps512(_mm_loadu_ps(x.sum[j].add(at * 4)));
-                    sum = _mm512_maskz_permutexvar_ps(ONE, group, s);
-                }
-                (true, true) => {
-                    let s = _mm512_castps256_ps512(_mm256_loadu_ps(x.sum[j].add(at * 8)));
-                    sum = _mm512_maskz_permutexvar_ps(ONE, first, s);
-                    sum_hi = _mm512_maskz_permutexvar_ps(ONE, second, s);
+            if !U::MINS && U::HALVES {
+                let bias = biased::<U>(_mm256_loadu_si256(x.bias[j].add(at * 8).cast()));
+                (start, start_hi) = (first_of_eight(bias, 0), first_of_eight(bias, 1));
+            } else if !U::MINS {
+                let bias = biased::<U>(_mm256_castsi128_si256(_mm_loadu_si128(x.bias[j].add(at * 4).cast())));
+                start = first_of_four(_mm256_castsi256_si128(bias));
+            }
+            let mut products = [zero; 4];
+            let mut products_hi = [zero; 4];
+            for i in 0..4 {
+                products[i] = _mm512_dpbusd_epi32(start, q[i][0], lo);
+                if U::HALVES {
+                    products_hi[i] = _mm512_dpbusd_epi32(start_hi, q[i][1], hi);
+                } else {
+                    products[i] = _mm512_dpbusd_epi32(products[i], q[i][1], hi);
                 }
             }
-            for i in 0..R {
-                let (w, to) = (&w[i], &mut sums[i][j]);
-                let first = _mm512_dpbusd_epi32(start, w.lo, lo);
-                if U::HALVES {
-                    let second = _mm512_dpbusd_epi32(start_hi, w.hi, hi);
-                    *to = _mm512_fmadd_ps(_mm512_cvtepi32_ps(first), _mm512_mul_ps(w.d, d), *to);
-                    *to = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), _mm512_mul_ps(w.d_hi, d), *to);
-                } else {
-                    let both = _mm512_dpbusd_epi32(first, w.hi, hi);
-                    *to = _mm512_fmadd_ps(_mm512_cvtepi32_ps(both), _mm512_mul_ps(w.d, d), *to);
-                }
+            let (mut first, mut second) = (zero_ps(), zero_ps());
+            if U::MINS && U::HALVES {
+                let both = _mm256_loadu_ps(x.sum[j].add(at * 8));
+                (first, second) = (each_of_eight(both, 0), each_of_eight(both, 1));
+            } else if U::MINS {
+                first = each_four(_mm_loadu_ps(x.sum[j].add(at * 4)));
+            }
+            sums[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(across(&products)), _mm512_mul_ps(d, da), sums[j]);
+            if U::MINS {
+                sums[j] = _mm512_fmadd_ps(m, first, sums[j]);
+            }
+            if U::HALVES {
+                let product = _mm512_cvtepi32_ps(across(&products_hi));
+                sums[j] = _mm512_fmadd_ps(product, _mm512_mul_ps(d_hi, da), sums[j]);
                 if U::MINS {
-                    *to = _mm512_fmadd_ps(w.m, sum, *to);
-                    if U::HALVES {
-                        *to = _mm512_fmadd_ps(w.m_hi, sum_hi, *to);
-                    }
+                    sums[j] = _mm512_fmadd_ps(m_hi, second, sums[j]);
                 }
             }
         }
     }
 }
 
-/// Where the integer sums of a type start, from -128 times the sum of the activations.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-fn raised<U: Unpack>(bias: __m512i) -> __m512i {
-    const { assert!(U::MINS || U::BIAS.is_power_of_two()) }
-    _mm512_sra_epi32(bias, _mm_cvtsi32_si128(128u32.ilog2() as i32 - U::BIAS.ilog2() as i32))
+/// The four sums of each group and row: lane `4 * g + i` is that of group `g` and row `i`.
+///
+/// First with a blend and a shuffle for each two rows, rather than two shuffles: there is one port for those.
+#[inline(always)]
+unsafe fn across(p: &[__m512i; 4]) -> __m512i {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let mut two = [_mm512_setzero_ps(); 2];
+        for i in 0..2 {
+            let (a, b) = (p[2 * i], p[2 * i + 1]);
+            // halves of a lane: the lower of a and the upper of b, the upper of a and the lower of b
+            let (straight, crossed) = (_mm512_mask_blend_epi64(0b1010_1010, a, b), _mm512_alignr_epi8::<8>(b, a));
+            two[i] = _mm512_castsi512_ps(_mm512_add_epi32(straight, crossed));
+        }
+        let (even, odd) = (_mm512_shuffle_ps::<0x88>(two[0], two[1]), _mm512_shuffle_ps::<0xdd>(two[0], two[1]));
+        _mm512_add_epi32(_mm512_castps_si512(even), _mm512_castps_si512(odd))
+    }
 }
 
-/// Steps of a strip that are unpacked at a time: 2048 weights a row, 64 KiB and scales. They stream from the L2 cache, which
-/// costs less than to begin and end a tile more often: 4 steps, in the L1 cache, made 60 % of the integer peak, 8 made
-/// 64 %, 16 make 70 % (Zen 5, rows of 2048).
+#[inline(always)]
+unsafe fn zero_ps() -> __m512 {
+    // SAFETY: the features are the caller's promise.
+    unsafe { _mm512_setzero_ps() }
+}
+
+/// Number `g` in all four lanes of group `g`.
+#[inline(always)]
+unsafe fn each_four(x: __m128) -> __m512 {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let group = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+        _mm512_permutexvar_ps(group, _mm512_castps128_ps512(x))
+    }
+}
+
+/// Number `2 * g + half` in all four lanes of group `g`.
+#[inline(always)]
+unsafe fn each_of_eight(x: __m256, half: i32) -> __m512 {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let group = _mm512_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6);
+        _mm512_permutexvar_ps(_mm512_add_epi32(group, _mm512_set1_epi32(half)), _mm512_castps256_ps512(x))
+    }
+}
+
+/// Number `g` in the first lane of group `g`, else zeros: what belongs to the whole of a group, once.
+#[inline(always)]
+unsafe fn first_of_four(x: __m128i) -> __m512i {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let group = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+        _mm512_maskz_permutexvar_epi32(0x1111, group, _mm512_castsi128_si512(x))
+    }
+}
+
+/// Number `2 * g + half` likewise.
+#[inline(always)]
+unsafe fn first_of_eight(x: __m256i, half: i32) -> __m512i {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let group = _mm512_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6);
+        let group = _mm512_add_epi32(group, _mm512_set1_epi32(half));
+        _mm512_maskz_permutexvar_epi32(0x1111, group, _mm512_castsi256_si512(x))
+    }
+}
+
+/// Where the integer sums of a type start, -`BIAS` times a sum of activations, from -128 times the sum.
+#[inline(always)]
+unsafe fn biased<U: Unpack>(bias: __m256i) -> __m256i {
+    const { assert!(U::MINS || U::BIAS.is_power_of_two()) }
+    // SAFETY: the features are the caller's promise.
+    unsafe { _mm256_sra_epi32(bias, _mm_cvtsi32_si128(128u32.ilog2() as i32 - U::BIAS.ilog2() as i32)) }
+}
+
+/// Steps that are unpacked at a time for a batch, 2048 weights a row, 64 KiB and scales; and that are summed before they go
+/// to the result. They stream from the L2 cache, which costs less than to begin and end a tile more often: 4 steps, in the L1
+/// cache, made 60 % of the integer peak, 8 made 64 %, 16 make 70 % (Zen 5, rows of 2048).
 const BLOCK_STEPS: usize = 16;
 /// Tokens of a tile.
 const TILE: usize = 6;
@@ -236,12 +281,11 @@ const TILE: usize = 6;
 struct Scratch {
     /// A row-major copy of one step of 16 rows, before it is transposed.
     staged: [[u8; STEP]; 16],
-    staged_scales: [[[f32; 4]; 16]; 4], // d, d_hi, m, m_hi of each row
-    /// `[step][dword of lo, then of hi][row]`: four weights of each row.
-    q: [[[i32; STRIP]; 32]; BLOCK_STEPS],
-    /// `[step][group][row]`, or with halves `[step][group][half][row]`.
-    d: [[[f32; STRIP]; 8]; BLOCK_STEPS],
-    m: [[[f32; STRIP]; 8]; BLOCK_STEPS],
+    /// `[group of a step][step][dword][row]`: four weights of each row.
+    q: [[[[i32; STRIP]; 8]; BLOCK_STEPS]; 4],
+    /// `[group of a step][step][half][row]`; without HALVES the first half only.
+    d: [[[[f32; STRIP]; 2]; BLOCK_STEPS]; 4],
+    m: [[[[f32; STRIP]; 2]; BLOCK_STEPS]; 4],
 }
 
 thread_local! {
@@ -251,56 +295,63 @@ thread_local! {
 /// `out[t][r] (+)= w[r] . x[t]` for the up to `STRIP` rows `rows` and the tokens `tokens` of `job`.
 ///
 /// # Safety
-/// - The CPU has the features of this module.
-/// - No other worker writes the same rows and tokens of `job.out`.
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+/// - The CPU has the features of the set.
+/// - `rows` and `tokens` are rows and tokens of `job`, whose matrix is of type `U`; no other worker writes their results.
 pub unsafe fn strip<U: Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
     SCRATCH.with(|cell| {
         // SAFETY: this thread's own, and `strip` does not call itself.
         let scratch = unsafe { &mut *cell.get() };
         let scratch = scratch.get_or_insert_with(bytemuck::allocation::zeroed_box);
-        // SAFETY: the caller's promises.
-        unsafe { strip_in::<U>(scratch, job, rows, tokens) }
+        let steps = job.x.n().div_ceil(STEP);
+        for first in (0..steps).step_by(BLOCK_STEPS) {
+            let n = BLOCK_STEPS.min(steps - first);
+            for panel in 0..STRIP / 16 {
+                // SAFETY: the caller's promises.
+                unsafe { unpack_panel::<U>(scratch, job, rows.clone(), panel, first, n) };
+            }
+            let block = Unpacked { scratch, job, rows: rows.clone(), first, steps: n };
+            // SAFETY: the block is unpacked; the rest is the caller's promise.
+            unsafe {
+                match (U::HALVES, U::MINS) {
+                    (false, false) => block.products::<false, false>(tokens.clone()),
+                    (false, true) => block.products::<false, true>(tokens.clone()),
+                    (true, false) => block.products::<true, false>(tokens.clone()),
+                    (true, true) => block.products::<true, true>(tokens.clone()),
+                }
+            }
+        }
     });
 }
 
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-unsafe fn strip_in<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
-    let steps = job.x.n().div_ceil(STEP);
-    let mut first = 0;
-    while first < steps {
-        let n = BLOCK_STEPS.min(steps - first);
-        // SAFETY: the caller's promises.
-        unsafe {
-            for panel in 0..STRIP / 16 {
-                unpack_panel::<U>(scratch, job, rows.clone(), panel, first, n);
-            }
-            let accumulate = job.accumulate || first > 0;
-            let mut t = tokens.start;
-            while t < tokens.end {
-                let tile = Tile { scratch, job, rows: rows.clone(), first, steps: n, accumulate };
-                // All of about the same width: 8 tokens are 4 and 4, not 6 and 2.
-                let left = tokens.end - t;
-                let width = left.div_ceil(left.div_ceil(TILE));
-                match width {
-                    1 => tile.run::<U, 1>(t),
-                    2 => tile.run::<U, 2>(t),
-                    3 => tile.run::<U, 3>(t),
-                    4 => tile.run::<U, 4>(t),
-                    5 => tile.run::<U, 5>(t),
-                    _ => tile.run::<U, TILE>(t),
-                }
-                t += width;
-            }
-        }
-        first += n;
+avx512! {
+    /// Unpacks the steps `first .. first + n` of rows `16 * panel ..` of the strip.
+    ///
+    /// # Safety
+    /// - The matrix, of type `U`, has these rows and steps; `n` is at most `BLOCK_STEPS`.
+    unsafe fn unpack_panel<U: Unpack>(
+        scratch: &mut Scratch,
+        job: &Matmul,
+        rows: Range<usize>,
+        panel: usize,
+        first: usize,
+        n: usize,
+    ) {
+        // SAFETY: the features are those of this function; the rest is the caller's promise.
+        unsafe { unpack_panel_in::<U>(scratch, job, rows, panel, first, n) }
+    }
+
+    /// 32 rows times the `T` tokens from `t`.
+    ///
+    /// # Safety
+    /// - The block is unpacked, of a type with these facts, and the tokens are there; nobody else writes the results.
+    unsafe fn tile<const HALVES: bool, const MINS: bool, const T: usize>(block: &Unpacked, t: usize) {
+        // SAFETY: the features are those of this function; the rest is the caller's promise.
+        unsafe { block.tile::<HALVES, MINS, T>(t) }
     }
 }
 
-/// Unpacks the steps `first .. first + n` of rows `16 * panel ..` of the strip.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-unsafe fn unpack_panel<U: Unpack>(
+#[inline(always)]
+unsafe fn unpack_panel_in<U: Unpack>(
     scratch: &mut Scratch,
     job: &Matmul,
     rows: Range<usize>,
@@ -310,84 +361,91 @@ unsafe fn unpack_panel<U: Unpack>(
 ) {
     let row_bytes = job.w.row_bytes();
     let w = job.w.bytes().as_ptr();
+    // The next block of the same rows, or the first block of the rows of the next strip.
+    let block = BLOCK_STEPS * U::UNIT / U::STEPS;
+    let at = first * U::UNIT / U::STEPS;
+    let ahead_by = if at + block < row_bytes { block } else { (STRIP * row_bytes).wrapping_sub(at) };
     // SAFETY: rows past the end of the strip repeat its last one, steps lie in a row; scratch has room for
-    // BLOCK_STEPS steps; register operations of features that the caller has.
+    // BLOCK_STEPS steps; the features are the caller's promise.
     unsafe {
         let raise = _mm512_set1_epi8(if U::MINS { 0 } else { 128u8.wrapping_sub(U::BIAS) as i8 });
-        // The next block of the same rows, or the first block of the rows of the next strip.
-        let block = BLOCK_STEPS * U::UNIT / U::STEPS;
-        let at = first * U::UNIT / U::STEPS;
-        let ahead_by = if at + block < row_bytes { block } else { (STRIP * row_bytes).wrapping_sub(at) };
         for s in 0..n {
             let (unit, s_in_unit) = ((first + s) / U::STEPS, (first + s) % U::STEPS);
-            for i in 0..16 {
-                let row = (rows.start + 16 * panel + i).min(rows.end - 1);
-                let p = w.add(row * row_bytes + unit * U::UNIT);
-                let left = row_bytes - unit * U::UNIT;
-                let ahead = p.wrapping_add(ahead_by);
-                for line in 0..(U::UNIT / U::STEPS).div_ceil(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(
-                        ahead.wrapping_add(64 * line + s_in_unit * (U::UNIT / U::STEPS)).cast(),
-                    );
+            let left = row_bytes - unit * U::UNIT;
+            for four in 0..4 {
+                let mut p = [w; 4];
+                for i in 0..4 {
+                    let row = (rows.start + 16 * panel + 4 * four + i).min(rows.end - 1);
+                    p[i] = w.add(row * row_bytes + unit * U::UNIT);
+                    let ahead = p[i].wrapping_add(ahead_by + s_in_unit * (U::UNIT / U::STEPS));
+                    for line in 0..(U::UNIT / U::STEPS).div_ceil(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
+                    }
                 }
-                let step = if left >= U::UNIT {
-                    let shared = U::shared::<false>(p, left);
-                    U::step::<false>(p, left, &shared, s_in_unit)
+                let (staged, at) = (&mut scratch.staged[4 * four..], 16 * panel + 4 * four);
+                let scales = if U::STEPS > 1 || left >= U::UNIT {
+                    stage::<U, false>(staged, &p, left, s_in_unit, raise)
                 } else {
-                    let shared = U::shared::<true>(p, left);
-                    U::step::<true>(p, left, &shared, s_in_unit)
+                    stage::<U, true>(staged, &p, left, s_in_unit, raise)
                 };
-                let staged = scratch.staged[i].as_mut_ptr();
-                _mm512_store_si512(staged.cast(), _mm512_add_epi8(step.lo, raise));
-                _mm512_store_si512(staged.add(64).cast(), _mm512_add_epi8(step.hi, raise));
-                stage(&mut scratch.staged_scales[0][i], step.d);
-                if U::HALVES {
-                    stage(&mut scratch.staged_scales[1][i], step.d_hi);
-                }
-                if U::MINS {
-                    stage(&mut scratch.staged_scales[2][i], step.m);
-                    if U::HALVES {
-                        stage(&mut scratch.staged_scales[3][i], step.m_hi);
+                let lanes = [_mm512_castps_si512(scales.d), _mm512_castps_si512(scales.d_hi)];
+                let lanes_m = [_mm512_castps_si512(scales.m), _mm512_castps_si512(scales.m_hi)];
+                for half in 0..if U::HALVES { 2 } else { 1 } {
+                    scatter(&mut scratch.d, s, half, at, lanes[half]);
+                    if U::MINS {
+                        scatter(&mut scratch.m, s, half, at, lanes_m[half]);
                     }
                 }
             }
             for quad in 0..8 {
                 let columns = transpose(scratch.staged.as_ptr().cast::<u8>().add(16 * quad), STEP);
                 for j in 0..4 {
-                    let to = scratch.q[s][4 * quad + j].as_mut_ptr().add(16 * panel);
+                    let to = scratch.q[quad % 4][s][4 * (quad / 4) + j].as_mut_ptr().add(16 * panel);
                     _mm512_store_si512(to.cast(), columns[j]);
-                }
-            }
-            for half in 0..if U::HALVES { 2 } else { 1 } {
-                let d = transpose(scratch.staged_scales[half].as_ptr().cast(), 16);
-                let m = transpose(scratch.staged_scales[2 + half].as_ptr().cast(), 16);
-                for g in 0..4 {
-                    let at = if U::HALVES { 2 * g + half } else { g };
-                    _mm512_store_si512(scratch.d[s][at].as_mut_ptr().add(16 * panel).cast(), d[g]);
-                    if U::MINS {
-                        _mm512_store_si512(scratch.m[s][at].as_mut_ptr().add(16 * panel).cast(), m[g]);
-                    }
                 }
             }
         }
     }
 }
 
-/// Keeps the scales of the four groups of a step.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-fn stage(to: &mut [f32; 4], scales: __m512) {
-    let each = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-    let four = _mm512_castps512_ps128(_mm512_permutexvar_ps(each, scales));
-    // SAFETY: four floats are there.
-    unsafe { _mm_storeu_ps(to.as_mut_ptr(), four) }
+/// Unpacks a step of four rows: its integers to `staged`, raised; gives its scales.
+#[inline(always)]
+unsafe fn stage<U: Unpack, const TAIL: bool>(
+    staged: &mut [[u8; STEP]],
+    p: &[*const u8; 4],
+    left: usize,
+    s: usize,
+    raise: __m512i,
+) -> Scales {
+    // SAFETY: the units are there; the features are the caller's promise.
+    unsafe {
+        for i in 0..4 {
+            let q = U::integers::<TAIL>(p[i], left, s);
+            let staged = staged[i].as_mut_ptr();
+            _mm512_storeu_si512(staged.cast(), _mm512_add_epi8(q[0], raise));
+            _mm512_storeu_si512(staged.add(64).cast(), _mm512_add_epi8(q[1], raise));
+        }
+        let shared = U::shared(p);
+        U::scales::<TAIL>(p, left, &shared, s)
+    }
+}
+
+/// Keeps the scales of four rows from row `at` on of step `s`: those of a group to a place of their own.
+#[inline(always)]
+unsafe fn scatter(to: &mut [[[[f32; STRIP]; 2]; BLOCK_STEPS]; 4], s: usize, half: usize, at: usize, scales: __m512i) {
+    // SAFETY: there is room for four floats from `at` on; the features are the caller's promise.
+    unsafe {
+        _mm_storeu_si128(to[0][s][half][at..at + 4].as_mut_ptr().cast(), _mm512_extracti32x4_epi32::<0>(scales));
+        _mm_storeu_si128(to[1][s][half][at..at + 4].as_mut_ptr().cast(), _mm512_extracti32x4_epi32::<1>(scales));
+        _mm_storeu_si128(to[2][s][half][at..at + 4].as_mut_ptr().cast(), _mm512_extracti32x4_epi32::<2>(scales));
+        _mm_storeu_si128(to[3][s][half][at..at + 4].as_mut_ptr().cast(), _mm512_extracti32x4_epi32::<3>(scales));
+    }
 }
 
 /// Four dwords of each of 16 rows, `stride` bytes apart, as four columns of 16.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+#[inline(always)]
 unsafe fn transpose(p: *const u8, stride: usize) -> [__m512i; 4] {
-    // SAFETY: the caller has 16 rows of 16 bytes at `p`; register operations of features that it has.
+    // SAFETY: the caller has 16 rows of 16 bytes at `p`, and the features.
     unsafe {
         // Lane l of v[i] is row 4 * l + i.
         let mut v = [_mm512_setzero_si512(); 4];
@@ -410,145 +468,162 @@ unsafe fn transpose(p: *const u8, stride: usize) -> [__m512i; 4] {
     }
 }
 
-/// A block of a strip and where its products go.
-struct Tile<'a, 'j> {
+/// A block of a strip, unpacked, and where its products go.
+struct Unpacked<'a, 'j> {
     scratch: &'a Scratch,
     job: &'a Matmul<'j>,
     rows: Range<usize>,
     first: usize,
     steps: usize,
-    accumulate: bool,
 }
 
-impl Tile<'_, '_> {
-    /// 32 rows times the `T` tokens from `t`.
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn run<U: Unpack, const T: usize>(&self, t: usize) {
-        let x = self.job.x;
-        let groups = self.first * 4;
-        let (mut qs, mut d) = ([std::ptr::null(); T], [std::ptr::null(); T]);
-        let (mut bias, mut sum) = ([std::ptr::null(); T], [std::ptr::null(); T]);
-        for j in 0..T {
-            qs[j] = x.qs(t + j)[self.first * STEP..].as_ptr();
-            d[j] = x.d(t + j)[groups..].as_ptr();
-            bias[j] =
-                if U::HALVES { x.bias16(t + j)[2 * groups..].as_ptr() } else { x.bias32(t + j)[groups..].as_ptr() };
-            sum[j] = if U::HALVES { x.sum16(t + j)[2 * groups..].as_ptr() } else { x.sum32(t + j)[groups..].as_ptr() };
+impl Unpacked<'_, '_> {
+    /// Times the tokens `tokens`.
+    ///
+    /// # Safety
+    /// - As for `tile`.
+    unsafe fn products<const HALVES: bool, const MINS: bool>(&self, tokens: Range<usize>) {
+        let mut t = tokens.start;
+        while t < tokens.end {
+            // All of about the same width: 8 tokens are 4 and 4, not 6 and 2.
+            let left = tokens.end - t;
+            let width = left.div_ceil(left.div_ceil(TILE));
+            // SAFETY: these tokens are there; the rest is the caller's promise.
+            unsafe {
+                match width {
+                    1 => tile::<HALVES, MINS, 1>(self, t),
+                    2 => tile::<HALVES, MINS, 2>(self, t),
+                    3 => tile::<HALVES, MINS, 3>(self, t),
+                    4 => tile::<HALVES, MINS, 4>(self, t),
+                    5 => tile::<HALVES, MINS, 5>(self, t),
+                    _ => tile::<HALVES, MINS, TILE>(self, t),
+                }
+            }
+            t += width;
         }
-        let halves = if U::HALVES { 2 } else { 1 };
+    }
+
+    #[inline(always)]
+    unsafe fn tile<const HALVES: bool, const MINS: bool, const T: usize>(&self, t: usize) {
+        let x = Rows::<T>::new(self.job.x, t, self.first * 4, HALVES);
+        let halves = if HALVES { 2 } else { 1 };
         // SAFETY: scratch holds `steps` steps, and the rows of activations reach as far; the caller has the
-        // rows of `out` to itself; register operations of features that the caller has.
+        // rows of `out` to itself, and the features.
         unsafe {
-            let mut sums = [[_mm512_setzero_ps(); 2]; T];
-            for s in 0..self.steps {
-                for g in 0..4 {
+            let mut parts = [[[_mm512_setzero_ps(); 2]; T]; 4]; // of each group of a step
+            for g in 0..4 {
+                let mut sums = [[_mm512_setzero_ps(); 2]; T];
+                for s in 0..self.steps {
+                    let at = s * 4 + g;
                     for half in 0..halves {
-                        let at = s * 4 + g;
                         let mut acc = [[_mm512_setzero_si512(); 2]; T];
-                        if !U::MINS {
+                        if !MINS {
                             for j in 0..T {
-                                acc[j] = [_mm512_set1_epi32(bias[j].add(at * halves + half).read()); 2];
+                                acc[j] = [_mm512_set1_epi32(x.bias[j].add(at * halves + half).read()); 2];
                             }
                         }
-                        for quad in if U::HALVES { half..half + 1 } else { 0..2 } {
+                        for quad in if HALVES { half..half + 1 } else { 0..2 } {
                             for i in 0..4 {
-                                let dword = 16 * quad + 4 * g + i;
-                                let w = self.scratch.q[s][dword].as_ptr();
+                                let w = self.scratch.q[g][s][4 * quad + i].as_ptr();
                                 let w = [_mm512_load_si512(w.cast()), _mm512_load_si512(w.add(16).cast())];
                                 for j in 0..T {
-                                    let a = qs[j].add(s * STEP + 4 * dword).cast::<i32>().read_unaligned();
-                                    let a = _mm512_set1_epi32(a);
+                                    let a = x.qs[j].add(s * STEP + 64 * quad + 16 * g + 4 * i);
+                                    let a = _mm512_set1_epi32(a.cast::<i32>().read_unaligned());
                                     acc[j][0] = _mm512_dpbusd_epi32(acc[j][0], w[0], a);
                                     acc[j][1] = _mm512_dpbusd_epi32(acc[j][1], w[1], a);
                                 }
                             }
                         }
-                        let column = g * halves + half;
-                        let dw = self.scratch.d[s][column].as_ptr();
+                        let dw = self.scratch.d[g][s][half].as_ptr();
                         let dw = [_mm512_load_ps(dw), _mm512_load_ps(dw.add(16))];
                         for j in 0..T {
-                            let da = _mm512_set1_ps(d[j].add(at).read());
+                            let da = _mm512_set1_ps(x.d[j].add(at).read());
                             for p in 0..2 {
                                 let scale = _mm512_mul_ps(dw[p], da);
                                 sums[j][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[j][p]), scale, sums[j][p]);
                             }
                         }
-                        if U::MINS {
-                            let m = self.scratch.m[s][column].as_ptr();
+                        if MINS {
+                            let m = self.scratch.m[g][s][half].as_ptr();
                             let m = [_mm512_load_ps(m), _mm512_load_ps(m.add(16))];
                             for j in 0..T {
-                                let sum = _mm512_set1_ps(sum[j].add(at * halves + half).read());
+                                let sum = _mm512_set1_ps(x.sum[j].add(at * halves + half).read());
                                 sums[j][0] = _mm512_fmadd_ps(m[0], sum, sums[j][0]);
                                 sums[j][1] = _mm512_fmadd_ps(m[1], sum, sums[j][1]);
                             }
                         }
                     }
                 }
+                parts[g] = sums;
             }
             for j in 0..T {
-                write(self.job, t + j, self.rows.clone(), sums[j], self.accumulate);
+                let mut sums = [_mm512_setzero_ps(); 2];
+                for p in 0..2 {
+                    let even = _mm512_add_ps(parts[0][j][p], parts[2][j][p]);
+                    sums[p] = _mm512_add_ps(even, _mm512_add_ps(parts[1][j][p], parts[3][j][p]));
+                }
+                self.write(t + j, sums);
             }
         }
     }
-}
 
-/// Writes or adds the products of 32 rows with token `t`.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-unsafe fn write(job: &Matmul, t: usize, rows: Range<usize>, sums: [__m512; 2], accumulate: bool) {
-    let out = job.out.as_ptr(t * job.out_stride + rows.start);
-    for p in 0..2 {
-        let n = rows.len().saturating_sub(16 * p).min(16);
-        let mask = ((1u32 << n) - 1) as u16;
-        let out = out.wrapping_add(16 * p);
-        // SAFETY: masked to the rows of the strip, which lie in `out` and are the caller's own.
-        unsafe {
-            let sum = if accumulate { _mm512_add_ps(sums[p], _mm512_maskz_loadu_ps(mask, out)) } else { sums[p] };
-            _mm512_mask_storeu_ps(out, mask, sum);
+    /// Writes or adds the products of 32 rows with token `t`.
+    #[inline(always)]
+    unsafe fn write(&self, t: usize, sums: [__m512; 2]) {
+        for p in 0..2 {
+            let n = self.rows.len().saturating_sub(16 * p).min(16);
+            let mask = ((1u32 << n) - 1) as u16;
+            // SAFETY: masked to the rows of the strip, which lie in `out` and are the caller's own, as are the features.
+            unsafe {
+                let out = self.job.at(t, self.rows.start).wrapping_add(16 * p);
+                let mut sum = sums[p];
+                if self.job.accumulate || self.first > 0 {
+                    sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum);
+                }
+                _mm512_mask_storeu_ps(out, mask, sum);
+            }
         }
     }
 }
 
 /// Quantises a row, see [`QuantizedRow`].
 ///
-/// Within a step the first halves of the four groups come first, then the second halves: the order of [`Step`].
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-pub fn quantize(x: &[f32], row: QuantizedRow) {
+/// Within a step the first halves of the four groups come first, then the second halves: the order of [`Unpack::integers`].
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+pub unsafe fn quantize(x: &[f32], row: QuantizedRow) {
     let groups = x.len() / 32;
     for g in 0..row.d.len() {
         let at = g / 4 * STEP + g % 4 * 16;
-        let (lo, hi) = if g < groups {
-            let x = &x[32 * g..32 * g + 32];
-            // SAFETY: 32 floats are there.
-            unsafe { (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x[16..].as_ptr())) }
-        } else {
-            (_mm512_setzero_ps(), _mm512_setzero_ps())
-        };
-        let (abs_lo, abs_hi) = (_mm512_abs_ps(lo), _mm512_abs_ps(hi));
-        let max = _mm512_reduce_max_ps(_mm512_max_ps(abs_lo, abs_hi));
-        // A NaN or infinity must not vanish, and a maximum does not tell: its group becomes NaN.
-        let infinity = _mm512_set1_ps(f32::INFINITY);
-        let finite = _mm512_cmplt_ps_mask(abs_lo, infinity) & _mm512_cmplt_ps_mask(abs_hi, infinity) == u16::MAX;
-        let d = if finite { max / 127.0 } else { f32::NAN };
-        let inverse = _mm512_set1_ps(if max > 0.0 { 127.0 / max } else { 0.0 });
-        let lo = _mm512_cvtps_epi32(_mm512_mul_ps(lo, inverse));
-        let hi = _mm512_cvtps_epi32(_mm512_mul_ps(hi, inverse));
-        let (first, second) = (_mm512_reduce_add_epi32(lo), _mm512_reduce_add_epi32(hi));
-        // SAFETY: both halves of the step lie in `qs`, which is padded to whole steps.
+        let x = if g < groups { &x[32 * g..32 * g + 32] } else { &[0.0; 32] };
+        let qs = row.qs[at..at + 80].as_mut_ptr();
+        // SAFETY: 32 floats are there, and both halves of the step lie in `qs`, which is padded to whole steps; the features
+        // are the caller's promise.
         unsafe {
-            let qs = row.qs[at..at + 80].as_mut_ptr();
+            let (lo, hi) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
+            let (abs_lo, abs_hi) = (_mm512_abs_ps(lo), _mm512_abs_ps(hi));
+            let max = _mm512_reduce_max_ps(_mm512_max_ps(abs_lo, abs_hi));
+            // A NaN or infinity must not vanish, and a maximum does not tell: its group becomes NaN.
+            let infinity = _mm512_set1_ps(f32::INFINITY);
+            let finite = _mm512_cmplt_ps_mask(abs_lo, infinity) & _mm512_cmplt_ps_mask(abs_hi, infinity) == u16::MAX;
+            let d = if finite { max / 127.0 } else { f32::NAN };
+            let inverse = _mm512_set1_ps(if max > 0.0 { 127.0 / max } else { 0.0 });
+            let lo = _mm512_cvtps_epi32(_mm512_mul_ps(lo, inverse));
+            let hi = _mm512_cvtps_epi32(_mm512_mul_ps(hi, inverse));
+            let (first, second) = (_mm512_reduce_add_epi32(lo), _mm512_reduce_add_epi32(hi));
             _mm_storeu_si128(qs.cast(), _mm512_cvtsepi32_epi8(lo));
             _mm_storeu_si128(qs.add(64).cast(), _mm512_cvtsepi32_epi8(hi));
+            row.d[g] = d;
+            // Of NaN and infinity come integers of any size, and a NaN in `d`: wrap, for nobody will see them.
+            let both = first.wrapping_add(second);
+            row.bias16[2 * g] = first.wrapping_mul(-128);
+            row.bias16[2 * g + 1] = second.wrapping_mul(-128);
+            row.bias32[g] = both.wrapping_mul(-128);
+            row.sum16[2 * g] = d * first as f32;
+            row.sum16[2 * g + 1] = d * second as f32;
+            row.sum32[g] = d * both as f32;
         }
-        row.d[g] = d;
-        // Of NaN and infinity come integers of any size, and a NaN in `d`: wrap, for nobody will see them.
-        let both = first.wrapping_add(second);
-        row.bias16[2 * g] = first.wrapping_mul(-128);
-        row.bias16[2 * g + 1] = second.wrapping_mul(-128);
-        row.bias32[g] = both.wrapping_mul(-128);
-        row.sum16[2 * g] = d * first as f32;
-        row.sum16[2 * g + 1] = d * second as f32;
-        row.sum32[g] = d * both as f32;
     }
 }

@@ -1,4 +1,7 @@
 //! AVX-512 with VNNI and VBMI: Ice Lake, Zen 4 and later.
+//!
+//! The features are named once, in `avx512!`. The functions that it makes are the doors of the set: everything else here is
+//! `#[inline(always)]`, has no features of its own and becomes part of a door.
 
 mod matmul;
 mod unpack;
@@ -11,6 +14,14 @@ use super::matmul::Matmul;
 use super::ops::{self, float_kernels};
 use super::vector::Sixteen;
 use crate::quant::with_quantized;
+
+/// Gives functions the features of the set.
+macro_rules! avx512 {
+    ($($door:item)*) => {
+        $(#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")] $door)*
+    };
+}
+use avx512;
 
 /// The set. Having one is the proof that the CPU can run it.
 pub struct Avx512(());
@@ -41,8 +52,14 @@ impl Kernels for Avx512 {
     }
 
     fn quantize(&self, x: &[f32], row: QuantizedRow) {
+        avx512! {
+            fn run(x: &[f32], row: QuantizedRow) {
+                // SAFETY: the features are those of this function.
+                unsafe { matmul::quantize(x, row) }
+            }
+        }
         // SAFETY: `self` exists only where the CPU has the features.
-        unsafe { matmul::quantize(x, row) }
+        unsafe { run(x, row) }
     }
 
     unsafe fn rows(&self, job: &Matmul, rows: Range<usize>) {
@@ -57,12 +74,13 @@ impl Kernels for Avx512 {
         unsafe { with_quantized!(job.w.dtype(), |B| matmul::strip::<B>(job, rows, tokens), floats(job, rows, tokens)) }
     }
 
-    float_kernels!(Sixteen, "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx2");
+    float_kernels!(Sixteen, avx512);
 }
 
-/// Float matrices, see [`ops::float_products`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx2")]
-unsafe fn floats(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
-    // SAFETY: the features are those of this function; the rest is the caller's promise.
-    unsafe { ops::float_products::<Sixteen>(job, rows, tokens) }
+avx512! {
+    /// Float matrices, see [`ops::float_products`].
+    unsafe fn floats(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+        // SAFETY: the features are those of this function; the rest is the caller's promise.
+        unsafe { ops::float_products::<Sixteen>(job, rows, tokens) }
+    }
 }

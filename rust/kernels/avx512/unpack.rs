@@ -1,20 +1,22 @@
 //! Blocks of each type -> registers, AVX-512 with VBMI.
 //!
-//! Every type is unpacked to the same form, a [`Step`] of 128 weights: four groups of 32, the first
-//! halves of the groups in `lo`, the second halves in `hi`, one group a 128-bit lane, as unsigned bytes.
-//! A dword of `dpbusd` then belongs to one group, so a scale vector repeats each group's scale four
-//! times. The row kernel and the strip of a batch both start from here.
+//! Every type is unpacked in steps of 128 weights, four groups of 32: the integers of a row in two registers, the first
+//! halves of the groups in one, the second halves in the other, one group a 128-bit lane, as unsigned bytes; and the scales
+//! of four rows together, a lane of four floats per group. The rows of one token and the strips of a batch both start from
+//! here.
+//!
+//! Nothing here has the features of the set by itself: see [`super`].
+
+#![allow(clippy::needless_range_loop)] // no closures, see the products
 
 use std::arch::x86_64::*;
 
 use crate::quant::*;
 
-/// 128 weights: weight `k` of group `g` is `d * (q - BIAS) + m` with `q` in byte `16 * g + k % 16` of `lo` or `hi`.
+/// Scales of a step of four rows: lane `4 * g + i` is that of group `g` of row `i`.
 #[derive(Clone, Copy)]
-pub struct Step {
-    pub lo: __m512i,
-    pub hi: __m512i,
-    /// Scales of `lo`; of `hi` as well unless `HALVES`. Each four times.
+pub struct Scales {
+    /// Of the first halves of the groups; of the second as well unless `HALVES`.
     pub d: __m512,
     pub d_hi: __m512,
     /// Offsets likewise, if `MINS`.
@@ -22,44 +24,114 @@ pub struct Step {
     pub m_hi: __m512,
 }
 
-impl Step {
-    /// Nothing yet.
-    // SAFETY: registers of integers and floats, for which zeros are a value.
-    pub const ZERO: Self = unsafe { std::mem::zeroed() };
-}
-
-/// A quantised type that can be unpacked in units of some steps.
+/// A quantised type that can be unpacked, in units of some steps.
 pub trait Unpack: Block {
     /// Bytes of a unit.
     const UNIT: usize;
     /// Steps of a unit.
     const STEPS: usize;
-    /// Whether scales belong to 16 weights rather than 32.
-    const HALVES: bool = false;
-    /// Whether weights have an offset.
-    const MINS: bool = false;
-    /// What the steps of a unit share.
+    /// What the scales of the steps of a unit of four rows come from.
     type Shared: Copy;
 
-    /// Reads what the steps of the unit at `p` share.
+    /// Reads what the steps of a unit share.
     ///
     /// # Safety
-    /// - The CPU has the features of this module.
-    /// - `p` is valid for `UNIT` bytes, or with `TAIL` for `left` bytes: what is past them reads as zero.
-    unsafe fn shared<const TAIL: bool>(p: *const u8, left: usize) -> Self::Shared;
+    /// - The CPU has the features of the set.
+    /// - Each of `rows` is valid for reads of `UNIT` bytes, or the type has blocks of less than a step.
+    unsafe fn shared(rows: &[*const u8; 4]) -> Self::Shared;
 
-    /// Unpacks step `s` of the unit at `p`.
+    /// The integers of step `s` of the unit at `p`: byte `16 * g + k` of the two registers is weight `k` and `16 + k` of
+    /// group `g`.
     ///
     /// # Safety
-    /// As for `shared`.
-    unsafe fn step<const TAIL: bool>(p: *const u8, left: usize, shared: &Self::Shared, s: usize) -> Step;
+    /// - The CPU has the features of the set.
+    /// - `p` is valid for reads of `UNIT` bytes, or with `TAIL` of `left` bytes: what is past them reads as zero.
+    unsafe fn integers<const TAIL: bool>(p: *const u8, left: usize, s: usize) -> [__m512i; 2];
+
+    /// The scales of step `s` of the units at `rows`, from which `shared` came.
+    ///
+    /// # Safety
+    /// - The CPU has the features of the set.
+    /// - Each of `rows` is valid for reads as in `integers`.
+    unsafe fn scales<const TAIL: bool>(rows: &[*const u8; 4], left: usize, shared: &Self::Shared, s: usize) -> Scales;
 }
 
+/// Blocks in a step, or one.
+const fn blocks_of_unit<B: Block>() -> usize {
+    if B::DTYPE.block_len() < 128 { 128 / B::DTYPE.block_len() } else { 1 }
+}
+
+/// Group `g` of step `s` of the unit at `p`, if that lies within `left` bytes.
+///
+/// # Safety
+/// - `p` is valid for reads of `left` bytes.
+#[inline(always)]
+unsafe fn generic_group<B: Block>(p: *const u8, left: usize, s: usize, g: usize) -> Option<Group> {
+    let (weight, len) = (128 * s + 32 * g, B::DTYPE.block_len());
+    let at = weight / len * size_of::<B>();
+    // SAFETY: a block is there; its alignment is 1.
+    (at + size_of::<B>() <= left).then(|| unsafe { p.add(at).cast::<B>().read() }.group(weight % len / 32))
+}
+
+impl<B: Block> Unpack for Generic<B> {
+    const UNIT: usize = blocks_of_unit::<B>() * size_of::<B>();
+    const STEPS: usize = if B::DTYPE.block_len() < 128 { 1 } else { B::DTYPE.block_len() / 128 };
+    type Shared = ();
+
+    #[inline(always)]
+    unsafe fn shared(_: &[*const u8; 4]) {}
+
+    #[inline(always)]
+    unsafe fn integers<const TAIL: bool>(p: *const u8, left: usize, s: usize) -> [__m512i; 2] {
+        let left = if TAIL { left } else { Self::UNIT };
+        let mut bytes = [[0u8; 64]; 2];
+        for g in 0..4 {
+            // SAFETY: so many bytes are there, by the caller's promise.
+            if let Some(group) = unsafe { generic_group::<B>(p, left, s, g) } {
+                bytes[0][16 * g..16 * g + 16].copy_from_slice(&group.q[..16]);
+                bytes[1][16 * g..16 * g + 16].copy_from_slice(&group.q[16..]);
+            }
+        }
+        // SAFETY: 64 bytes each; the CPU has the features, by the caller's promise.
+        unsafe { [_mm512_loadu_si512(bytes[0].as_ptr().cast()), _mm512_loadu_si512(bytes[1].as_ptr().cast())] }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<const TAIL: bool>(rows: &[*const u8; 4], left: usize, _: &(), s: usize) -> Scales {
+        let left = if TAIL { left } else { Self::UNIT };
+        let (mut d, mut m) = ([[0.0f32; 16]; 2], [[0.0f32; 16]; 2]);
+        for g in 0..4 {
+            for i in 0..4 {
+                // SAFETY: so many bytes are there, by the caller's promise.
+                if let Some(group) = unsafe { generic_group::<B>(rows[i], left, s, g) } {
+                    for half in 0..2 {
+                        (d[half][4 * g + i], m[half][4 * g + i]) = (group.d[half], group.m[half]);
+                    }
+                }
+            }
+        }
+        // SAFETY: 16 floats each; the CPU has the features, by the caller's promise.
+        unsafe {
+            Scales {
+                d: _mm512_loadu_ps(d[0].as_ptr()),
+                d_hi: _mm512_loadu_ps(d[1].as_ptr()),
+                m: _mm512_loadu_ps(m[0].as_ptr()),
+                m_hi: _mm512_loadu_ps(m[1].as_ptr()),
+            }
+        }
+    }
+}
+
+// From here on, all unsafe functions are helpers of the above.
+//
+// # Safety
+// - The CPU has the features of the set.
+// - What they read at `p + at`, or with `TAIL` what of it lies within `left` bytes of `p`, is there by the caller's promise.
+
 /// 64 bytes at `p + at`; with `TAIL` only those of the first `left` from `p`, then zeros.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+#[inline(always)]
 unsafe fn load<const TAIL: bool>(p: *const u8, at: usize, left: usize) -> __m512i {
-    // SAFETY: the caller's promise about `p`; masked bytes are not accessed.
+    // SAFETY: see above; masked bytes are not accessed.
     unsafe {
         if TAIL {
             let n = left.saturating_sub(at);
@@ -72,10 +144,9 @@ unsafe fn load<const TAIL: bool>(p: *const u8, at: usize, left: usize) -> __m512
 }
 
 /// 32 bytes at `p + at`, in both halves.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+#[inline(always)]
 unsafe fn load_twice(p: *const u8, at: usize) -> __m512i {
-    // SAFETY: the caller's promise about `p`.
+    // SAFETY: see above.
     unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(p.add(at).cast())) }
 }
 
@@ -83,10 +154,10 @@ unsafe fn load_twice(p: *const u8, at: usize) -> __m512i {
 struct Indices<T, const N: usize>([T; N]);
 
 impl<T, const N: usize> Indices<T, N> {
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    fn get(&self) -> __m512i {
-        // SAFETY: 64 bytes, aligned.
+    #[inline(always)]
+    unsafe fn get(&self) -> __m512i {
+        const { assert!(size_of::<[T; N]>() == 64) }
+        // SAFETY: 64 bytes, aligned; the rest see above.
         unsafe { _mm512_load_si512(self.0.as_ptr().cast()) }
     }
 }
@@ -121,7 +192,7 @@ const fn words(block: usize, offset: usize) -> Indices<u16, 32> {
 }
 
 /// Indices of the dword at `offset` of each of four blocks, four times each, as bytes.
-const fn dwords(block: usize, offset: usize) -> Indices<u8, 64> {
+const fn dwords_of(block: usize, offset: usize) -> Indices<u8, 64> {
     let mut out = [0; 64];
     let mut i = 0;
     while i < 64 {
@@ -142,36 +213,66 @@ const fn fifth_bits(first: u8) -> Indices<u8, 64> {
     Indices(out)
 }
 
-/// The four f16 that `words` index, as floats.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-fn scales4(z0: __m512i, z1: __m512i, at: &Indices<u16, 32>) -> __m512 {
-    _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutex2var_epi16(z0, at.get(), z1)))
+/// The f16 that `words` index in the loads at 0 and at `second` of each row, as floats.
+#[inline(always)]
+unsafe fn f16s<const TAIL: bool>(rows: &[*const u8; 4], second: usize, at: &Indices<u16, 32>, left: usize) -> __m512 {
+    // SAFETY: see above.
+    unsafe {
+        let mut words = [_mm256_setzero_si256(); 4];
+        for i in 0..4 {
+            let (z0, z1) = (load::<TAIL>(rows[i], 0, left), load::<TAIL>(rows[i], second, left));
+            words[i] = _mm512_castsi512_si256(_mm512_permutex2var_epi16(z0, at.get(), z1));
+        }
+        let ab = _mm256_blend_epi16::<0x22>(words[0], words[1]);
+        let cd = _mm256_blend_epi16::<0x88>(words[2], words[3]);
+        _mm512_cvtph_ps(_mm256_blend_epi32::<0xaa>(ab, cd))
+    }
 }
 
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-fn low_nibbles(z: __m512i) -> __m512i {
-    _mm512_and_si512(z, _mm512_set1_epi8(15))
+/// Lane `first + stride * g` of row `i` in lane `4 * g + i`.
+#[inline(always)]
+unsafe fn spread(rows: &[__m512; 4], first: usize, stride: usize) -> __m512 {
+    // SAFETY: see above.
+    unsafe {
+        let group = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+        let of = _mm512_mullo_epi32(group, _mm512_set1_epi32(stride as i32));
+        let of = _mm512_add_epi32(of, _mm512_set1_epi32(first as i32));
+        let z = _mm512_permutexvar_ps(of, rows[0]);
+        let z = _mm512_mask_permutexvar_ps(z, 0x2222, of, rows[1]);
+        let z = _mm512_mask_permutexvar_ps(z, 0x4444, of, rows[2]);
+        _mm512_mask_permutexvar_ps(z, 0x8888, of, rows[3])
+    }
 }
 
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-fn high_nibbles(z: __m512i) -> __m512i {
-    low_nibbles(_mm512_srli_epi16::<4>(z))
+#[inline(always)]
+unsafe fn low_nibbles(z: __m512i) -> __m512i {
+    // SAFETY: see above.
+    unsafe { _mm512_and_si512(z, _mm512_set1_epi8(15)) }
 }
 
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-fn zero() -> __m512 {
-    _mm512_setzero_ps()
+#[inline(always)]
+unsafe fn high_nibbles(z: __m512i) -> __m512i {
+    // SAFETY: see above.
+    unsafe { low_nibbles(_mm512_srli_epi16::<4>(z)) }
 }
 
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+#[inline(always)]
+unsafe fn zero() -> __m512 {
+    // SAFETY: see above.
+    unsafe { _mm512_setzero_ps() }
+}
+
+#[inline(always)]
 unsafe fn table(codes: &[u8; 16]) -> __m512i {
-    // SAFETY: 16 bytes are there.
+    // SAFETY: 16 bytes are there; the rest see above.
     unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(codes.as_ptr().cast())) }
+}
+
+/// Four dwords as a register.
+#[inline(always)]
+unsafe fn dwords([a, b, c, d]: [u32; 4]) -> __m128i {
+    // SAFETY: see above.
+    unsafe { _mm_setr_epi32(a as i32, b as i32, c as i32, d as i32) }
 }
 
 /// The types of 32 weights a block: a unit is four blocks, a step.
@@ -182,19 +283,15 @@ macro_rules! unpack_32 {
         impl Unpack for $block {
             const UNIT: usize = 4 * size_of::<$block>();
             const STEPS: usize = 1;
-            $(const MINS: bool = { let _: usize = $m; true };)?
             type Shared = ();
 
-            #[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-            unsafe fn shared<const TAIL: bool>(_: *const u8, _: usize) {}
+            #[inline(always)]
+            unsafe fn shared(_: &[*const u8; 4]) {}
 
-            #[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-            unsafe fn step<const TAIL: bool>(p: *const u8, left: usize, _: &(), _: usize) -> Step {
+            #[inline(always)]
+            unsafe fn integers<const TAIL: bool>(p: *const u8, left: usize, _: usize) -> [__m512i; 2] {
                 const BLOCK: usize = size_of::<$block>();
                 static QS: Indices<u8, 64> = quarters(BLOCK, $qs);
-                static D: Indices<u16, 32> = words(BLOCK, $d);
                 // SAFETY: both loads lie within the unit; the features are the caller's promise.
                 unsafe {
                     let z0 = load::<TAIL>(p, 0, left);
@@ -202,7 +299,7 @@ macro_rules! unpack_32 {
                     let qs = _mm512_permutex2var_epi8(z0, QS.get(), z1);
                     let (lo, hi) = (low_nibbles(qs), high_nibbles(qs));
                     $(
-                        static QH: Indices<u8, 64> = dwords(BLOCK, $qh);
+                        static QH: Indices<u8, 64> = dwords_of(BLOCK, $qh);
                         static FIRST: Indices<u8, 64> = fifth_bits(0);
                         static SECOND: Indices<u8, 64> = fifth_bits(16);
                         let qh = _mm512_permutex2var_epi8(z0, QH.get(), z1);
@@ -213,14 +310,24 @@ macro_rules! unpack_32 {
                     $(
                         let (lo, hi) = (_mm512_shuffle_epi8(table(&$codes), lo), _mm512_shuffle_epi8(table(&$codes), hi));
                     )?
-                    let d = scales4(z0, z1, &D);
+                    [lo, hi]
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn scales<const TAIL: bool>(rows: &[*const u8; 4], left: usize, _: &(), _: usize) -> Scales {
+                const BLOCK: usize = size_of::<$block>();
+                static D: Indices<u16, 32> = words(BLOCK, $d);
+                // SAFETY: as above.
+                unsafe {
+                    let d = f16s::<TAIL>(rows, 4 * BLOCK - 64, &D, left);
                     #[allow(unused_mut, unused_assignments)]
                     let mut m = zero();
                     $(
                         static M: Indices<u16, 32> = words(BLOCK, $m);
-                        m = scales4(z0, z1, &M);
+                        m = f16s::<TAIL>(rows, 4 * BLOCK - 64, &M, left);
                     )?
-                    Step { lo, hi, d, d_hi: d, m, m_hi: m }
+                    Scales { d, d_hi: d, m, m_hi: m }
                 }
             }
         }
@@ -238,37 +345,46 @@ impl Unpack for BlockMXFP4 {
     const STEPS: usize = 1;
     type Shared = ();
 
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn shared<const TAIL: bool>(_: *const u8, _: usize) {}
+    #[inline(always)]
+    unsafe fn shared(_: &[*const u8; 4]) {}
 
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn step<const TAIL: bool>(p: *const u8, left: usize, _: &(), _: usize) -> Step {
+    #[inline(always)]
+    unsafe fn integers<const TAIL: bool>(p: *const u8, left: usize, _: usize) -> [__m512i; 2] {
         static QS: Indices<u8, 64> = quarters(17, 1);
-        static E: Indices<u8, 64> = dwords(17, 0); // the exponent in the lowest byte of each dword
         // SAFETY: both loads lie within the unit; the features are the caller's promise.
         unsafe {
-            let z0 = load::<TAIL>(p, 0, left);
-            let z1 = load::<TAIL>(p, 4, left);
+            let (z0, z1) = (load::<TAIL>(p, 0, left), load::<TAIL>(p, 4, left));
             let qs = _mm512_permutex2var_epi8(z0, QS.get(), z1);
             let codes = table(&MXFP4_TABLE);
-            let e = _mm512_and_si512(_mm512_permutex2var_epi8(z0, E.get(), z1), _mm512_set1_epi32(255));
+            [_mm512_shuffle_epi8(codes, low_nibbles(qs)), _mm512_shuffle_epi8(codes, high_nibbles(qs))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<const TAIL: bool>(rows: &[*const u8; 4], left: usize, _: &(), _: usize) -> Scales {
+        static E: Indices<u8, 64> = dwords_of(17, 0); // the exponent in the lowest byte of each dword
+        // SAFETY: as above.
+        unsafe {
+            let mut each = [_mm512_setzero_si512(); 4];
+            for i in 0..4 {
+                each[i] = _mm512_permutexvar_epi8(E.get(), load::<TAIL>(rows[i], 0, left));
+            }
+            let ab = _mm512_mask_blend_epi32(0x2222, each[0], each[1]);
+            let cd = _mm512_mask_blend_epi32(0x8888, each[2], each[3]);
+            let e = _mm512_and_si512(_mm512_mask_blend_epi32(0xcccc, ab, cd), _mm512_set1_epi32(255));
             let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(e, _mm512_set1_epi32(1)));
             let small = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
             let bits = _mm512_mask_sllv_epi32(normal, small, _mm512_set1_epi32(0x0020_0000), e);
             let d = _mm512_castsi512_ps(bits);
-            let (lo, hi) = (_mm512_shuffle_epi8(codes, low_nibbles(qs)), _mm512_shuffle_epi8(codes, high_nibbles(qs)));
-            Step { lo, hi, d, d_hi: d, m: zero(), m_hi: zero() }
+            Scales { d, d_hi: d, m: zero(), m_hi: zero() }
         }
     }
 }
 
 /// The 32 bytes at `p + at` of one Q8_0 block, and those of the next.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+#[inline(always)]
 unsafe fn two_blocks<const TAIL: bool>(p: *const u8, at: usize, left: usize) -> __m512i {
-    // SAFETY: the caller's promise about `p`.
+    // SAFETY: see above.
     unsafe {
         if TAIL {
             let first = load::<true>(p, at, left.min(at + 32));
@@ -286,17 +402,11 @@ impl Unpack for BlockQ8_0 {
     const STEPS: usize = 1;
     type Shared = ();
 
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn shared<const TAIL: bool>(_: *const u8, _: usize) {}
+    #[inline(always)]
+    unsafe fn shared(_: &[*const u8; 4]) {}
 
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn step<const TAIL: bool>(p: *const u8, left: usize, _: &(), _: usize) -> Step {
-        // Scales are the words 0, 17, 34, 51 of the unit: two in the load at 0, two in the load at 64.
-        static D: Indices<u16, 32> = Indices([
-            0, 0, 0, 0, 17, 17, 17, 17, 34, 34, 34, 34, 51, 51, 51, 51, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-        ]);
+    #[inline(always)]
+    unsafe fn integers<const TAIL: bool>(p: *const u8, left: usize, _: usize) -> [__m512i; 2] {
         // SAFETY: all loads lie within the unit; the features are the caller's promise.
         unsafe {
             let sign = _mm512_set1_epi8(-128);
@@ -304,201 +414,185 @@ impl Unpack for BlockQ8_0 {
             let b23 = two_blocks::<TAIL>(p, 70, left);
             let lo = _mm512_xor_si512(_mm512_shuffle_i64x2::<0x88>(b01, b23), sign);
             let hi = _mm512_xor_si512(_mm512_shuffle_i64x2::<0xdd>(b01, b23), sign);
-            let d = scales4(load::<TAIL>(p, 0, left), load::<TAIL>(p, 64, left), &D);
-            Step { lo, hi, d, d_hi: d, m: zero(), m_hi: zero() }
+            [lo, hi]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<const TAIL: bool>(rows: &[*const u8; 4], left: usize, _: &(), _: usize) -> Scales {
+        // The words 0, 17, 34, 51 of the unit: two in the load at 0, two in the load at 64.
+        static D: Indices<u16, 32> = Indices([
+            0, 0, 0, 0, 17, 17, 17, 17, 34, 34, 34, 34, 51, 51, 51, 51, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        ]);
+        // SAFETY: as above.
+        unsafe {
+            let d = f16s::<TAIL>(rows, 64, &D, left);
+            Scales { d, d_hi: d, m: zero(), m_hi: zero() }
         }
     }
 }
 
+/// The types of 256 weights a block: a unit is a block, two steps. Rows have whole blocks: there is no tail.
+///
+/// `$scales` reads the scales of a row's block, 16 floats, and its offsets if it has some: scales and offsets are taken
+/// from it for step `$s` with `spread`, each of four rows. `$q` reads integers.
+macro_rules! unpack_256 {
+    ($block:ident, |$p:ident, $s:ident| $q:expr, scales: $scales:ident -> $n:literal, |$shared:ident, $t:ident|
+     d: $d:expr $(, d_hi: $d_hi:expr)? $(, m: $m:expr)? $(, m_hi: $m_hi:expr)?) => {
+        impl Unpack for $block {
+            const UNIT: usize = size_of::<$block>();
+            const STEPS: usize = 2;
+            type Shared = [[__m512; 4]; $n];
+
+            #[inline(always)]
+            unsafe fn shared(rows: &[*const u8; 4]) -> Self::Shared {
+                // SAFETY: whole blocks; the features are the caller's promise.
+                unsafe {
+                    let mut shared = [[zero(); 4]; $n];
+                    for i in 0..4 {
+                        let numbers: [__m512; $n] = $scales(rows[i]);
+                        for n in 0..$n {
+                            shared[n][i] = numbers[n];
+                        }
+                    }
+                    shared
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn integers<const TAIL: bool>($p: *const u8, _: usize, $s: usize) -> [__m512i; 2] {
+                // SAFETY: all reads lie in the block; the features are the caller's promise.
+                unsafe { $q }
+            }
+
+            #[inline(always)]
+            unsafe fn scales<const TAIL: bool>(
+                _: &[*const u8; 4],
+                _: usize,
+                $shared: &Self::Shared,
+                $t: usize,
+            ) -> Scales {
+                // SAFETY: as above.
+                unsafe {
+                    #[allow(unused_mut)]
+                    let mut scales = Scales { d: $d, d_hi: zero(), m: zero(), m_hi: zero() };
+                    $(scales.d_hi = $d_hi;)?
+                    $(scales.m = $m;)?
+                    $(scales.m_hi = $m_hi;)?
+                    scales
+                }
+            }
+        }
+    };
+}
+
 /// One f16 in all lanes.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+#[inline(always)]
 unsafe fn scale(p: *const u8, at: usize) -> __m512 {
-    // SAFETY: the caller's promise about `p`.
+    // SAFETY: see above.
     unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(p.add(at).cast::<i16>().read_unaligned())) }
 }
 
-/// Lane `first + stride * g` of `scales` in the four lanes of group `g`.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-fn spread(scales: __m512, first: usize, stride: usize) -> __m512 {
-    let (f, s) = (first as i32, stride as i32);
-
-    let of = _mm512_setr_epi32(
-        f,
-        f,
-        f,
-        f,
-        f + s,
-        f + s,
-        f + s,
-        f + s,
-        f + 2 * s,
-        f + 2 * s,
-        f + 2 * s,
-        f + 2 * s,
-        f + 3 * s,
-        f + 3 * s,
-        f + 3 * s,
-        f + 3 * s,
-    );
-    _mm512_permutexvar_ps(of, scales)
+/// 16 signed bytes as floats.
+#[inline(always)]
+unsafe fn floats(bytes: __m128i) -> __m512 {
+    // SAFETY: see above.
+    unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)) }
 }
 
 /// The 6-bit scales and minima of a Q4_K or Q5_K block: lanes 0..8 are `d * scale`, lanes 8..16 `-dmin * min`.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-unsafe fn scales_6bit(p: *const u8) -> __m512 {
-    // SAFETY: `p` is a whole block.
+#[inline(always)]
+unsafe fn scales_6bit(p: *const u8) -> [__m512; 1] {
+    // SAFETY: see above.
     unsafe {
-        let [a, b, c] = p.add(4).cast::<[u32; 3]>().read_unaligned();
-        let low_scales = a & 0x3f3f_3f3f;
-        let low_mins = b & 0x3f3f_3f3f;
-        let high_scales = c & 0x0f0f_0f0f | a >> 2 & 0x3030_3030;
-        let high_mins = c >> 4 & 0x0f0f_0f0f | b >> 2 & 0x3030_3030;
-        let bytes = _mm_setr_epi32(low_scales as i32, high_scales as i32, low_mins as i32, high_mins as i32);
-        let numbers = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+        let numbers = floats(dwords(scales_mins_6bit(p.add(4).cast::<[u8; 12]>().read())));
         // d in the lanes of the scales, -dmin in those of the minima
         let both = p.cast::<u32>().read_unaligned() ^ 0x8000_0000;
         let both = _mm512_cvtph_ps(_mm256_set1_epi32(both as i32));
         let pick = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-        _mm512_mul_ps(numbers, _mm512_permutexvar_ps(pick, both))
+        [_mm512_mul_ps(numbers, _mm512_permutexvar_ps(pick, both))]
     }
 }
 
-/// Low and high nibbles of 64 bytes that hold groups 0 | 2 (low) and 1 | 3 (high), to first and second halves.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-fn halves_of_chunks(even: __m512i, odd: __m512i) -> (__m512i, __m512i) {
-    let first = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
-    let second = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
-    (_mm512_permutex2var_epi64(even, first, odd), _mm512_permutex2var_epi64(even, second, odd))
+/// Q6_K: 16 signed bytes.
+#[inline(always)]
+unsafe fn scales_8bit(p: *const u8) -> [__m512; 1] {
+    // SAFETY: see above.
+    unsafe { [_mm512_mul_ps(floats(_mm_loadu_si128(p.add(192).cast())), scale(p, 208))] }
+}
+
+/// Q2_K: 16 scales and 16 minima of 4 bits.
+#[inline(always)]
+unsafe fn scales_4bit(p: *const u8) -> [__m512; 2] {
+    // SAFETY: see above.
+    unsafe {
+        let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+        let scales = _mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(15)));
+        let mins = _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(bytes));
+        let minus = _mm512_sub_ps(zero(), scale(p, 82));
+        [_mm512_mul_ps(scales, scale(p, 80)), _mm512_mul_ps(mins, minus)]
+    }
+}
+
+/// Q3_K: 16 scales of 6 bits, raised by 32.
+#[inline(always)]
+unsafe fn scales_q3(p: *const u8) -> [__m512; 1] {
+    // SAFETY: see above.
+    unsafe {
+        let raised = dwords(raised_scales_q3(p.add(96).cast::<[u8; 12]>().read()));
+        [_mm512_mul_ps(floats(_mm_sub_epi8(raised, _mm_set1_epi8(32))), scale(p, 108))]
+    }
+}
+
+/// IQ4_XS: 8 scales of 6 bits, raised by 32.
+#[inline(always)]
+unsafe fn scales_iq4(p: *const u8) -> [__m512; 1] {
+    // SAFETY: see above.
+    unsafe {
+        let low = _mm512_set1_epi32(p.add(4).cast::<i32>().read_unaligned());
+        let high = _mm512_set1_epi32(i32::from(p.add(2).cast::<i16>().read_unaligned()));
+        let i = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0, 0, 0, 0, 0);
+        let low = _mm512_and_si512(_mm512_srlv_epi32(low, _mm512_slli_epi32::<2>(i)), _mm512_set1_epi32(15));
+        let high = _mm512_and_si512(_mm512_srlv_epi32(high, _mm512_slli_epi32::<1>(i)), _mm512_set1_epi32(3));
+        let scales = _mm512_or_si512(low, _mm512_slli_epi32::<4>(high));
+        let scales = _mm512_sub_epi32(scales, _mm512_set1_epi32(32));
+        [_mm512_mul_ps(_mm512_cvtepi32_ps(scales), scale(p, 0))]
+    }
+}
+
+/// Bytes that hold groups 0 | 2 and 1 | 3, to first and second halves.
+#[inline(always)]
+unsafe fn halves_of_chunks(even: __m512i, odd: __m512i) -> [__m512i; 2] {
+    // SAFETY: see above.
+    unsafe {
+        let first = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+        let second = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+        [_mm512_permutex2var_epi64(even, first, odd), _mm512_permutex2var_epi64(even, second, odd)]
+    }
 }
 
 /// Groups 0, 1 and groups 2, 3 to first and second halves.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-fn halves_of_pairs(g01: __m512i, g23: __m512i) -> (__m512i, __m512i) {
-    (_mm512_shuffle_i64x2::<0x88>(g01, g23), _mm512_shuffle_i64x2::<0xdd>(g01, g23))
+#[inline(always)]
+unsafe fn halves_of_pairs(g01: __m512i, g23: __m512i) -> [__m512i; 2] {
+    // SAFETY: see above.
+    unsafe { [_mm512_shuffle_i64x2::<0x88>(g01, g23), _mm512_shuffle_i64x2::<0xdd>(g01, g23)] }
 }
 
 /// `value` in the bytes of 32-byte half `h` of which bit `bits[h]` of `z` is set, else zero.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-fn where_bit(z: __m512i, bits: [u32; 2], value: i8) -> __m512i {
-    let (a, b) = ((1u32 << bits[0]) as i8, (1u32 << bits[1]) as i8);
-    let bit = _mm512_inserti64x4::<1>(_mm512_set1_epi8(a), _mm256_set1_epi8(b));
-    _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(z, bit), _mm512_set1_epi8(value))
-}
-
-impl Unpack for BlockQ4_K {
-    const UNIT: usize = 144;
-    const STEPS: usize = 2;
-    const MINS: bool = true;
-    type Shared = __m512;
-
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn shared<const TAIL: bool>(p: *const u8, _: usize) -> __m512 {
-        // SAFETY: `p` is a whole block: rows of this type have no tail.
-        unsafe { scales_6bit(p) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn step<const TAIL: bool>(p: *const u8, _: usize, shared: &__m512, s: usize) -> Step {
-        // SAFETY: as above.
-        unsafe {
-            let qs = load::<false>(p, 16 + 64 * s, 0);
-            let (lo, hi) = halves_of_chunks(low_nibbles(qs), high_nibbles(qs));
-            let (d, m) = (spread(*shared, 4 * s, 1), spread(*shared, 8 + 4 * s, 1));
-            Step { lo, hi, d, d_hi: d, m, m_hi: m }
-        }
-    }
-}
-
-impl Unpack for BlockQ5_K {
-    const UNIT: usize = 176;
-    const STEPS: usize = 2;
-    const MINS: bool = true;
-    type Shared = __m512;
-
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn shared<const TAIL: bool>(p: *const u8, _: usize) -> __m512 {
-        // SAFETY: `p` is a whole block: rows of this type have no tail.
-        unsafe { scales_6bit(p) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn step<const TAIL: bool>(p: *const u8, _: usize, shared: &__m512, s: usize) -> Step {
-        // SAFETY: as above.
-        unsafe {
-            let qs = load::<false>(p, 48 + 64 * s, 0);
-            let qh = load_twice(p, 16);
-            let g = 4 * s as u32;
-            let even = _mm512_or_si512(low_nibbles(qs), where_bit(qh, [g, g + 2], 16));
-            let odd = _mm512_or_si512(high_nibbles(qs), where_bit(qh, [g + 1, g + 3], 16));
-            let (lo, hi) = halves_of_chunks(even, odd);
-            let (d, m) = (spread(*shared, 4 * s, 1), spread(*shared, 8 + 4 * s, 1));
-            Step { lo, hi, d, d_hi: d, m, m_hi: m }
-        }
-    }
-}
-
-impl Unpack for BlockQ6_K {
-    const UNIT: usize = 210;
-    const STEPS: usize = 2;
-    const HALVES: bool = true;
-    type Shared = __m512;
-
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn shared<const TAIL: bool>(p: *const u8, _: usize) -> __m512 {
-        // SAFETY: `p` is a whole block: rows of this type have no tail.
-        unsafe {
-            let scales = _mm512_cvtepi8_epi32(_mm_loadu_si128(p.add(192).cast()));
-            _mm512_mul_ps(_mm512_cvtepi32_ps(scales), scale(p, 208))
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn step<const TAIL: bool>(p: *const u8, _: usize, shared: &__m512, s: usize) -> Step {
-        /// Bit offsets that bring bits `2j` and `2j + 1` of each byte to bits 4 and 5, `j = from` in the first
-        /// 32 bytes, `from + 1` in the others.
-        const fn pairs(from: usize) -> Indices<u8, 64> {
-            let mut out = [0; 64];
-            let mut i = 0;
-            while i < 64 {
-                out[i] = ((8 * (i % 8) + 2 * (from + i / 32) + 60) % 64) as u8;
-                i += 1;
-            }
-            Indices(out)
-        }
-        static G01: Indices<u8, 64> = pairs(0);
-        static G23: Indices<u8, 64> = pairs(2);
-        // SAFETY: as above.
-        unsafe {
-            let ql = load::<false>(p, 64 * s, 0);
-            let qh = load_twice(p, 128 + 32 * s);
-            let high = _mm512_set1_epi8(0x30);
-            let g01 = _mm512_and_si512(_mm512_multishift_epi64_epi8(G01.get(), qh), high);
-            let g23 = _mm512_and_si512(_mm512_multishift_epi64_epi8(G23.get(), qh), high);
-            let (lo, hi) =
-                halves_of_pairs(_mm512_or_si512(low_nibbles(ql), g01), _mm512_or_si512(high_nibbles(ql), g23));
-            let (d, d_hi) = (spread(*shared, 8 * s, 2), spread(*shared, 8 * s + 1, 2));
-            Step { lo, hi, d, d_hi, m: zero(), m_hi: zero() }
-        }
+#[inline(always)]
+unsafe fn where_bit(z: __m512i, bits: [usize; 2], value: i8) -> __m512i {
+    // SAFETY: see above.
+    unsafe {
+        let (a, b) = ((1u32 << bits[0]) as i8, (1u32 << bits[1]) as i8);
+        let bit = _mm512_inserti64x4::<1>(_mm512_set1_epi8(a), _mm256_set1_epi8(b));
+        _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(z, bit), _mm512_set1_epi8(value))
     }
 }
 
 /// Groups 0 to 3 of a half whose 32 bytes hold two bits of each: as bytes, groups 0 | 1 and 2 | 3.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
+#[inline(always)]
 unsafe fn two_bits(p: *const u8, at: usize) -> (__m512i, __m512i) {
-    // SAFETY: the caller's promise about `p`.
+    // SAFETY: see above.
     unsafe {
         let qs = load_twice(p, at);
         let three = _mm512_set1_epi8(3);
@@ -510,112 +604,59 @@ unsafe fn two_bits(p: *const u8, at: usize) -> (__m512i, __m512i) {
     }
 }
 
-impl Unpack for BlockQ2_K {
-    const UNIT: usize = 84;
-    const STEPS: usize = 2;
-    const HALVES: bool = true;
-    const MINS: bool = true;
-    type Shared = (__m512, __m512);
-
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn shared<const TAIL: bool>(p: *const u8, _: usize) -> (__m512, __m512) {
-        // SAFETY: `p` is a whole block: rows of this type have no tail.
-        unsafe {
-            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
-            let scales = _mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(15)));
-            let mins = _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(bytes));
-            let minus = _mm512_sub_ps(zero(), scale(p, 82));
-            (_mm512_mul_ps(scales, scale(p, 80)), _mm512_mul_ps(mins, minus))
-        }
+/// Bit offsets that bring bits `2j` and `2j + 1` of each byte to bits 4 and 5, `j = from` in the first 32 bytes, `from + 1`
+/// in the others.
+const fn high_pairs(from: usize) -> Indices<u8, 64> {
+    let mut out = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        out[i] = ((8 * (i % 8) + 2 * (from + i / 32) + 60) % 64) as u8;
+        i += 1;
     }
-
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn step<const TAIL: bool>(p: *const u8, _: usize, (scales, mins): &(__m512, __m512), s: usize) -> Step {
-        // SAFETY: as above.
-        unsafe {
-            let (g01, g23) = two_bits(p, 16 + 32 * s);
-            let (lo, hi) = halves_of_pairs(g01, g23);
-            let (d, d_hi) = (spread(*scales, 8 * s, 2), spread(*scales, 8 * s + 1, 2));
-            let (m, m_hi) = (spread(*mins, 8 * s, 2), spread(*mins, 8 * s + 1, 2));
-            Step { lo, hi, d, d_hi, m, m_hi }
-        }
-    }
+    Indices(out)
 }
 
-impl Unpack for BlockQ3_K {
-    const UNIT: usize = 110;
-    const STEPS: usize = 2;
-    const HALVES: bool = true;
-    type Shared = __m512;
+unpack_256!(BlockQ4_K, |p, s| {
+    let qs = load::<false>(p, 16 + 64 * s, 0);
+    halves_of_chunks(low_nibbles(qs), high_nibbles(qs))
+}, scales: scales_6bit -> 1, |numbers, s| d: spread(&numbers[0], 4 * s, 1), m: spread(&numbers[0], 8 + 4 * s, 1));
 
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn shared<const TAIL: bool>(p: *const u8, _: usize) -> __m512 {
-        // SAFETY: `p` is a whole block: rows of this type have no tail.
-        unsafe {
-            let [a, b, c] = p.add(96).cast::<[u32; 3]>().read_unaligned();
-            let (nibbles, pairs) = (0x0f0f_0f0f, 0x0303_0303);
-            let bytes = _mm_setr_epi32(
-                (a & nibbles | (c & pairs) << 4) as i32,
-                (b & nibbles | (c >> 2 & pairs) << 4) as i32,
-                (a >> 4 & nibbles | (c >> 4 & pairs) << 4) as i32,
-                (b >> 4 & nibbles | (c >> 6 & pairs) << 4) as i32,
-            );
-            let scales = _mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(32));
-            _mm512_mul_ps(_mm512_cvtepi32_ps(scales), scale(p, 108))
-        }
-    }
+unpack_256!(BlockQ5_K, |p, s| {
+    let qs = load::<false>(p, 48 + 64 * s, 0);
+    let qh = load_twice(p, 16);
+    let even = _mm512_or_si512(low_nibbles(qs), where_bit(qh, [4 * s, 4 * s + 2], 16));
+    let odd = _mm512_or_si512(high_nibbles(qs), where_bit(qh, [4 * s + 1, 4 * s + 3], 16));
+    halves_of_chunks(even, odd)
+}, scales: scales_6bit -> 1, |numbers, s| d: spread(&numbers[0], 4 * s, 1), m: spread(&numbers[0], 8 + 4 * s, 1));
 
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn step<const TAIL: bool>(p: *const u8, _: usize, shared: &__m512, s: usize) -> Step {
-        // SAFETY: as above.
-        unsafe {
-            let (g01, g23) = two_bits(p, 32 + 32 * s);
-            let hmask = load_twice(p, 0);
-            let g = 4 * s as u32;
-            let g01 = _mm512_or_si512(g01, where_bit(hmask, [g, g + 1], 4));
-            let g23 = _mm512_or_si512(g23, where_bit(hmask, [g + 2, g + 3], 4));
-            let (lo, hi) = halves_of_pairs(g01, g23);
-            let (d, d_hi) = (spread(*shared, 8 * s, 2), spread(*shared, 8 * s + 1, 2));
-            Step { lo, hi, d, d_hi, m: zero(), m_hi: zero() }
-        }
-    }
-}
+unpack_256!(BlockQ6_K, |p, s| {
+    static G01: Indices<u8, 64> = high_pairs(0);
+    static G23: Indices<u8, 64> = high_pairs(2);
+    let ql = load::<false>(p, 64 * s, 0);
+    let qh = load_twice(p, 128 + 32 * s);
+    let high = _mm512_set1_epi8(0x30);
+    let g01 = _mm512_and_si512(_mm512_multishift_epi64_epi8(G01.get(), qh), high);
+    let g23 = _mm512_and_si512(_mm512_multishift_epi64_epi8(G23.get(), qh), high);
+    halves_of_pairs(_mm512_or_si512(low_nibbles(ql), g01), _mm512_or_si512(high_nibbles(ql), g23))
+}, scales: scales_8bit -> 1, |numbers, s| d: spread(&numbers[0], 8 * s, 2), d_hi: spread(&numbers[0], 8 * s + 1, 2));
 
-impl Unpack for BlockIQ4_XS {
-    const UNIT: usize = 136;
-    const STEPS: usize = 2;
-    type Shared = __m512;
+unpack_256!(BlockQ2_K, |p, s| {
+    let (g01, g23) = two_bits(p, 16 + 32 * s);
+    halves_of_pairs(g01, g23)
+}, scales: scales_4bit -> 2, |numbers, s|
+    d: spread(&numbers[0], 8 * s, 2), d_hi: spread(&numbers[0], 8 * s + 1, 2),
+    m: spread(&numbers[1], 8 * s, 2), m_hi: spread(&numbers[1], 8 * s + 1, 2));
 
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn shared<const TAIL: bool>(p: *const u8, _: usize) -> __m512 {
-        // SAFETY: `p` is a whole block: rows of this type have no tail.
-        unsafe {
-            let low = _mm512_set1_epi32(p.add(4).cast::<i32>().read_unaligned());
-            let high = _mm512_set1_epi32(i32::from(p.add(2).cast::<i16>().read_unaligned()));
-            let i = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0, 0, 0, 0, 0);
-            let low = _mm512_and_si512(_mm512_srlv_epi32(low, _mm512_slli_epi32::<2>(i)), _mm512_set1_epi32(15));
-            let high = _mm512_and_si512(_mm512_srlv_epi32(high, _mm512_slli_epi32::<1>(i)), _mm512_set1_epi32(3));
-            let scales = _mm512_or_si512(low, _mm512_slli_epi32::<4>(high));
-            let scales = _mm512_sub_epi32(scales, _mm512_set1_epi32(32));
-            _mm512_mul_ps(_mm512_cvtepi32_ps(scales), scale(p, 0))
-        }
-    }
+unpack_256!(BlockQ3_K, |p, s| {
+    let (g01, g23) = two_bits(p, 32 + 32 * s);
+    let hmask = load_twice(p, 0);
+    let g01 = _mm512_or_si512(g01, where_bit(hmask, [4 * s, 4 * s + 1], 4));
+    let g23 = _mm512_or_si512(g23, where_bit(hmask, [4 * s + 2, 4 * s + 3], 4));
+    halves_of_pairs(g01, g23)
+}, scales: scales_q3 -> 1, |numbers, s| d: spread(&numbers[0], 8 * s, 2), d_hi: spread(&numbers[0], 8 * s + 1, 2));
 
-    #[inline]
-    #[target_feature(enable = "avx512vl,avx512dq,avx512vbmi,avx512vnni")]
-    unsafe fn step<const TAIL: bool>(p: *const u8, _: usize, shared: &__m512, s: usize) -> Step {
-        // SAFETY: as above.
-        unsafe {
-            let qs = load::<false>(p, 8 + 64 * s, 0);
-            let codes = table(&IQ4_TABLE);
-            let (lo, hi) = (_mm512_shuffle_epi8(codes, low_nibbles(qs)), _mm512_shuffle_epi8(codes, high_nibbles(qs)));
-            let d = spread(*shared, 4 * s, 1);
-            Step { lo, hi, d, d_hi: d, m: zero(), m_hi: zero() }
-        }
-    }
-}
+unpack_256!(BlockIQ4_XS, |p, s| {
+    let qs = load::<false>(p, 8 + 64 * s, 0);
+    let codes = table(&IQ4_TABLE);
+    [_mm512_shuffle_epi8(codes, low_nibbles(qs)), _mm512_shuffle_epi8(codes, high_nibbles(qs))]
+}, scales: scales_iq4 -> 1, |numbers, s| d: spread(&numbers[0], 4 * s, 1));

@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
-use super::Weights;
-use crate::mapping::{Mapping, page_size};
+use crate::mapping::{Bytes, Mapping, page_size};
 use crate::tensor::TensorView;
 use crate::threads::Interrupt;
+use crate::weights::Weights;
 
 /// How far ahead of the pass the file is asked for, in bytes: enough that the disk always has something to do, and
 /// little enough that none of it is dropped again before it is used.
@@ -30,7 +30,6 @@ const SAMPLES: usize = 8;
 
 /// What is still to be asked for.
 pub struct ReadAhead {
-    mapping: Arc<Mapping>,
     steps: Vec<Step>, // in the order of the pass
     next: usize,
     reader: Option<Reader>, // once there is something to read
@@ -38,36 +37,48 @@ pub struct ReadAhead {
 
 struct Step {
     layer: usize,
+    mapping: Arc<Mapping>,
     range: Range<usize>,
     before: usize, // bytes of all steps before it
 }
 
 impl ReadAhead {
     /// Everything that a pass reads, in its order.
-    pub fn new(mapping: &Arc<Mapping>, weights: &Weights) -> Self {
+    pub fn new(weights: &Weights) -> Self {
         let mut steps: Vec<Step> = Vec::new();
-        let mut add = |layer: usize, tensors: &[&TensorView]| {
-            let mut ranges: Vec<_> = tensors.iter().map(|t| t.bytes().range()).collect();
-            ranges.sort_by_key(|range| range.start);
-            for range in ranges {
+        let mut add = |layer: usize, tensors: &mut dyn Iterator<Item = &TensorView>| {
+            for bytes in tensors.map(TensorView::bytes) {
+                let range = bytes.range();
                 match steps.last_mut() {
                     // Only padding between the two: one range.
-                    Some(last) if last.layer == layer && range.start.wrapping_sub(last.range.end) < page_size() => {
+                    Some(last)
+                        if last.layer == layer
+                            && Arc::ptr_eq(&last.mapping, bytes.mapping())
+                            && range.start.wrapping_sub(last.range.end) < page_size() =>
+                    {
                         last.range.end = range.end;
                     }
                     last => {
                         let before = last.map_or(0, |last| last.before + last.range.len());
-                        steps.push(Step { layer, range, before });
+                        steps.push(Step { layer, mapping: Arc::clone(bytes.mapping()), range, before });
                     }
                 }
             }
         };
         for (i, layer) in weights.layers.iter().enumerate() {
-            add(i, &[&layer.attn_norm, &layer.wq, &layer.wk, &layer.wv, &layer.wo]);
-            add(i, &[&layer.ffn_norm, &layer.w_gate, &layer.w_up, &layer.w_down]);
+            // As they lie in the file: neighbours are read together.
+            let mut tensors: Vec<&TensorView> = layer.tensors().map(|(_, tensor)| tensor).collect();
+            tensors.sort_by_key(|tensor| (Arc::as_ptr(tensor.bytes().mapping()), tensor.bytes().offset()));
+            add(i, &mut tensors.into_iter());
         }
-        add(weights.layers.len(), &[&weights.output_norm, &weights.output]);
-        Self { mapping: Arc::clone(mapping), steps, next: 0, reader: None }
+        add(weights.layers.len(), &mut [&weights.output_norm, &weights.output].into_iter());
+        Self { steps, next: 0, reader: None }
+    }
+
+    /// Starts again from the first layer.
+    pub fn restart(&mut self) {
+        self.next = 0;
+        self.reader = None;
     }
 
     /// To be called before `layer` is computed; the output counts as one more layer.
@@ -77,9 +88,9 @@ impl ReadAhead {
         }
         let here = self.steps.iter().find(|step| step.layer >= layer).map_or(0, |step| step.before);
         while let Some(step) = self.steps.get(self.next).filter(|step| step.before < here + WINDOW) {
-            if !seems_resident(&self.mapping, &step.range) {
-                let reader = self.reader.get_or_insert_with(|| Reader::start(Arc::clone(&self.mapping)));
-                reader.read(step.range.clone());
+            if !seems_resident(&step.mapping, &step.range) {
+                let reader = self.reader.get_or_insert_with(|| Reader::start());
+                reader.read(Arc::clone(&step.mapping), step.range.clone());
             }
             self.next += 1;
         }
@@ -92,16 +103,19 @@ impl ReadAhead {
 
     /// To be called before the rows of `tokens` are read: only they are, and all at once.
     pub fn before_embedding(&self, embedding: &TensorView, tokens: &[u32]) {
-        let (all, len) = (embedding.bytes().range(), embedding.row_bytes());
-        let is_output = self.steps.iter().any(|step| step.range.start <= all.start && all.end <= step.range.end);
+        let bytes: &Bytes = embedding.bytes();
+        let (mapping, all, len) = (bytes.mapping(), bytes.range(), embedding.row_bytes());
+        let is_output = self.steps.iter().any(|step| {
+            Arc::ptr_eq(&step.mapping, mapping) && step.range.start <= all.start && all.end <= step.range.end
+        });
         for &token in tokens {
             let row = all.start + token as usize * len;
-            if self.mapping.resident(row..row + len) < len {
+            if mapping.resident(row..row + len) < len {
                 if is_output {
                     // All of it will be read soon: no small pages in its midst.
-                    return self.mapping.prefer_large_pages(all);
+                    return mapping.prefer_large_pages(all);
                 }
-                self.mapping.will_need(row..row + len);
+                mapping.will_need(row..row + len);
             }
         }
     }
@@ -109,19 +123,19 @@ impl ReadAhead {
 
 /// A thread that reads what it is sent, in that order, and stops when this is dropped.
 struct Reader {
-    ranges: Option<Sender<Range<usize>>>,
+    ranges: Option<Sender<(Arc<Mapping>, Range<usize>)>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Reader {
-    fn start(mapping: Arc<Mapping>) -> Self {
-        let (ranges, wanted) = channel::<Range<usize>>();
+    fn start() -> Self {
+        let (ranges, wanted) = channel::<(Arc<Mapping>, Range<usize>)>();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let read = move || {
             let stopped = || stopped.load(Ordering::Relaxed);
             let interrupt = Interrupt::new(&stopped);
-            for range in wanted {
+            for (mapping, range) in wanted {
                 // What cannot be read is an error of whoever uses it.
                 let _ = mapping.read_in(range, &interrupt);
             }
@@ -130,10 +144,10 @@ impl Reader {
         Self { ranges: Some(ranges), stop }
     }
 
-    fn read(&self, range: Range<usize>) {
+    fn read(&self, mapping: Arc<Mapping>, range: Range<usize>) {
         if let Some(ranges) = &self.ranges {
             // Where no thread could be started, the pages come when they are touched.
-            let _ = ranges.send(range);
+            let _ = ranges.send((mapping, range));
         }
     }
 }

@@ -1,0 +1,200 @@
+//! What computes: one engine per model.
+//!
+//! [`Engine::pass`] takes a batch of spans, each some tokens of a sequence. Only four places of it know of a sequence: the
+//! positions that a token is rotated by, where its keys and values go, what it attends to, and which logits are wanted.
+//! All else goes row by row, and a row's result does not depend on the rows beside it.
+//!
+//! Buffers, tables and the reading ahead of a cold file belong to the engine; a sequence is its tokens and its blocks. One
+//! set of buffers is kept from pass to pass. Sessions of several threads each get one while they compute.
+
+mod pass;
+mod read_ahead;
+mod rope;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::arch::{Config, Mixer};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::kernels::{self, Context, Kernels};
+use crate::kv::{Layout, Sequence};
+use crate::quant::DType;
+use crate::threads::Interrupt;
+use crate::weights::Weights;
+use pass::{Buffers, Pass};
+use read_ahead::ReadAhead;
+use rope::Rope;
+
+/// Most tokens that are computed together: enough that each unpacked weight is used often, few enough that the buffers stay
+/// in the caches.
+pub const BATCH: usize = 512;
+
+/// Some tokens of a sequence, to be computed after those that it has.
+pub struct Span<'a> {
+    /// The sequence. No other span of the batch has the same.
+    pub sequence: &'a mut Sequence,
+    /// The tokens, at least one.
+    pub tokens: &'a [u32],
+    /// What to give of them.
+    pub want: Want,
+}
+
+/// What a pass gives of a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// Keys and values alone.
+    Nothing,
+    /// Logits of the last token.
+    Last,
+    /// Logits of every token.
+    All,
+}
+
+impl Span<'_> {
+    /// Rows of logits that a pass gives of it.
+    pub fn n_wanted(&self) -> usize {
+        match self.want {
+            Want::Nothing => 0,
+            Want::Last => 1,
+            Want::All => self.tokens.len(),
+        }
+    }
+}
+
+/// A model's weights, ready to compute.
+pub struct Engine {
+    checkpoint: Arc<Checkpoint>,
+    config: Arc<Config>,
+    weights: Arc<Weights>,
+    kernels: &'static dyn Kernels,
+    ropes: Vec<Rope>,
+    buffers: Mutex<Option<Box<Buffers>>>, // of the last pass
+    ahead: Mutex<ReadAhead>,
+}
+
+impl Engine {
+    /// An engine for a model. Reads no weights.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the environment asks for kernels that there are not.
+    pub fn new(checkpoint: &Arc<Checkpoint>, config: &Arc<Config>, weights: &Arc<Weights>) -> Result<Self> {
+        let factors = weights.rope_freq_factors.as_ref();
+        Ok(Self {
+            checkpoint: Arc::clone(checkpoint),
+            config: Arc::clone(config),
+            weights: Arc::clone(weights),
+            kernels: kernels::best()?,
+            ropes: config.ropes.iter().map(|rope| Rope::new(rope, factors)).collect(),
+            buffers: Mutex::new(None),
+            ahead: Mutex::new(ReadAhead::new(weights)),
+        })
+    }
+
+    /// How blocks of keys and values of this type look for the model.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if its heads are not whole blocks of the type.
+    pub fn layout(&self, kv_type: DType) -> Result<Arc<Layout>> {
+        let layout = Some(kv_type).filter(|t| kernels::KV_TYPES.contains(t)).and_then(|t| Layout::new(&self.config, t));
+        layout.map(Arc::new).ok_or_else(|| {
+            let dims = self.config.layers.iter().map(|layer| match &layer.mixer {
+                Mixer::Attention(attention) => attention.head_dim,
+            });
+            let head_dim = dims.min().unwrap_or(0);
+            let what =
+                format!("kv_type {kv_type} cannot hold the keys of this model, {head_dim} numbers per head: use F16");
+            Error::Argument(what)
+        })
+    }
+
+    /// Looks at the file again before the next pass: what of it is not in memory is read ahead.
+    pub fn expect_cold(&self) {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner).restart();
+    }
+
+    /// Computes the tokens of all spans and writes the logits that they want to `logits`, a row of `vocab_size` each, in
+    /// the order of the spans. The sequences then have the tokens.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a token that is not in the vocabulary or a span of none, [`Error::ContextOverflow`],
+    /// [`Error::Interrupted`], [`Error::Changed`], [`Error::SavedSession`], [`Error::OutOfMemory`]. On error no sequence has
+    /// changed.
+    ///
+    /// # Panics
+    /// If `logits` does not have as many numbers as the spans want.
+    pub fn pass(&self, spans: &mut [Span], logits: &mut [f32], threads: usize, interrupt: &Interrupt) -> Result<()> {
+        let vocab_size = self.config.vocab_size;
+        assert_eq!(logits.len(), spans.iter().map(Span::n_wanted).sum::<usize>() * vocab_size, "room for the logits");
+        let cx = Context { kernels: self.kernels, threads, interrupt };
+        for Span { sequence, tokens, .. } in spans.iter_mut() {
+            if tokens.is_empty() {
+                return Err(Error::Argument("no tokens to compute".into()));
+            }
+            if let Some(bad) = tokens.iter().find(|&&id| id as usize >= vocab_size) {
+                return Err(Error::Argument(format!("token {bad} is not in the vocabulary of {vocab_size}")));
+            }
+            let (before, context_length) = (sequence.position(), sequence.context_length());
+            if tokens.len() > context_length - before {
+                return Err(Error::ContextOverflow { tokens: before + tokens.len(), context_length });
+            }
+            sequence.verify_with(&cx)?;
+            sequence.reserve(tokens.len())?;
+        }
+
+        let kept = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut buffers = kept.unwrap_or_default();
+        let done = self.pieces(spans, logits, &cx, &mut buffers);
+        *self.buffers.lock().unwrap_or_else(PoisonError::into_inner) = Some(buffers);
+        done?;
+        for Span { sequence, tokens, .. } in spans {
+            sequence.push(tokens);
+        }
+        Ok(())
+    }
+
+    /// Goes through the spans in pieces of up to [`BATCH`] tokens together.
+    fn pieces(&self, spans: &mut [Span], mut logits: &mut [f32], cx: &Context, buffers: &mut Buffers) -> Result<()> {
+        let (mut span, mut token) = (0, 0);
+        while span < spans.len() {
+            let first = span;
+            let mut pieces = Vec::new();
+            let mut room = BATCH;
+            while span < spans.len() && room > 0 {
+                let n = (spans[span].tokens.len() - token).min(room);
+                pieces.push((span - first, token..token + n));
+                room -= n;
+                token += n;
+                if token == spans[span].tokens.len() {
+                    (span, token) = (span + 1, 0);
+                }
+            }
+            let last = first + pieces.len();
+            let mut pass = Pass::new(self, cx, buffers, &mut spans[first..last], &pieces);
+            let (now, later) = std::mem::take(&mut logits).split_at_mut(pass.n_wanted() * self.config.vocab_size);
+            pass.run(now)?;
+            logits = later;
+            // The files were what they were up to here, or nothing of this gets out.
+            self.checkpoint.check()?;
+            spans[first..last].iter().try_for_each(|span| span.sequence.check())?;
+        }
+        Ok(())
+    }
+
+    /// See [`Sequence::shift`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn shift(&self, sequence: &mut Sequence, n_keep: usize, n_discard: usize) -> Result<()> {
+        if n_discard > sequence.context_length() {
+            let have = sequence.position();
+            return Err(Error::Argument(format!("cannot discard {n_discard} tokens: there are {have}")));
+        }
+        let turns: Vec<_> = self.ropes.iter().map(|rope| rope.turns_back(n_discard)).collect();
+        sequence.shift(self.kernels, n_keep, n_discard, &|layer, key| match &self.config.layers[layer].mixer {
+            Mixer::Attention(attention) => {
+                let rope = &self.ropes[attention.rope];
+                self.kernels.rope(&mut key[..2 * rope.pairs()], &turns[attention.rope], rope.style());
+            }
+        })
+    }
+}

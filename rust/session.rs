@@ -1,0 +1,257 @@
+//! A conversation with a model: one sequence on its engine, and the state to go on from.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::engine::{Engine, Span, Want};
+use crate::error::{Error, Result};
+use crate::generate::Forward;
+use crate::kv::Sequence;
+use crate::kv::saved::{self, Saved, State};
+use crate::model::Model;
+use crate::quant::DType;
+use crate::sampling::Rng;
+use crate::threads::{self, Interrupt};
+
+/// How to run a session.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionOptions {
+    /// Positions there is room for. Room that is not used costs no memory.
+    pub context_length: usize,
+    /// Workers, the caller included.
+    pub threads: usize,
+    /// How keys and values are stored, F16 or Q8_0. Sessions with others are not the same sessions.
+    pub kv_type: DType,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { context_length: 4096, threads: threads::available(), kv_type: DType::F16 }
+    }
+}
+
+/// A sequence of tokens on a model. One owner at a time; any number of them share a [`Model`], and sessions of several
+/// threads compute side by side.
+pub struct Session {
+    model: Arc<Model>,
+    engine: Arc<Engine>,
+    sequence: Sequence,
+    threads: usize,
+    rng: Option<Rng>, // where the last answer left off
+    logits: Vec<f32>, // (vocab_size), of the last pass
+}
+
+impl Session {
+    /// Starts an empty session.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the context length or the number of threads is zero or absurd, [`Error::Changed`] if
+    /// the model's file is not what it was.
+    pub fn new(model: &Arc<Model>, options: SessionOptions) -> Result<Self> {
+        let SessionOptions { context_length, threads, kv_type } = options;
+        if !(1..=threads::MAX_THREADS).contains(&threads) {
+            return Err(Error::Argument(format!("threads is {threads}, it must be 1 to {}", threads::MAX_THREADS)));
+        }
+        if context_length == 0 {
+            return Err(Error::Argument("context_length is 0, it must be 1 or more".into()));
+        }
+        model.checkpoint().check()?;
+        let engine = Arc::clone(model.engine()?);
+        let sequence = Sequence::new(&engine.layout(kv_type)?, context_length)?;
+        engine.expect_cold();
+        Ok(Self { model: Arc::clone(model), engine, sequence, threads, rng: None, logits: Vec::new() })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Workers, the caller included.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Number of tokens computed so far: the position of the next one.
+    pub fn position(&self) -> usize {
+        self.sequence.position()
+    }
+
+    /// Positions there is room for.
+    pub fn context_length(&self) -> usize {
+        self.sequence.context_length()
+    }
+
+    /// The tokens computed so far.
+    pub fn tokens(&self) -> &[u32] {
+        self.sequence.tokens()
+    }
+
+    /// Another session with the same tokens, which shares what was computed of them: nothing is copied but the last, partly
+    /// filled block of 64 positions, when one of the two goes on.
+    pub fn fork(&self) -> Self {
+        Self {
+            model: Arc::clone(&self.model),
+            engine: Arc::clone(&self.engine),
+            sequence: self.sequence.fork(),
+            threads: self.threads,
+            rng: self.rng.clone(),
+            logits: Vec::new(),
+        }
+    }
+
+    /// Forgets all but the first `n` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there are not so many.
+    pub fn truncate(&mut self, n: usize) -> Result<()> {
+        self.sequence.truncate(n)
+    }
+
+    /// See [`Sequence::keep_prefix`].
+    pub fn keep_prefix(&mut self, tokens: &[u32]) -> usize {
+        self.sequence.keep_prefix(tokens)
+    }
+
+    /// Makes room: forgets `n_discard` tokens after the first `n_keep`. Those after them move down, and their keys are
+    /// rotated to their new positions, without computing anything again.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there are not so many; as for [`Sequence::shift`].
+    pub fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {
+        self.engine.shift(&mut self.sequence, n_keep, n_discard)
+    }
+
+    /// Saves the session to the file at `path`, which is replaced in one step: the tokens, what was computed of them, and
+    /// where the random numbers are. [`Session::load`] brings it back.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the file cannot be written. What was at `path` is still there then.
+    pub fn save(&mut self, path: &Path) -> Result<()> {
+        let state = State { n: self.position(), shifted_from: self.sequence.shifted_from(), rng: self.rng.as_ref() };
+        saved::write(path, &self.model, &mut self.sequence, state)
+    }
+
+    /// Saves the first `n` tokens alone, to be the start of other sessions, which [`Session::load_prefix`] makes.
+    /// Fewer, if [`Session::shift`] has moved some of them.
+    ///
+    /// # Errors
+    /// As for [`Session::save`].
+    pub fn save_prefix(&mut self, path: &Path, n: usize) -> Result<()> {
+        let state = State { n: n.min(self.sequence.exact()), shifted_from: None, rng: None };
+        saved::write(path, &self.model, &mut self.sequence, state)
+    }
+
+    /// Brings a saved session back. Its keys and values are mapped: they are in memory once for all sessions that come from
+    /// the file, in whatever process, and each adds to them for itself.
+    ///
+    /// # Errors
+    /// [`Error::SavedSession`] if the file does not hold a session of this model, [`Error::ContextOverflow`] if
+    /// it is longer than the context, [`Error::File`] if it cannot be read; as for [`Session::new`].
+    pub fn load(model: &Arc<Model>, path: &Path, options: SessionOptions) -> Result<Self> {
+        let mut session = Self::new(model, options)?;
+        let saved = Saved::open(path, model, session.sequence.layout())?;
+        let (tokens, context_length) = (saved.n_tokens(), options.context_length);
+        if tokens > context_length {
+            return Err(Error::ContextOverflow { tokens, context_length });
+        }
+        session.rng = saved.rng();
+        saved.restore(&mut session.sequence, tokens)?;
+        Ok(session)
+    }
+
+    /// Starts a session with as much of a saved one as fits, and with random numbers of its own.
+    ///
+    /// # Errors
+    /// As for [`Session::load`], but that nothing is too long.
+    pub fn load_prefix(model: &Arc<Model>, path: &Path, options: SessionOptions) -> Result<Self> {
+        let mut session = Self::new(model, options)?;
+        let saved = Saved::open(path, model, session.sequence.layout())?;
+        let n = saved.exact().min(options.context_length);
+        saved.restore(&mut session.sequence, n)?;
+        Ok(session)
+    }
+
+    /// Computes `tokens` and gives the logits of the last one, `(vocab_size)`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for no tokens or one that is not in the vocabulary, [`Error::ContextOverflow`],
+    /// [`Error::Interrupted`], [`Error::Changed`], [`Error::OutOfMemory`]. On error nothing has changed.
+    pub fn forward(&mut self, tokens: &[u32], interrupt: &Interrupt) -> Result<&mut [f32]> {
+        self.logits.resize(self.model.config().vocab_size, 0.0);
+        let span = Span { sequence: &mut self.sequence, tokens, want: Want::Last };
+        self.engine.pass(&mut [span], &mut self.logits, self.threads, interrupt)?;
+        Ok(&mut self.logits)
+    }
+
+    /// Computes `tokens` and gives the logits of each of them, `(tokens, vocab_size)`.
+    ///
+    /// # Errors
+    /// As for [`Session::forward`].
+    pub fn forward_all(&mut self, tokens: &[u32], interrupt: &Interrupt) -> Result<Vec<f32>> {
+        // Before there is room for their logits: they may be more than the context has.
+        let (before, context_length) = (self.position(), self.context_length());
+        if tokens.len() > context_length - before {
+            return Err(Error::ContextOverflow { tokens: before + tokens.len(), context_length });
+        }
+        let n = tokens.len().saturating_mul(self.model.config().vocab_size);
+        let bytes = n as u128 * size_of::<f32>() as u128;
+        let mut logits =
+            bytemuck::allocation::try_zeroed_vec(n).map_err(|()| Error::OutOfMemory { bytes, what: "logits" })?;
+        let span = Span { sequence: &mut self.sequence, tokens, want: Want::All };
+        self.engine.pass(&mut [span], &mut logits, self.threads, interrupt)?;
+        Ok(logits)
+    }
+
+    /// Computes the next tokens of several sessions of one model together: one pass over the weights for all of them. The
+    /// logits of the last token of each, `(sessions, vocab_size)`. Each gets what it would get alone, bit for bit.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the sessions are not of one model; as for [`Session::forward`]. On error nothing has changed.
+    pub fn forward_batch(sessions: &mut [(&mut Session, &[u32])], interrupt: &Interrupt) -> Result<Vec<f32>> {
+        let Some((first, _)) = sessions.first() else { return Ok(Vec::new()) };
+        let (engine, threads) = (Arc::clone(&first.engine), first.threads);
+        let layout = Arc::clone(first.sequence.layout());
+        if sessions.iter().any(|(s, _)| !Arc::ptr_eq(&s.engine, &engine) || *s.sequence.layout() != layout) {
+            return Err(Error::Argument("sessions of different models or kv_types cannot be computed together".into()));
+        }
+        let mut logits = vec![0.0; sessions.len() * first.model.config().vocab_size];
+        let spans = sessions.iter_mut().map(|(session, tokens)| Span {
+            sequence: &mut session.sequence,
+            tokens,
+            want: Want::Last,
+        });
+        engine.pass(&mut spans.collect::<Vec<_>>(), &mut logits, threads, interrupt)?;
+        Ok(logits)
+    }
+}
+
+impl Forward for Session {
+    fn forward(&mut self, tokens: &[u32], interrupt: &Interrupt) -> Result<&[f32]> {
+        Session::forward(self, tokens, interrupt).map(|logits| &*logits)
+    }
+
+    fn position(&self) -> usize {
+        Session::position(self)
+    }
+
+    fn context_length(&self) -> usize {
+        Session::context_length(self)
+    }
+
+    fn keep_prefix(&mut self, tokens: &[u32]) -> usize {
+        Session::keep_prefix(self, tokens)
+    }
+
+    fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {
+        Session::shift(self, n_keep, n_discard)
+    }
+
+    fn rng(&mut self) -> &mut Option<Rng> {
+        &mut self.rng
+    }
+
+    fn path(&self) -> &Path {
+        self.model.checkpoint().path()
+    }
+}

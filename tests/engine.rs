@@ -1,0 +1,133 @@
+//! Batches of spans: each sequence gets the bits that it gets alone, whatever else is in the batch.
+
+use std::sync::Arc;
+
+use llama_rs::quant::DType;
+use llama_rs::sampling::Rng;
+use llama_rs::{Error, Interrupt, Model, Session, SessionOptions};
+
+use crate::bad_gguf::TempFile;
+use crate::gguf_builder::Gguf;
+
+const VOCAB: u64 = 260;
+
+/// A tiny llama whose matrices are of this type, with sane numbers.
+fn model(dtype: DType) -> Arc<Model> {
+    let mut file = Gguf::llama();
+    let mut rng = Rng::new(3);
+    for tensor in &mut file.tensors {
+        if tensor.dims.len() == 2 {
+            let n: u64 = tensor.dims.iter().product();
+            tensor.dtype = dtype.id();
+            tensor.data = match dtype {
+                DType::F32 => (0..n).flat_map(|_| (rng.next_f64() as f32 - 0.5).to_le_bytes()).collect(),
+                DType::Q8_0 => (0..n / 32)
+                    .flat_map(|_| [&[0x00, 0x1c][..], &[(); 32].map(|()| rng.next_u64() as u8)].concat()) // d = 2^-8
+                    .collect(),
+                DType::Q4_0 => (0..n / 32)
+                    .flat_map(|_| [&[0x00, 0x2c][..], &[(); 16].map(|()| rng.next_u64() as u8)].concat()) // d = 2^-4
+                    .collect(),
+                other => unreachable!("{other}"),
+            };
+        }
+    }
+    let path = TempFile::new(&file.bytes());
+    Arc::new(Model::open(&path.0).unwrap()) // mapped: the name may go
+}
+
+fn session(model: &Arc<Model>, threads: usize, kv_type: DType) -> Session {
+    Session::new(model, SessionOptions { context_length: 1000, threads, kv_type }).unwrap()
+}
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Random schedules of sessions that go on alone and together, in pieces of any size, are forked, cut and shifted: what
+/// each gets is what a session gets that computes the same tokens one after another.
+#[test]
+fn each_sequence_gets_the_bits_that_it_gets_alone() {
+    for (dtype, kv_type) in [(DType::F32, DType::F16), (DType::Q8_0, DType::F16), (DType::Q4_0, DType::F16)] {
+        let model = model(dtype);
+        for seed in 0..6 {
+            let mut rng = Rng::new(seed);
+            let mut random = |n: u64| rng.next_u64() % n;
+            let mut sessions: Vec<Session> = (0..3).map(|i| session(&model, i + 1, kv_type)).collect();
+            for _ in 0..40 {
+                let i = random(sessions.len() as u64) as usize;
+                match random(10) {
+                    0 if sessions.len() < 6 => {
+                        let fork = sessions[i].fork();
+                        sessions.push(fork);
+                    }
+                    1 => {
+                        let n = random(sessions[i].position() as u64 + 1) as usize;
+                        sessions[i].truncate(n).unwrap();
+                    }
+                    _ => {
+                        let tokens: Vec<Vec<u32>> = sessions
+                            .iter()
+                            .map(|_| {
+                                let n = [1, 1, 1, 2, 5, 17, 70][random(7) as usize];
+                                (0..n).map(|_| random(VOCAB) as u32).collect()
+                            })
+                            .collect();
+                        let chosen = random(1 << sessions.len()) | 1 << i;
+                        let mut batch: Vec<_> = sessions
+                            .iter_mut()
+                            .zip(&tokens)
+                            .enumerate()
+                            .filter(|(i, (s, t))| chosen >> i & 1 == 1 && s.position() + t.len() <= 1000)
+                            .map(|(_, (session, tokens))| (session, &tokens[..]))
+                            .collect();
+                        let logits = Session::forward_batch(&mut batch, &Interrupt::never()).unwrap();
+                        for ((session, _), got) in batch.iter().zip(logits.chunks_exact(VOCAB as usize)) {
+                            let mut alone = self::session(&model, 1, kv_type);
+                            let expected = alone.forward_all(session.tokens(), &Interrupt::never()).unwrap();
+                            let expected = &expected[expected.len() - VOCAB as usize..];
+                            assert!(bits(got) == bits(expected), "{dtype}, seed {seed}, {} tokens", session.position());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn one_by_one_is_all_at_once_to_the_bit() {
+    for (dtype, kv_type) in [(DType::F32, DType::F16), (DType::Q8_0, DType::F16), (DType::Q4_0, DType::F16)] {
+        let model = model(dtype);
+        let tokens: Vec<u32> = (0..600).map(|i| (i * 37 % VOCAB as u32 + i / 7) % VOCAB as u32).collect();
+        let at_once = session(&model, 2, kv_type).forward_all(&tokens, &Interrupt::never()).unwrap();
+        let mut one_by_one = session(&model, 3, kv_type);
+        for (token, expected) in tokens.iter().zip(at_once.chunks_exact(VOCAB as usize)) {
+            let got = one_by_one.forward(std::slice::from_ref(token), &Interrupt::never()).unwrap();
+            assert!(bits(got) == bits(expected), "{dtype}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_that_fails_changes_nothing() {
+    let model = model(DType::Q8_0);
+    let (mut a, mut b) = (session(&model, 1, DType::F16), session(&model, 1, DType::F16));
+    a.forward(&[1, 2, 3], &Interrupt::never()).unwrap();
+    let good = bits(a.fork().forward(&[4], &Interrupt::never()).unwrap());
+    for bad in [&[7, VOCAB as u32][..], &[], &[1; 1001]] {
+        let e = Session::forward_batch(&mut [(&mut a, &[4]), (&mut b, bad)], &Interrupt::never()).unwrap_err();
+        assert!(matches!(e, Error::Argument(_) | Error::ContextOverflow { .. }), "{e}");
+        assert_eq!((a.tokens(), b.tokens()), (&[1, 2, 3][..], &[][..]));
+    }
+    let stop = || true;
+    let interrupt = Interrupt::new(&stop);
+    std::thread::sleep(std::time::Duration::from_millis(25));
+    let e = Session::forward_batch(&mut [(&mut a, &[4]), (&mut b, &[1])], &interrupt).unwrap_err();
+    assert!(matches!(e, Error::Interrupted) && a.position() == 3 && b.position() == 0);
+    assert_eq!(bits(a.forward(&[4], &Interrupt::never()).unwrap()), good);
+
+    let other = self::model(DType::F32);
+    let mut stranger = session(&other, 1, DType::F16);
+    let e = Session::forward_batch(&mut [(&mut a, &[4]), (&mut stranger, &[4])], &Interrupt::never()).unwrap_err();
+    assert!(e.to_string().contains("cannot be computed together"), "{e}");
+}

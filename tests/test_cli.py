@@ -20,6 +20,7 @@ import bad_gguf
 import pytest
 import tiny_model
 from llama_rs import Checkpoint, Model, Tokenizer, cli
+from llama_rs.options import PARAMETERS
 
 LLAMA_RS = [sys.executable, "-m", "llama_rs"]
 COMMANDS = tuple(cli.COMMANDS)
@@ -573,6 +574,57 @@ def test_the_script_is_the_module() -> None:
     script = Path(sys.executable).with_name("llama-rs")
     done = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
     assert done.stdout == good("--help")
+
+
+# Options
+
+
+def option_of(name: str) -> str:
+    """How the parameter of the library is spelt on the command line."""
+    return {"n_keep": "--keep"}.get(name, f"--{name.replace('_', '-')}")
+
+
+def test_generate_has_the_parameters_of_the_library() -> None:
+    text = " ".join(good("generate", "--help").split())
+    for parameter in PARAMETERS.values():
+        if parameter.kind == "biases":
+            continue
+        start = text.index(option_of(parameter.name))
+        assert parameter.help.split(";")[0][1:40].replace("n_keep", "--keep") in text[start:], parameter.name
+        if parameter.kind in ("int", "float") and parameter.default is not None:
+            assert f"[default: {parameter.default}]" in text[start:], parameter.name
+    assert "--temperature, --temp " in text
+
+
+def test_numbers_out_of_range_name_option_value_and_range(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    n = 0
+    for parameter in PARAMETERS.values():
+        if parameter.kind not in ("int", "float"):
+            continue
+        values = ["9" * 40, "-" + "9" * 40] if parameter.kind == "int" else ["nan", "inf", "-inf"]
+        if parameter.minimum is not None:
+            values.append(str(parameter.minimum - 1))
+        if parameter.maximum is not None:
+            values.append(str(parameter.maximum + 1))
+        for value in values:
+            assert cli.main(["generate", "-m", str(tiny), option_of(parameter.name), value, "x"]) == 2
+            out, err = capfd.readouterr()
+            assert out == ""
+            assert re.fullmatch(r"error: [^\n]+\n", err), err
+            assert option_of(parameter.name) in err
+            assert value in err
+            for limit in (parameter.minimum, parameter.maximum):
+                assert limit is None or str(limit) in err
+            n += 1
+    assert n > 30
+    for value in ("-3", "two", "9" * 40):
+        message = bad(2, "generate", "-m", tiny, "x", LLAMA_RS_THREADS=value)
+        assert "LLAMA_RS_THREADS" in message
+        assert value in message
+    for arguments in (["bench", "-p"], ["bench", "-n"], ["bench", "-r"], ["perplexity", "-c"]):
+        message = bad(2, *arguments, "9" * 40, "-m", tiny)
+        assert arguments[1] in message
+        assert "9" * 40 in message
 
 
 # Exit codes

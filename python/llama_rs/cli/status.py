@@ -14,7 +14,7 @@ from ..residency import Process, Residency, is_known, processes, read_rate
 from . import Command
 from .arguments import find_model, json_option, model_argument
 
-UNKNOWN = "the kernel tells what of it is in memory only who owns the file or may write to it"
+UNKNOWN = "how much of it is in memory cannot be known: the kernel tells only who owns the file or may write to it"
 
 
 @click.command("status", cls=Command)

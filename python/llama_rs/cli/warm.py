@@ -9,7 +9,7 @@ import time
 import click
 
 from .. import Checkpoint
-from ..output import is_watched, one_line, progress, say, say_in_place, size, write, write_json
+from ..output import is_watched, progress, say, say_in_place, size, write_json, write_line
 from ..residency import is_known, read_in
 from . import Command
 from .arguments import find_model, json_option, model_argument
@@ -48,13 +48,10 @@ def command(file: str | None, model: str | None, lock: bool, as_json: bool) -> N
         signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # they are waited for below
     if as_json:
         write_json({"path": path, "bytes": n_bytes, "resident_before": before, "seconds": seconds, "locked": lock})
+    elif before is not None:
+        write_line(f"{path}: {size(n_bytes)} in memory, {size(n_bytes - before)} of it read in {seconds:.2f} s")
     else:
-        read = (
-            f"{size(n_bytes - before)} of it read"
-            if before is not None
-            else ("how much of it had to be read is told only to the owner of the file, done")
-        )
-        write(one_line(f"{path}: {size(n_bytes)} in memory, {read} in {seconds:.2f} s") + "\n")
+        write_line(f"{path}: {size(n_bytes)} in memory after {seconds:.2f} s; how much of it was read cannot be known")
     if lock:
         sys.stdout.flush()
         if is_watched():

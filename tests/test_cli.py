@@ -231,6 +231,7 @@ def test_an_argument_follows_standard_input_if_that_is_a_pipe_or_a_file(tiny: Pa
     with open(file, "rb") as stdin:
         assert json.loads(subprocess.check_output(command, stdin=stdin)) == both
     assert "standard input: not UTF-8" in bad(1, "generate", "-m", tiny, "x", stdin=b"\xff")
+    assert "/proc/self/mem: Input/output error" in bad(1, "generate", "-m", tiny, "-f", "/proc/self/mem")
 
 
 def test_what_is_no_input_is_left_alone_beside_an_argument(tiny: Path, terminal: tuple[int, int]) -> None:
@@ -647,6 +648,7 @@ def test_wrong_usage_is_2(tiny: Path, tmp_path: Path) -> None:
     ):
         assert says in bad(2, *arguments), arguments
     assert "UTF-8" in bad(2, "generate", "-m", tiny, os.fsdecode(b"\xff"))
+    assert "UTF-8" in bad(2, "generate", "-m", tiny, "x", "--stop", os.fsdecode(b"\xff"))
     assert "LLAMA_RS_CPU" in bad(2, "bench", "-m", tiny, "-p1", "-n0", LLAMA_RS_CPU="abacus")
 
 

@@ -58,7 +58,7 @@ def read_text(argument: str | None, file: str | None) -> str:
         return _decode(*_read(file))
     if file is not None:
         raise click.UsageError("give the text as an argument or with -f FILE, not both")
-    if not argument.isascii() and any("\ud800" <= c <= "\udfff" for c in argument):
+    if not is_utf8(argument):
         raise click.UsageError("the text is not valid UTF-8")
     if not _is_pipe_or_file():
         return argument
@@ -66,6 +66,11 @@ def read_text(argument: str | None, file: str | None) -> str:
         say("waiting for standard input, which is part of the text, to end; < /dev/null leaves it out")
     text = _decode(*_read("-"))
     return f"{text}\n{argument}" if text else argument
+
+
+def is_utf8(argument: str) -> bool:
+    """Whether an argument of the process was text: other bytes are surrogates in it."""
+    return argument.isascii() or not any("\ud800" <= c <= "\udfff" for c in argument)
 
 
 def _is_pipe_or_file() -> bool:
@@ -79,18 +84,22 @@ def _is_pipe_or_file() -> bool:
 
 def _read(file: str | None) -> tuple[str, bytes]:
     """The name of an input, and what it holds."""
-    if file is not None and file != "-":
-        with open(file, "rb") as f:
-            return file, _limited(file, f.read(MOST_TEXT + 1))
-    name = "standard input"
-    if sys.stdin is None:
-        raise click.UsageError("no text: give it as an argument, with -f FILE or on standard input")
-    if sys.stdin.isatty() and is_watched():
-        say("Type the text, then Ctrl-D on a line of its own.")
+    name = "standard input" if file is None or file == "-" else file
     try:
-        return name, _limited(name, sys.stdin.buffer.read(MOST_TEXT + 1))
+        if name is file:
+            with open(name, "rb") as f:
+                content = f.read(MOST_TEXT + 1)
+        elif sys.stdin is None:
+            raise click.UsageError("no text: give it as an argument, with -f FILE or on standard input")
+        else:
+            if sys.stdin.isatty() and is_watched():
+                say("Type the text, then Ctrl-D on a line of its own.")
+            content = sys.stdin.buffer.read(MOST_TEXT + 1)
     except OSError as e:
         raise click.ClickException(f"{name}: {e.strerror}") from e
+    if len(content) > MOST_TEXT:
+        raise click.ClickException(f"{name}: more than {MOST_TEXT >> 20} MiB of text")
+    return name, content
 
 
 def _comes(file: int) -> bool:
@@ -98,12 +107,6 @@ def _comes(file: int) -> bool:
     from select import select
 
     return bool(select([file], [], [], PATIENCE)[0])
-
-
-def _limited(name: str, content: bytes) -> bytes:
-    if len(content) > MOST_TEXT:
-        raise click.ClickException(f"{name}: more than {MOST_TEXT >> 20} MiB of text")
-    return content
 
 
 def _decode(name: str, content: bytes) -> str:
@@ -174,6 +177,8 @@ class Text(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail(f"an empty {self.parameter.name} string", param, ctx)
+        if not is_utf8(value):
+            self.fail("not valid UTF-8", param, ctx)
         return value
 
 

@@ -136,34 +136,36 @@ def model_argument(command: F) -> F:
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]  # generic in new versions only
-    """A number in the range that the library's table has for a parameter."""
+    """A finite number in a range; ``above`` says that the minimum itself is out of it."""
 
-    def __init__(self, parameter: Parameter) -> None:
-        self.parameter = parameter
-        self.name = "integer" if parameter.kind == "int" else "number"
+    def __init__(
+        self, kind: type[int] | type[float], minimum: float | None, maximum: float | None, above: bool = False
+    ) -> None:
+        self.kind = kind
+        self.minimum, self.maximum, self.above = minimum, maximum, above
+        self.name = "integer" if kind is int else "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        is_int = self.parameter.kind == "int"
         try:
-            number = int(value) if is_int else float(value)
+            number = self.kind(value)
         except ValueError:
-            self.fail(f"{shorten(repr(value), 40)} is not {'an integer' if is_int else 'a number'}", param, ctx)
-        least, most, above = self.parameter.minimum, self.parameter.maximum, self.parameter.above
+            self.fail(
+                f"{shorten(repr(value), 40)} is not {'an integer' if self.kind is int else 'a number'}", param, ctx
+            )
         if (
             number - number != 0  # NaN, infinity
-            or (least is not None and (number < least or (above and number == least)))
-            or (most is not None and number > most)
+            or (self.minimum is not None and (number < self.minimum or (self.above and number == self.minimum)))
+            or (self.maximum is not None and number > self.maximum)
         ):
             self.fail(f"{number} is out of range, it must be {self.range()}", param, ctx)
         return number
 
     def range(self) -> str:
-        least, most = self.parameter.minimum, self.parameter.maximum
-        if least is None:
+        if self.minimum is None:
             return "a finite number"
-        if most is not None:
-            return f"{'above' if self.parameter.above else 'from'} {least} to {most}"
-        return f"above {least} and finite" if self.parameter.above else f"{least} or more, and finite"
+        if self.maximum is not None:
+            return f"{'above' if self.above else 'from'} {self.minimum} to {self.maximum}"
+        return f"above {self.minimum} and finite" if self.above else f"{self.minimum} or more, and finite"
 
 
 class Text(click.ParamType):  # type: ignore[type-arg]
@@ -220,7 +222,7 @@ def _option(row: Parameter) -> Callable[[F], F]:
         settings.update(type=Text(row), multiple=True)
         settings["help"] += " May be given several times."
     else:
-        settings["type"] = Number(row)
+        settings["type"] = Number(int if row.kind == "int" else float, row.minimum, row.maximum, row.above)
     return click.option(*spellings, row.name, **settings)
 
 

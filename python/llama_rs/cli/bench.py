@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import click
 
 from .. import Model
 from .._core import cpu
-from ..output import is_watched, printable, say, table, write, write_json
+from ..output import is_watched, say, table, write_json, write_line
 from . import Command
-from .arguments import find_model, json_option, model_option, parameters
+from .arguments import Number, find_model, json_option, model_option, parameters
 
 
 @click.command("bench", cls=Command)
@@ -18,16 +18,14 @@ from .arguments import find_model, json_option, model_option, parameters
 @click.option(
     "-p",
     "--prompt-tokens",
-    type=click.IntRange(0, 2**32 - 1),
+    type=Number(int, 0, 2**32 - 1),
     default=512,
     help="Tokens of the prompt; 0 for no such test.",
 )
 @click.option(
-    "-n", "--max-tokens", type=click.IntRange(0, 2**32 - 1), default=128, help="Tokens to generate; 0 for no such test."
+    "-n", "--max-tokens", type=Number(int, 0, 2**32 - 1), default=128, help="Tokens to generate; 0 for no such test."
 )
-@click.option(
-    "-r", "--repetitions", type=click.IntRange(1, 1_000_000), default=5, help="How many times to run each test."
-)
+@click.option("-r", "--repetitions", type=Number(int, 1, 1_000_000), default=5, help="How many times to run each test.")
 @parameters("kv_type", "threads")
 @json_option
 def command(
@@ -53,34 +51,27 @@ def command(
         raise click.UsageError("nothing to measure: -p and -n are both 0")
     path = find_model(model)
     llama = Model(path, threads=threads, kv_type=kv_type)
-    results: list[dict[str, Any]] = []
-    for test, n, is_generation in (("pp", prompt_tokens, False), ("tg", max_tokens, True)):
-        if n == 0:
-            continue
+
+    def tell(test: str) -> None:
         if is_watched():
-            say(f"measuring {test}{n}, {repetitions} times ...")
-        results.append({"test": f"{test}{n}", **_measure(llama, n, is_generation, repetitions), "model": path})
+            say(f"measuring {test}, {repetitions} times ...")
+
+    results = llama.bench(prompt_tokens=prompt_tokens, max_tokens=max_tokens, repetitions=repetitions, on_test=tell)
     if as_json:
-        write_json(results)
+        machine = {"threads": llama.threads, "kv_type": kv_type, "cpu": cpu(), "model": path}
+        write_json(
+            [
+                {
+                    "test": result.test,
+                    "tokens_per_second": result.tokens_per_second,
+                    "stddev": result.stddev,
+                    "seconds": result.seconds,
+                    **machine,
+                }
+                for result in results
+            ]
+        )
         return
-    write(f"{printable(path)}, {llama.threads} threads, {cpu()}\n")
-    rows = [(r["test"], f"{r['tokens_per_second']:.2f}", f"+- {r['stddev']:.2f} tokens/s") for r in results]
+    write_line(f"{path}, {llama.threads} threads, {cpu()}")
+    rows = [(r.test, f"{r.tokens_per_second:.2f}", f"+- {r.stddev:.2f} tokens/s") for r in results]
     table(rows, right=(1,))
-
-
-def _measure(llama: Model, n: int, is_generation: bool, repetitions: int) -> dict[str, Any]:
-    from math import sqrt
-
-    with llama.session(context_length=n) as session:
-        seconds = session._handle.bench(n, is_generation, repetitions)
-    speeds = [n / s for s in seconds]
-    mean = sum(speeds) / len(speeds)
-    variance = sum((s - mean) ** 2 for s in speeds) / max(len(speeds) - 1, 1)
-    return {
-        "tokens_per_second": mean,
-        "stddev": sqrt(variance),
-        "seconds": seconds,
-        "threads": llama.threads,
-        "kv_type": llama.kv_type,
-        "cpu": cpu(),
-    }

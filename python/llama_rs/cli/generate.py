@@ -66,13 +66,11 @@ def command(
 ) -> None:
     """Continue the text PROMPT.
 
-    The prompt is the file given with -f, or else standard input, or else the argument. An argument and standard
-    input together are one prompt, if standard input is a pipe or a file: first the input, then a newline, then the
-    argument. Where a script's own input must not become part of the prompt, give < /dev/null.
+    The prompt is the argument, or the file given with -f, or else standard input. An argument follows standard input,
+    after a newline, if that is a pipe or a file: with < /dev/null a script keeps its own input out of the prompt.
 
-    The answer, and nothing else, is written to standard output as it comes, and ends with a newline. Control
-    characters are shown as \\x1b and the like at a terminal, and written as they are to a pipe or a file. Ctrl-C
-    ends the answer.
+    The answer, and nothing else, is written to standard output as it comes, and ends with a newline. Control characters
+    are shown as \\x1b and the like at a terminal, and written as they are to a pipe or a file. Ctrl-C ends the answer.
 
     \b
       llama-rs generate "Once upon a time"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +20,7 @@ def command(file: str | None, model: str | None, as_json: bool) -> None:
     """Show the contents of the file MODEL.
 
     These are its metadata and its tensors. It need not be a model that llama-rs can run. Without MODEL it is the
-    one that the other commands would use. Shapes have rows first. Long names and values are cut; --json has
-    everything, arrays in full.
+    default model. Shapes have rows first. Long names and values are cut; --json has everything, arrays in full.
 
     \b
       llama-rs inspect model.gguf
@@ -31,12 +29,11 @@ def command(file: str | None, model: str | None, as_json: bool) -> None:
     path = find_model(model, file)
     checkpoint = Checkpoint(path)
     tensors = dict(checkpoint.tensors)
-    n_bytes = os.path.getsize(path)
     if as_json:
         write_json(
             {
                 "path": path,
-                "bytes": n_bytes,
+                "bytes": checkpoint.size,
                 "metadata": dict(checkpoint.metadata),
                 "tensors": [
                     {"name": name, "type": t.dtype, "shape": list(t.shape), "offset": t.offset, "bytes": t.nbytes}
@@ -46,7 +43,7 @@ def command(file: str | None, model: str | None, as_json: bool) -> None:
         )
         return
     write_line(path)
-    write(f"{size(n_bytes)}, {_parameters(tensors)}\n\nMetadata\n")
+    write(f"{size(checkpoint.size)}, {_parameters(tensors)}\n\nMetadata\n")
     table([(key, _shown(value)) for key, value in checkpoint.metadata.items()])
     write("\nTensors\n")
     rows = [("name", "type", "shape", "offset", "bytes")]

@@ -10,18 +10,16 @@ import click
 
 from .. import Checkpoint
 from ..output import bar, percent, size, table, write, write_json, write_line
-from ..residency import Process, Residency, is_known, processes, read_rate
+from ..residency import Process, Residency, is_known, read_rate
 from . import Command
-from .arguments import find_model, json_option, model_argument
+from .arguments import Number, find_model, json_option, model_argument
 
 UNKNOWN = "how much of it is in memory cannot be known: the kernel tells only who owns the file or may write to it"
 
 
 @click.command("status", cls=Command)
 @model_argument
-@click.option(
-    "--rate", type=click.FloatRange(min=0, min_open=True), help="Speed of the disk in MB/s.  [default: measured]"
-)
+@click.option("--rate", type=Number(float, 0, None, above=True), help="Speed of the disk in MB/s.  [default: measured]")
 @json_option
 def command(file: str | None, model: str | None, rate: float | None, as_json: bool) -> None:
     """Show how much of MODEL is in memory.
@@ -37,14 +35,13 @@ def command(file: str | None, model: str | None, rate: float | None, as_json: bo
     path = find_model(model, file)
     checkpoint = Checkpoint(path)
     what = checkpoint.residency() if is_known(path) else None
-    n_bytes = os.path.getsize(path)
-    users = [p for p in processes(path, checkpoint._core) if p.pid != os.getpid()]
+    users = [p for p in checkpoint.processes() if p.pid != os.getpid()]
     missing = what.bytes - what.resident if what else 0
     speed = rate * 1e6 if rate else read_rate(path, what) if what and missing else None
     if as_json:
         result: dict[str, Any] = {
             "path": path,
-            "bytes": n_bytes,
+            "bytes": checkpoint.size,
             "resident": what.resident if what else None,
             "read_bytes_per_second": speed,
             "layers": [part._asdict() for part in what.layers] if what else None,
@@ -57,7 +54,7 @@ def command(file: str | None, model: str | None, rate: float | None, as_json: bo
     if what:
         _write_layers(what)
     else:
-        write(f"{size(n_bytes)}; {UNKNOWN}\n")
+        write(f"{size(checkpoint.size)}; {UNKNOWN}\n")
     _write_users(users)
     if what and not missing:
         write("\nAll of it is there.\n")

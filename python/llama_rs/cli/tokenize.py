@@ -23,12 +23,11 @@ def command(
 ) -> None:
     """Show the tokens of TEXT.
 
-    The text is the file given with -f, or else standard input, or else the argument. An argument and standard input
-    together are one text, if standard input is a pipe or a file: first the input, then a newline, then the
-    argument.
+    The text is the argument, or the file given with -f, or else standard input. An argument follows standard input,
+    after a newline, if that is a pipe or a file.
 
-    Prints a token per line, its id and the text that it stands for; with --json a list of the ids. A model file
-    with a vocabulary and no weights is enough.
+    Prints a token per line, its id and the text that it stands for; with --json a list of the ids. A model file with a
+    vocabulary and no weights is enough.
 
     \b
       llama-rs tokenize "Once upon a time"

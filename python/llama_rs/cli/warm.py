@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 
 import click
 
 from .. import Checkpoint
 from ..output import is_watched, progress, say, say_in_place, size, write_json, write_line
-from ..residency import is_known, read_in
+from ..residency import is_known
 from . import Command
 from .arguments import find_model, json_option, model_argument
 
@@ -30,30 +29,32 @@ def command(file: str | None, model: str | None, lock: bool, as_json: bool) -> N
       llama-rs warm --lock model.gguf &
     """
     path = find_model(model, file)
-    core = Checkpoint(path)._core
-    n_bytes = core.size()
-    before = core.resident(0, n_bytes) if is_known(path) else None
+    checkpoint = Checkpoint(path)
     start = time.perf_counter()
+
+    def tell(done: int, whole: int) -> None:
+        if is_watched():
+            say_in_place(progress(done, whole, done / (time.perf_counter() - start)))
+
     try:
-        for done in read_in(core):
-            if is_watched():
-                say_in_place(progress(done, n_bytes, done / (time.perf_counter() - start)))
+        done = checkpoint.warm(tell, lock=lock)
     finally:
         if is_watched():
             say_in_place("")
-    seconds = time.perf_counter() - start
+    before = done.resident_before if is_known(path) else None
     stops = {signal.SIGINT, signal.SIGTERM}
     if lock:
-        core.lock()
         signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # they are waited for below
     if as_json:
-        write_json({"path": path, "bytes": n_bytes, "resident_before": before, "seconds": seconds, "locked": lock})
+        facts = {"path": path, "bytes": done.bytes, "resident_before": before, "seconds": done.seconds, "locked": lock}
+        write_json(facts)
     elif before is not None:
-        write_line(f"{path}: {size(n_bytes)} in memory, {size(n_bytes - before)} of it read in {seconds:.2f} s")
+        read = size(done.bytes - before)
+        write_line(f"{path}: {size(done.bytes)} in memory, {read} of it read in {done.seconds:.2f} s")
     else:
-        write_line(f"{path}: {size(n_bytes)} in memory after {seconds:.2f} s; how much of it was read cannot be known")
+        took = f"{done.seconds:.2f} s; how much of it was read cannot be known"
+        write_line(f"{path}: {size(done.bytes)} in memory after {took}")
     if lock:
-        sys.stdout.flush()
         if is_watched():
             say("Locked in memory. Ctrl-C releases it.")
         signal.sigwait(stops)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
@@ -110,14 +110,16 @@ def write_json(data: Any) -> None:
 
 def _json_value(value: Any) -> Any:
     """A value as JSON has it: that knows neither NaN nor infinity, which become strings, nor bytes in names."""
-    if isinstance(value, dict):
-        return {_json_value(key): _json_value(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_value(item) for item in value]
-    if isinstance(value, float) and value - value != 0:
-        return str(value)
-    if isinstance(value, str) and not value.isascii():
+    if isinstance(value, str):
+        if value.isascii():
+            return value
         return "".join(_escape(c) if "\ud800" <= c <= "\udfff" else c for c in value)
+    if isinstance(value, float):
+        return value if value - value == 0 else str(value)
+    if isinstance(value, Mapping):
+        return {_json_value(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_json_value(item) for item in value]
     return value
 
 

@@ -34,7 +34,7 @@ def command(file: str | None, model: str | None, as_json: bool) -> None:
             {
                 "path": path,
                 "bytes": checkpoint.size,
-                "metadata": dict(checkpoint.metadata),
+                "metadata": checkpoint.metadata,
                 "tensors": [
                     {"name": name, "type": t.dtype, "shape": list(t.shape), "offset": t.offset, "bytes": t.nbytes}
                     for name, t in tensors.items()

@@ -285,6 +285,25 @@ def test_a_beginning_given_twice_is_said(smollm2: Path, tmp_path: Path) -> None:
     good("generate", "-m", smollm2, "-n", "1", "<|im_start|>user")
 
 
+def test_what_the_library_notes_is_a_warning(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from llama_rs import notes
+
+    with notes.told_to(lambda text: print(text)):
+        notes.note("before")
+        assert cli.main(["tokenize", "-m", str(tiny), "--json", "x"]) == 0
+    assert capfd.readouterr().out.startswith("before\n[")
+    model_init = Model.__init__
+
+    def noted(self: Model, *arguments: Any, **options: Any) -> None:
+        model_init(self, *arguments, **options)
+        notes.note("a\x1b file")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Model, "__init__", noted)
+        assert cli.main(["generate", "-m", str(tiny), "-n", "1", "x"]) == 0
+    assert capfd.readouterr().err == "warning: a\\x1b file\n"
+
+
 def test_a_context_longer_than_that_of_the_training_is_said(tiny: Path) -> None:
     _, warning = warned("generate", "-m", tiny, "-n", "1", "-c", "300", "the sea")
     assert "300 tokens" in warning

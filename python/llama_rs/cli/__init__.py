@@ -16,8 +16,8 @@ from typing import Any
 
 import click
 
-from .. import __version__, errors
-from ..output import say, settle, standard_output
+from .. import __version__, errors, notes
+from ..output import say, settle, standard_output, warn
 from .arguments import find_model as find_model
 
 COMMANDS = ("generate", "tokenize", "inspect", "perplexity", "bench", "status", "warm")
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None, *, on_interrupt: Callable[..., 
         arguments: by default those of the process.
         on_interrupt: the handler of SIGINT before and after the command itself; None to leave SIGINT alone.
     """
-    with standard_output():
+    with standard_output(), notes.told_to(warn):
         try:
             code = _run(sys.argv[1:] if arguments is None else list(arguments), on_interrupt)
         except BrokenPipeError:

@@ -806,6 +806,10 @@ def test_only_what_a_command_needs_is_imported() -> None:
     code = "import sys, llama_rs; print([name for name in sys.modules if name.startswith('llama_rs.')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+    import llama_rs
+
+    assert all(hasattr(llama_rs, name) for name in llama_rs.__all__)
+    assert not hasattr(llama_rs, "no_such_name")
 
 
 # Pipes and terminals

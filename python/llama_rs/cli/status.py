@@ -10,7 +10,7 @@ import click
 
 from .. import Checkpoint
 from ..output import bar, percent, size, table, write, write_json, write_line
-from ..residency import Process, Residency, is_known, read_rate
+from ..residency import Part, Process, Residency, is_known, read_rate
 from . import Command
 from .arguments import Number, find_model, json_option, model_argument
 
@@ -45,7 +45,7 @@ def command(file: str | None, model: str | None, rate: float | None, as_json: bo
             "resident": what.resident if what else None,
             "read_bytes_per_second": speed,
             "layers": [part._asdict() for part in what.layers] if what else None,
-            "tensors": [part._asdict() for part in what.tensors] if what else None,
+            "tensors": [_tensor(part) for part in what.tensors] if what else None,
             "processes": [user._asdict() for user in users],
         }
         write_json(result)
@@ -63,6 +63,10 @@ def command(file: str | None, model: str | None, rate: float | None, as_json: bo
         write(f"\n{size(missing)} missing: {missing / speed:.1f} s to read at {speed / 1e6:.0f} MB/s ({source})\n")
     elif missing:
         write(f"\n{size(missing)} missing\n")
+
+
+def _tensor(part: Part) -> dict[str, Any]:
+    return {"name": part.name, "start": part.start, "bytes": part.bytes, "resident": part.resident}
 
 
 def _write_layers(what: Residency) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -176,11 +175,11 @@ class FileBeingRead:
         self.names = names
         self.asked = 0
 
-    def tensor_names(self) -> list[str]:
-        return self.names
+    def tensor_spans(self) -> list[tuple[str, int, int]]:
+        return [(name, 5000 + 10_007 * i, 10_000) for i, name in enumerate(self.names)]
 
-    def tensor(self, name: str) -> Any:
-        return SimpleNamespace(offset=5000 + 10_007 * self.names.index(name), nbytes=10_000)
+    def files(self) -> list[tuple[str, int, int, int]]:
+        return [("model.gguf", 0, 0, self.size())]
 
     def size(self) -> int:
         return 5000 + 10_007 * len(self.names) + 100

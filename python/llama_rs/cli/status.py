@@ -37,7 +37,7 @@ def command(file: str | None, model: str | None, rate: float | None, as_json: bo
     what = checkpoint.residency() if is_known(path) else None
     users = [p for p in checkpoint.processes() if p.pid != os.getpid()]
     missing = what.bytes - what.resident if what else 0
-    speed = rate * 1e6 if rate else read_rate(path, what) if what and missing else None
+    speed = rate * 1e6 if rate else read_rate(what) if what and missing else None
     if as_json:
         result: dict[str, Any] = {
             "path": path,

@@ -25,7 +25,7 @@ help: ## Say what can be made
 
 demo: $(MADE)/package $(MADE)/model ## Build, install a real model of 135 million weights, and let it answer
 	@printf '\n%s' $(DEMO)
-	@$(BIN)/llama-rs generate --temperature 0 -n 64 $(DEMO)
+	@$(BIN)/llama-rs generate --temperature 0 -n 64 --raw $(DEMO) < /dev/null
 	@printf ' ...\n'
 
 test: $(MADE)/package-test $(MADE)/model $(MADE)/vocabularies ## Run all tests, in Rust and in Python

@@ -49,7 +49,8 @@ def read(path: str) -> float:
 def first_byte(command: Sequence[str]) -> dict[str, float]:
     """Seconds to the first byte of a command's output and to its end, and of each stage that it tells of."""
     start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipe, no_input = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=no_input, stdout=pipe, stderr=pipe) as process:
         assert process.stdout
         assert process.stderr
         process.stdout.read(1)

@@ -72,7 +72,9 @@ def test_types_of_keys_and_values_that_cannot_be(tiny: Path, tmp_path: Path) -> 
         Model(tiny, kv_type=wrong).session()
     path = tmp_path / "narrow.gguf"
     tiny_model.write_tiny_model(path, head_dim=16)
-    with pytest.raises(ValueError, match="kv_type Q8_0 cannot hold the keys of this model, 16 numbers per head: use F16"):
+    with pytest.raises(
+        ValueError, match="kv_type Q8_0 cannot hold the keys of this model, 16 numbers per head: use F16"
+    ):
         Model(path, kv_type="q8_0").session()
 
 
@@ -188,7 +190,9 @@ def test_a_damaged_block_is_found_before_it_is_used(model: Model, saved: Path) -
         saved.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
         with model.load_session(saved) as session:
             for use in (lambda s=session: s.forward([1]), lambda s=session: s.save(saved.with_suffix(".copy"))):
-                with pytest.raises(SavedSessionError, match=r"session\.kv: a damaged saved session: what it has of tokens"):
+                with pytest.raises(
+                    SavedSessionError, match=r"session\.kv: a damaged saved session: what it has of tokens"
+                ):
                     use()
     saved.write_bytes(good)
     with model.load_session(saved) as session:

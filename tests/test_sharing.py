@@ -10,11 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import pytest
-from llama_rs import Model
-from llama_rs.residency import processes
+from llama_rs import Model, _core
+from llama_rs.residency import Residency, is_known, processes, residency
+from tiny_model import write_tiny_model
 
 MIB = 1 << 20
 LLAMA_RS = [sys.executable, "-m", "llama_rs"]
@@ -118,17 +120,25 @@ def test_status_shows_what_is_missing_and_reads_nothing(cold: Path) -> None:
 
 
 def test_warm_reads_all_of_it(cold: Path) -> None:
+    assert status(cold)["resident"] < cold.stat().st_size / 4
     assert "in memory" in good("warm", cold)
     data = status(cold)
+    assert data["resident"] > 0.99 * data["bytes"]  # the kernel may take back pages of a file that nobody uses
+
+
+def test_what_is_locked_is_there(tiny: Path) -> None:
+    with subprocess.Popen([*LLAMA_RS, "warm", "--lock", str(tiny)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert "in memory" in process.stdout.readline()
+        data, text = status(tiny), good("status", tiny)
+        process.terminate()
     assert data["resident"] == data["bytes"]
-    text = good("status", cold)
+    assert all(part["resident"] == part["bytes"] for part in [*data["layers"], *data["tensors"]])
     assert "All of it is there." in text
     assert "100%  ████████████████████████████████" in text
 
 
 def test_an_answer_reads_of_the_embedding_only_some_rows(tmp_path: Path) -> None:
-    from tiny_model import write_tiny_model
-
     # Rows of 64 KiB, and more of them than the system reads ahead when the header is read.
     path = write_tiny_model(tmp_path / "wide.gguf", "F16", dim=32768, head_dim=16, hidden_dim=64, n_layers=1)
     drop_from_memory(path)
@@ -153,3 +163,101 @@ def test_warm_keeps_it_locked_until_told_to_stop(tiny: Path, stop: signal.Signal
         process.send_signal(stop)
         assert process.communicate(timeout=10) == ("", "")
     assert process.returncode == 0
+
+
+# The sums of residency
+
+
+class FileBeingRead:
+    """A file with tensors and without contents, of which the kernel says something else each time."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.asked = 0
+
+    def tensor_spans(self) -> list[tuple[str, int, int]]:
+        return [(name, 5000 + 10_007 * i, 10_000) for i, name in enumerate(self.names)]
+
+    def files(self) -> list[tuple[str, int, int, int]]:
+        return [("model.gguf", 0, 0, self.size())]
+
+    def size(self) -> int:
+        return 5000 + 10_007 * len(self.names) + 100
+
+    def resident(self, start: int, end: int) -> int:
+        self.asked += 1
+        return (self.asked * 7919) % (end - start + 1)
+
+
+def surveyed(names: list[str]) -> tuple[FileBeingRead, Residency]:
+    file = FileBeingRead(names)
+    return file, residency(cast(_core.Checkpoint, file))
+
+
+def test_the_numbers_of_a_file_that_is_being_read_fit_together() -> None:
+    names = [f"blk.{i}.{part}.weight" for i in range(3) for part in ("attn_q", "attn_k", "ffn_up")]
+    file, what = surveyed([*names, "token_embd.weight", "output.weight"])
+    in_layers = sum(layer.resident for layer in what.layers)
+    header = what.layers[0].resident
+    assert in_layers == header + sum(tensor.resident for tensor in what.tensors)
+    between = file.size() - 5000 - 10_000 * len(file.names)
+    assert in_layers <= what.resident <= in_layers + between
+    for layer in what.layers:
+        assert 0 <= min(layer.pieces) <= max(layer.pieces) <= 1
+        assert sum(layer.pieces) / len(layer.pieces) == pytest.approx(layer.resident / layer.bytes, abs=0.01)
+    assert [t.name for t in what.tensors] == file.names
+
+
+def test_layers_come_in_the_order_of_a_pass() -> None:
+    names = [
+        "output.weight",
+        *(f"blk.{i}.attn_q.weight" for i in (1, 10, 2, 0)),
+        "output_norm.weight",
+        "token_embd.weight",
+    ]
+    _, what = surveyed(names)
+    assert [layer.name for layer in what.layers] == [
+        *("header", "token_embd", "blk.0", "blk.1", "blk.2", "blk.10", "output", "output_norm")
+    ]
+
+
+def test_the_kernel_is_asked_a_few_times_for_a_tensor() -> None:
+    for n in (100, 1000):
+        file, _ = surveyed([f"t{i}.weight" for i in range(n)])
+        assert file.asked <= 40 * n
+        file, _ = surveyed([f"blk.0.t{i}.weight" for i in range(n)])
+        assert file.asked <= 3 * n + 40
+
+
+# Somebody else may not look into the folders of Python: all that is needed is imported before.
+AS_NOBODY = """
+import json, mmap, os, sys
+import llama_rs.cli.status, llama_rs.cli.warm
+
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+sys.exit(llama_rs.cli.main())
+"""
+
+
+def test_what_the_kernel_does_not_tell_is_not_told(tmp_path_factory: pytest.TempPathFactory) -> None:
+    if os.geteuid() != 0:
+        # A file of root: whoever may not write to it is not told.
+        assert not is_known("/etc/passwd")
+        assert is_known(tmp_path_factory.mktemp("own"))
+        return
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = write_tiny_model(Path(folder) / "model.gguf")
+
+        def run(*arguments: str) -> str:
+            command = [sys.executable, "-c", AS_NOBODY, *arguments, str(path)]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        assert "cannot be known" in run("status")
+        data = json.loads(run("status", "--json"))
+        assert (data["resident"], data["layers"], data["tensors"]) == (None, None, None)
+        assert "cannot be known" in run("warm")
+        assert json.loads(run("warm", "--json"))["resident_before"] is None
+    assert is_known(path.parent.parent)

@@ -3,25 +3,29 @@
 >>> from llama_rs import Model
 >>> model = Model("model.gguf")                       # milliseconds: the file is mapped, not read
 >>> model.generate("Once upon a time", max_tokens=64).text
+
+The names below are imported when they are first used: whoever wants one does not wait for all.
 """
 
-from .checkpoint import Checkpoint, Tensor, Warmed
-from .errors import (
-    ContextOverflowError,
-    LlamaError,
-    ModelChangedError,
-    ModelClosedError,
-    ModelFileError,
-    ModelFormatError,
-    ModelNotFoundError,
-    SavedSessionError,
-    SessionBusyError,
-    UnsupportedModelError,
-)
-from .model import Benchmark, Config, Model, Perplexity, Score
-from .options import FinishReason, GenerateOptions, KvType, Load, OnOverflow, SamplingParams
-from .session import Completion, Session, Stream, Timings
-from .tokenizer import Tokenizer
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint, Tensor, Warmed
+    from .errors import (
+        ContextOverflowError,
+        LlamaError,
+        ModelChangedError,
+        ModelClosedError,
+        ModelFileError,
+        ModelFormatError,
+        ModelNotFoundError,
+        SavedSessionError,
+        SessionBusyError,
+        UnsupportedModelError,
+    )
+    from .model import Benchmark, Config, Model, Perplexity, Score
+    from .options import FinishReason, GenerateOptions, KvType, Load, OnOverflow, SamplingParams
+    from .session import Completion, Session, Stream, Timings
+    from .tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
@@ -56,3 +60,27 @@ __all__ = [
     "UnsupportedModelError",
     "Warmed",
 ]
+
+_HOMES = (
+    "errors",
+    "tokenizer",
+    "options",
+    "checkpoint",
+    "model",
+)  # where those names are, the quickest to import first
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        from importlib import import_module
+
+        for home in _HOMES:
+            module = import_module(f"{__name__}.{home}")
+            if name in vars(module):
+                globals()[name] = value = vars(module)[name]
+                return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

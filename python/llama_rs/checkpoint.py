@@ -209,7 +209,7 @@ class Checkpoint:
 
     def processes(self) -> list[_residency.Process]:
         """The processes that have the file mapped, as far as this user may look into them (Linux)."""
-        return _residency.processes(self.path, self._core)
+        return _residency.processes(self._core)
 
     def warm(self, on_progress: Callable[[int, int], object] | None = None, *, lock: bool = False) -> Warmed:
         """Reads the file into memory, where all processes find it. It stays there while nothing else needs the room.

@@ -13,6 +13,7 @@ from . import _core
 from .checkpoint import Checkpoint, Metadata, Tensor, Tensors
 from .errors import ModelChangedError, ModelClosedError, ModelNotFoundError
 from .lazy import Lazy
+from .notes import note
 from .options import GenerateOptions, KvType, Load, SamplingParams, default_threads, merged
 from .prompt_cache import PromptCache
 from .session import Completion, Session, Stream
@@ -141,10 +142,8 @@ class Model:
         self.path = os.fspath(path)
         self._open: _core.Model | None = _core.Model(path, load, prefault, lock)
         self._load = {"load": load, "prefault": prefault, "lock": lock}
-        if note := self._open.checkpoint().note():
-            import logging
-
-            logging.getLogger("llama_rs").warning(note)
+        if text := self._open.checkpoint().note():
+            note(text)
         self.config = Config(**self._open.config())
         self.threads = default_threads() if threads is None else threads
         if context_length is None:

@@ -94,9 +94,10 @@ def is_worth_writing(prompt_tokens: int, cached_tokens: int, held: int) -> bool:
     - One that differs from it earlier has to be new in more than half. So a changing question behind fixed rules leaves
       the file alone: another question in it would help the next one as little.
     """
-    # The last token is computed again in any case, so a file that lacks only that is as good.
-    if cached_tokens >= held - 1:
-        return prompt_tokens - max(held, 1) > held / 16
+    if held == 0:
+        return True
+    if cached_tokens >= held - 1:  # the last token is computed again in any case
+        return prompt_tokens - held > held / 16
     return prompt_tokens - cached_tokens > cached_tokens
 
 

@@ -1,4 +1,8 @@
-"""What of a model file is in memory, who has it there, and bringing it in."""
+"""What of a model file is in memory, who has it there, and bringing it in.
+
+The kernel is asked about each byte once, in one sweep over the file, and all numbers are sums of its answers: so they
+fit together, also while the file is being read.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,23 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from time import perf_counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import _core
+from .output import progress
+
+if TYPE_CHECKING:
+    from .model import Model
 
 STEP = 16 << 20
 """Bytes that are read at a time: some ten milliseconds of a good disk."""
+
+PIECES = 32
+"""Of a layer, in a picture of it."""
+
+CAP_FOWNER = 1 << 3
 
 
 class Part(NamedTuple):
@@ -25,15 +39,18 @@ class Part(NamedTuple):
     start: int
     bytes: int
     resident: int
+    pieces: tuple[float, ...] = ()
+    """Of a layer, from its start to its end in equal pieces: the share of each that is in memory."""
 
 
 class Residency(NamedTuple):
     """What of a model file is in memory, in the page cache that all processes share.
 
-    The kernel tells only who owns the file or may write to it; to others it says that all is there.
+    ``layers`` are the header, the token embedding, the layers in the order in which a pass uses them, and what belongs
+    to none of them (``output``). ``tensors`` are the same, one by one, in the order of the file.
 
-    ``layers`` are the header, the layers and what belongs to none of them (``token_embd``, ``output``), in the order of
-    the file. ``tensors`` are the same, one by one.
+    The kernel tells only who owns the file or may write to it; to others it says that all is in memory, see
+    :func:`is_known`.
     """
 
     bytes: int
@@ -49,6 +66,7 @@ class Process(NamedTuple):
 
     pid: int
     command: str
+    """Bytes that are not UTF-8 as ``\\xe9``."""
     pss: int
     """Of this file, in bytes."""
     pss_total: int
@@ -57,53 +75,115 @@ class Process(NamedTuple):
 
 def residency(checkpoint: _core.Checkpoint) -> Residency:
     """Asks the kernel about every part of an open file."""
-
-    def part(name: str, start: int, end: int) -> Part:
-        return Part(name, start, end - start, checkpoint.resident(start, end))
-
-    tensors = [part(name, start, start + size) for name, start, size in checkpoint.tensor_spans()]
-    # A layer whose tensors are spread over the file counts those and not what lies between them.
-    by_layer: dict[str, list[Part]] = {}
-    for tensor in tensors:
-        layer = re.match(r"blk\.\d+|[^.]*", tensor.name)
-        by_layer.setdefault(layer[0] if layer else tensor.name, []).append(tensor)
-    layers = [
-        Part(key, min(t.start for t in own), sum(t.bytes for t in own), sum(t.resident for t in own))
-        for key, own in by_layer.items()
-    ]
-    layers.sort(key=lambda layer: layer.start)
     size = checkpoint.size()
-    header = part("header", 0, min((t.start for t in tensors), default=size))
-    files = [(path, size) for path, _, _, size in checkpoint.files()]
-    return Residency(size, checkpoint.resident(0, size), [header, *layers], tensors, files)
+    spans = [(start, start + n_bytes, name) for name, start, n_bytes in checkpoint.tensor_spans()]
+    by_place = sorted(spans)
+    header = by_place[0][0] if by_place else size
+
+    # The tensors of a layer may be spread over the file: it counts them, and not what lies between.
+    layers: dict[str, _Sum] = {"header": _Sum(0, header)}
+    for start, end, name in by_place:
+        layers.setdefault(_layer_of(name), _Sum(start)).bytes += end - start
+    layers["header"].ask(checkpoint, 0, header)
+    resident, at = layers["header"].resident, header
+    tensors: dict[str, Part] = {}
+    for start, end, name in by_place:
+        between = checkpoint.resident(at, start) if at < start else 0  # padding
+        own = layers[_layer_of(name)].ask(checkpoint, start, end)
+        tensors[name] = Part(name, start, end - start, own)
+        resident, at = resident + between + own, max(at, end)
+    resident = min(resident + checkpoint.resident(at, size), size)
+    return Residency(
+        size,
+        resident,
+        [layers[name].part(name) for name in sorted(layers, key=_place_of_layer)],
+        [tensors[name] for _, _, name in spans],
+        [(path, n_bytes) for path, _, _, n_bytes in checkpoint.files()],
+    )
+
+
+class _Sum:
+    """Of a layer, while its tensors are asked about one after the other."""
+
+    def __init__(self, start: int, n_bytes: int = 0) -> None:
+        self.start = start
+        self.bytes = n_bytes
+        self.done = 0
+        self.resident = 0
+        self.pieces = [0] * PIECES
+
+    def ask(self, checkpoint: _core.Checkpoint, start: int, end: int) -> int:
+        """Asks about the next bytes of the layer, piece by piece; gives how many of them are in memory."""
+        found = 0
+        while start < end:
+            i = min(self.done * PIECES // self.bytes, PIECES - 1)
+            n = min(end - start, max(-(-self.bytes * (i + 1) // PIECES) - self.done, 1))
+            here = checkpoint.resident(start, start + n)
+            self.pieces[i] += here
+            found, start, self.done = found + here, start + n, self.done + n
+        self.resident += found
+        return found
+
+    def part(self, name: str) -> Part:
+        borders = [-(-self.bytes * i // PIECES) for i in range(PIECES + 1)]
+        lengths = [b - a for a, b in pairwise(borders)]
+        shares = (piece / length if length else 0.0 for piece, length in zip(self.pieces, lengths, strict=True))
+        return Part(name, self.start, self.bytes, self.resident, tuple(shares))
+
+
+def _layer_of(tensor: str) -> str:
+    layer = re.match(r"blk\.[0-9]{1,9}(?=\.)|[^.]*", tensor)
+    return layer[0] if layer else tensor
+
+
+def _place_of_layer(name: str) -> tuple[int, int, str]:
+    """Sorts layers as a pass uses them."""
+    if name == "header":
+        return 0, 0, name
+    if name.startswith("blk."):  # and a number, see above
+        return 2, int(name[4:]), name
+    return (1 if name.startswith(("token_", "position_")) else 3), 0, name
+
+
+def is_known(path: str | os.PathLike[str]) -> bool:
+    """Whether the kernel tells this process what of a file is in memory: to others it says that all is."""
+    try:
+        if os.stat(path).st_uid == os.geteuid() or os.access(path, os.W_OK, effective_ids=True):
+            return True
+        with open("/proc/self/status") as f:
+            capabilities = next(int(line.split()[1], 16) for line in f if line.startswith("CapEff:"))
+        return bool(capabilities & CAP_FOWNER)
+    except (OSError, StopIteration, NotImplementedError):
+        return True
 
 
 def processes(checkpoint: _core.Checkpoint) -> list[Process]:
     """The processes that have the file, or a part of it, mapped, as far as this user may look into them (Linux)."""
+    # Names are bytes: those of other programs need not be UTF-8. The kernel writes a newline in one as \\012.
     places, names = [], []
     for file, device, inode, _ in checkpoint.files():
-        places.append(f" {os.major(device):02x}:{os.minor(device):02x} {inode} ")
-        names.append(f" {os.path.realpath(file)}\n")
+        places.append(f" {os.major(device):02x}:{os.minor(device):02x} {inode} ".encode())
+        names.append(b" " + os.fsencode(os.path.realpath(file)).replace(b"\n", b"\\012") + b"\n")
 
-    def is_ours(line: str) -> bool:
+    def is_ours(line: bytes) -> bool:
         # The device of a map is not always that of the file (overlayfs): then it is found by its name.
         return any(place in line for place in places) or line.endswith(tuple(names))
 
     found = []
     for pid in sorted(int(pid) for pid in os.listdir("/proc") if pid.isdigit()):
         with suppress(OSError):  # it has ended, or belongs to somebody else
-            with open(f"/proc/{pid}/maps") as f:
+            with open(f"/proc/{pid}/maps", "rb") as f:
                 if not any(is_ours(line) for line in f):
                     continue
-            with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
-                command = cmdline.read().replace(b"\0", b" ").decode(errors="replace").strip()
+            with open(f"/proc/{pid}/cmdline", "rb") as f:
+                command = f.read().rstrip(b"\0").replace(b"\0", b" ").decode(errors="backslashreplace")
             pss = pss_total = 0
             ours = False
-            with open(f"/proc/{pid}/smaps") as f:
+            with open(f"/proc/{pid}/smaps", "rb") as f:
                 for line in f:
-                    if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                    if re.match(rb"[0-9a-f]+-[0-9a-f]+ ", line):
                         ours = is_ours(line)
-                    elif line.startswith("Pss:"):
+                    elif line.startswith(b"Pss:"):
                         size = int(line.split()[1]) << 10
                         pss_total += size
                         pss += size if ours else 0
@@ -156,35 +236,19 @@ def read_in(checkpoint: _core.Checkpoint) -> Iterator[int]:
         yield end
 
 
-def strip(checkpoint: _core.Checkpoint, part: Part, width: int = 32) -> str:
-    """A picture of a part of the file from its start to its end: the fuller, the more of it is in memory."""
-    shades = " ░▒▓█"
-    cells = []
-    for i in range(width):
-        start, end = (part.start + part.bytes * j // width for j in (i, i + 1))
-        share = checkpoint.resident(start, end) / (end - start) if end > start else 0
-        # The extremes mean all and nothing.
-        cells.append(shades[4 if share == 1 else 0 if share == 0 else min(max(round(4 * share), 1), 3)])
-    return "".join(cells)
-
-
-def progress(done: int, whole: int, rate: float, width: int = 24) -> str:
-    """A line that says how far the reading is."""
-    filled = width * done // max(whole, 1)
-    left = f", {(whole - done) / rate:.0f} s left" if rate > 0 and done < whole else ""
-    return f"[{'#' * filled}{'.' * (width - filled)}] {done >> 20} of {whole >> 20} MiB, {rate / 1e6:.0f} MB/s{left}"
-
-
 @contextmanager
-def watch(checkpoint: _core.Checkpoint, say: Callable[[str], None], period: float = 0.2) -> Iterator[None]:
+def watch(model: Model, say: Callable[[str], None], period: float = 0.2) -> Iterator[None]:
     """Says now and then how much of what a pass needs is in memory, if not all of it is, until the end of the block.
 
     What a pass needs is all but the embedding, of which it reads a few rows, and the header, which has been read.
     """
-    tensors = residency(checkpoint).tensors
-    needed = [part for part in tensors if not part.name.startswith("token_embd.")] or tensors
-    whole = sum(part.bytes for part in needed)
-    before = sum(part.resident for part in needed)
+
+    def count() -> tuple[int, int]:
+        tensors = model.residency().tensors
+        needed = [part for part in tensors if not part.name.startswith("token_embd.")] or tensors
+        return sum(part.resident for part in needed), sum(part.bytes for part in needed)
+
+    before, whole = count()
     if before > 0.98 * whole:
         yield
         return
@@ -195,7 +259,7 @@ def watch(checkpoint: _core.Checkpoint, say: Callable[[str], None], period: floa
     def run() -> None:
         done = before
         while not end.wait(period) and done < whole:
-            done = sum(checkpoint.resident(part.start, part.start + part.bytes) for part in needed)
+            done, _ = count()
             say(progress(done, whole, (done - before) / (perf_counter() - start)))
 
     thread = Thread(target=run, daemon=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, Unpack
 
 from . import _core
 from .lazy import Lazy
+from .notes import note
 from .options import FinishReason, GenerateOptions, SamplingParams, merged
 from .prompt_cache import PromptCache
 
@@ -244,9 +245,7 @@ class Stream(Iterator[str]):
         for _ in self:
             pass
         if self.prompt_cache_error:
-            import logging
-
-            logging.getLogger("llama_rs").warning(self.prompt_cache_error)
+            note(self.prompt_cache_error)
         finish_reason = self.finish_reason
         assert finish_reason is not None, "the stream has ended"
         return Completion(self.text, self.token_ids, finish_reason, self.prompt_tokens, self.timings, self.seed)

@@ -2,17 +2,15 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use pyo3::IntoPyObjectExt;
-use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 
+use super::array::to_python;
 use super::{Tensor, detached, raise, run};
-use crate::checkpoint::{self, Elements, Value};
-use crate::formats;
 use crate::mapping::{Mapping, guarded};
+use crate::{checkpoint, formats};
 
 /// A model file, open: metadata and tensors.
 #[pyclass(frozen)]
@@ -121,50 +119,5 @@ impl Checkpoint {
     /// Number of buffers of tensors that somebody holds.
     fn views(&self) -> usize {
         self.views.load(Ordering::Acquire)
-    }
-}
-
-fn to_python<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
-    match value {
-        Value::Unsigned(n) => n.into_bound_py_any(py),
-        Value::Signed(n) => n.into_bound_py_any(py),
-        Value::F32(x) => x.into_bound_py_any(py),
-        Value::F64(x) => x.into_bound_py_any(py),
-        Value::Bool(b) => b.into_bound_py_any(py),
-        Value::String(s) => {
-            let copy = s.to_vec(); // then converted: another process may write to the file meanwhile
-            String::from_utf8_lossy(&copy).into_bound_py_any(py)
-        }
-        Value::Array(a) => Array { array: a.clone(), elements: Mutex::new(a.iter()) }.into_bound_py_any(py),
-    }
-}
-
-/// An array of the metadata: its elements are read when they are asked for.
-#[pyclass(frozen, sequence)]
-pub struct Array {
-    array: checkpoint::Array,
-    elements: Mutex<Elements>, // from where the last one was asked for: strings are found by walking over those before
-}
-
-#[pymethods]
-impl Array {
-    fn __len__(&self) -> usize {
-        self.array.len
-    }
-
-    fn __getitem__<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyAny>> {
-        let value = detached(py, || {
-            let mut elements = self.elements.lock().unwrap_or_else(PoisonError::into_inner);
-            if elements.position() > index {
-                *elements = self.array.iter();
-            }
-            let n = index - elements.position();
-            elements.nth(n)
-        });
-        self.array.bytes.mapping().check().map_err(|e| raise(py, e))?;
-        match value {
-            Some(value) => to_python(py, &value),
-            None => Err(PyIndexError::new_err("array index out of range")),
-        }
     }
 }

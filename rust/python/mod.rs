@@ -4,6 +4,7 @@
 //! whoever has it may be running Python code (a signal handler, say) that waits for us: what is in use says so at once
 //! ([`lend`]).
 
+mod array;
 mod checkpoint;
 mod exit;
 mod floats;
@@ -38,7 +39,7 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use super::checkpoint::Array;
+    use super::array::Array;
     #[pymodule_export]
     use super::generation::Generation;
     #[pymodule_export]

@@ -67,7 +67,7 @@ impl Tensor {
             let bytes = n as u128 * 4;
             data.try_reserve_exact(n).map_err(|_| Error::OutOfMemory { bytes, what: "float32 weights" })?;
             data.resize(n, 0.0);
-            quant::dequantize(self.view.dtype(), &self.view.bytes(), &mut data);
+            quant::dequantize(self.view.dtype(), self.view.bytes(), &mut data);
             Ok(data)
         };
         let data = run(py, |_| self.view.bytes().mapping().checked(read))?;

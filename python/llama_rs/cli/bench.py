@@ -1,0 +1,77 @@
+"""``llama-rs bench``: how fast a model is on this computer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import click
+
+from .. import Model
+from .._core import cpu
+from ..output import is_watched, say, table, write_json, write_line
+from . import Command
+from .arguments import Number, find_model, json_option, model_option, parameters
+
+
+@click.command("bench", cls=Command)
+@model_option
+@click.option(
+    "-p",
+    "--prompt-tokens",
+    type=Number(int, 0, 2**32 - 1),
+    default=512,
+    help="Tokens of the prompt; 0 for no such test.",
+)
+@click.option(
+    "-n", "--max-tokens", type=Number(int, 0, 2**32 - 1), default=128, help="Tokens to generate; 0 for no such test."
+)
+@click.option("-r", "--repetitions", type=Number(int, 1, 1_000_000), default=5, help="How many times to run each test.")
+@parameters("kv_type", "threads")
+@json_option
+def command(
+    model: str | None,
+    prompt_tokens: int,
+    max_tokens: int,
+    repetitions: int,
+    kv_type: Literal["f16", "q8_0"],
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure the speed of a model on this computer.
+
+    The unit is tokens per second. pp512 is the processing of a prompt of 512 tokens; tg128 is the generation of 128
+    tokens one after another. Both start from an empty context with random tokens, run once to warm up, and mean
+    what they mean in llama.cpp's llama-bench.
+
+    \b
+      llama-rs bench -m model.gguf
+      llama-rs bench -m model.gguf -p 512 -n 128 -r 5 -t 2 --json
+    """
+    if not prompt_tokens and not max_tokens:
+        raise click.UsageError("nothing to measure: -p and -n are both 0")
+    path = find_model(model)
+    llama = Model(path, threads=threads, kv_type=kv_type)
+
+    def tell(test: str) -> None:
+        if is_watched():
+            say(f"measuring {test}, {repetitions} times ...")
+
+    results = llama.bench(prompt_tokens=prompt_tokens, max_tokens=max_tokens, repetitions=repetitions, on_test=tell)
+    if as_json:
+        machine = {"threads": llama.threads, "kv_type": kv_type, "cpu": cpu(), "model": path}
+        write_json(
+            [
+                {
+                    "test": result.test,
+                    "tokens_per_second": result.tokens_per_second,
+                    "stddev": result.stddev,
+                    "seconds": result.seconds,
+                    **machine,
+                }
+                for result in results
+            ]
+        )
+        return
+    write_line(f"{path}, {llama.threads} threads, {cpu()}")
+    rows = [(r.test, f"{r.tokens_per_second:.2f}", f"+- {r.stddev:.2f} tokens/s") for r in results]
+    table(rows, right=(1,))

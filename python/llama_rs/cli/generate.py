@@ -1,0 +1,236 @@
+"""``llama-rs generate``: a prompt in, its continuation out, as it comes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import click
+
+from .. import Model, Stream
+from .._core import cpu
+from ..errors import ModelFileError
+from ..output import harmless, is_watched, say, say_in_place, warn, write, write_json
+from . import Command
+from .arguments import find_model, json_option, model_option, parameters, read_text, text_option, verbose_option
+
+
+@click.command("generate", cls=Command)
+@click.argument("prompt", required=False)
+@text_option
+@model_option
+@parameters("max_tokens", "sampling", "stop", "ignore_eos", "on_overflow", "n_keep", "prompt")
+@click.option(
+    "--prompt-cache",
+    type=click.Path(dir_okay=False),
+    help="Keep the computed prompt in this file: what a later prompt has in common with it, from the first token on, "
+    "is not computed again.",
+)
+@click.option(
+    "--prompt-cache-ro",
+    "prompt_cache_readonly",
+    is_flag=True,
+    help="Use the prompt cache without ever writing to it; the file must exist.",
+)
+@parameters("session")
+@click.option(
+    "--load",
+    type=click.Choice(["mmap", "read"]),
+    default="mmap",
+    help="Map the model, sharing one copy with other processes, or read a copy for this process alone.",
+)
+@click.option("--prefault", is_flag=True, help="Read the whole model before starting.")
+@click.option("--lock", is_flag=True, help="Keep the model in memory while this runs, even if memory gets scarce.")
+@click.option("--raw", is_flag=True, help="Print the answer exactly, without adding a newline at its end.")
+@json_option
+@verbose_option
+def command(
+    prompt: str | None,
+    file: str | None,
+    model: str | None,
+    context_length: int | None,
+    kv_type: Literal["f16", "q8_0"],
+    threads: int | None,
+    load: Literal["mmap", "read"],
+    prefault: bool,
+    lock: bool,
+    raw: bool,
+    as_json: bool,
+    verbose: bool,
+    add_special: bool,
+    parse_special: bool,
+    **options: Any,
+) -> None:
+    """Continue the text PROMPT.
+
+    The prompt is the argument, or the file given with -f, or else standard input. An argument follows standard input,
+    after a newline, if that is a pipe or a file: with < /dev/null a script keeps its own input out of the prompt.
+
+    The answer, and nothing else, is written to standard output as it comes, and ends with a newline. Control characters
+    are shown as \\x1b and the like at a terminal, and written as they are to a pipe or a file. Ctrl-C ends the answer.
+
+    \b
+      llama-rs generate "Once upon a time"
+      llama-rs generate -m model.gguf -n 64 --temperature 0 < prompt.txt
+      git diff | llama-rs generate "A summary of these changes:"
+      llama-rs generate --prompt-cache rules.kv -f rules-and-question.txt
+    """
+    if options["prompt_cache_readonly"] and not options["prompt_cache"]:
+        raise click.UsageError("--prompt-cache-ro needs --prompt-cache FILE")
+    path = find_model(model)
+    text = read_text(prompt, file)
+    start = time.perf_counter()
+    llama = Model(
+        path,
+        threads=threads,
+        context_length=context_length,
+        kv_type=kv_type,
+        load=load,
+        prefault=prefault,
+        lock=lock,
+    )
+    opened = time.perf_counter()
+    ids = llama.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+    for warning in _doubts(llama, text, ids, context_length):
+        warn(warning)
+    try:
+        stream = llama.stream(ids, **options)
+    except ModelFileError as e:  # of the prompt cache: the model is open
+        raise click.ClickException(str(e)) from e
+    if verbose:
+        encoded = time.perf_counter()
+        if (begun := _seconds_of_this_process()) is not None:
+            say(f"start: {begun - (encoded - start):.2f} s for Python and its imports")
+        say(f"{path}: opened in {1000 * (opened - start):.1f} ms; {llama.threads} threads, {cpu()}")
+        say(f"vocabulary: {len(ids)} tokens of prompt in {1000 * (encoded - opened):.1f} ms")
+
+    unsaved = stream.prompt_cache_error
+    if unsaved:
+        warn(unsaved)
+    answer = _Answer(as_json=as_json, raw=raw)
+    interrupt: KeyboardInterrupt | None = None
+    try:
+        for piece in _with_progress(llama, stream) if is_watched() else stream:
+            answer.add(piece)
+    except KeyboardInterrupt as e:
+        interrupt = e  # what there is comes first
+    finally:
+        answer.end(whole=stream.finish_reason is not None)
+    if stream.prompt_cache_error and not unsaved:
+        warn(stream.prompt_cache_error)
+    if as_json:
+        write_json(
+            {
+                "text": "".join(answer.pieces),
+                "token_ids": stream.token_ids,
+                "finish_reason": stream.finish_reason,
+                "prompt_tokens": stream.prompt_tokens,
+                "seed": stream.seed,
+                "timings": stream.timings._asdict(),
+            }
+        )
+    if verbose:
+        _report(stream, answer.first, interrupted=interrupt is not None)
+    if interrupt:
+        raise interrupt
+    if _expects_a_template(llama, ids, stream):
+        warn(
+            "the model ended its answer at once: it is trained for conversations, whose form is in the metadata key "
+            "tokenizer.chat_template, and the prompt does not have it"
+        )
+
+
+class _Answer:
+    """Where the pieces of an answer go: to standard output, or into JSON at the end."""
+
+    def __init__(self, *, as_json: bool, raw: bool) -> None:
+        self.as_json = as_json
+        self.raw = raw
+        self.is_terminal = sys.stdout.isatty()
+        self.pieces: list[str] = []
+        self.last = "\n"  # character written
+        self.first: float | None = None
+        """Seconds from the start of this process to the first piece."""
+
+    def add(self, piece: str) -> None:
+        if self.first is None:
+            self.first = _seconds_of_this_process()
+        if self.as_json:
+            self.pieces.append(piece)
+            return
+        write(harmless(piece) if self.is_terminal else piece)
+        self.last = piece[-1:] or self.last
+
+    def end(self, *, whole: bool) -> None:
+        """Ends the last line: always at a terminal, else that of a whole answer."""
+        if self.last != "\n" and not self.raw and (whole or self.is_terminal):
+            self.last = "\n"
+            write("\n")
+
+
+def _doubts(llama: Model, text: str, ids: list[int], context_length: int | None) -> Iterator[str]:
+    """What is very likely wrong with a question."""
+    bos = llama.tokenizer.bos
+    if bos is not None and ids[:2] == [bos, bos]:
+        yield (
+            f"the prompt begins with the token {_name(llama, bos)} twice: the model expects it once, and it is added; "
+            "leave it out of the text, or give --no-add-special"
+        )
+    trained = llama.config.context_length
+    if context_length is not None and context_length > trained:
+        yield f"a context of {context_length} tokens is more than the {trained} that the model was trained for"
+    if text.startswith("\ufeff"):
+        yield "the prompt begins with a byte-order mark (U+FEFF), which the model reads as part of the text"
+
+
+def _name(llama: Model, token: int) -> str:
+    return llama.tokenizer.token_bytes(token).decode(errors="backslashreplace")
+
+
+def _expects_a_template(llama: Model, ids: list[int], stream: Stream) -> bool:
+    """Whether a model of conversations was asked something else, and had nothing to say."""
+    is_special = llama.tokenizer.is_special
+    return (
+        stream.finish_reason == "stop"
+        and not stream.token_ids
+        and not any(is_special(token) for token in ids[1:])
+        and "tokenizer.chat_template" in llama.metadata
+    )
+
+
+def _report(stream: Stream, first: float | None, *, interrupted: bool) -> None:
+    """Says where the time went."""
+    timings = stream.timings
+    for name, tokens, seconds, cached in (
+        ("prompt", timings.prompt_tokens - timings.cached_tokens, timings.prompt_seconds, timings.cached_tokens),
+        ("answer", timings.generated_tokens, timings.generation_seconds, 0),
+    ):
+        speed = f", {tokens / seconds:.1f} tokens/s" if seconds else ""
+        say(f"{name}: {tokens} tokens in {seconds:.3f} s{speed}{f', {cached} from the cache' if cached else ''}")
+    if first is not None:
+        say(f"first token: {first:.2f} s after the start of this process")
+    say(f"seed {stream.seed}; ended by {'Ctrl-C' if interrupted else stream.finish_reason}")
+
+
+def _seconds_of_this_process() -> float | None:
+    """Time since this process was started, to a hundredth of a second; None where the system does not tell."""
+    try:
+        with open("/proc/self/stat", "rb") as f:
+            fields = f.read().rpartition(b")")[2].split()  # those after the name, which may hold anything
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return None
+
+
+def _with_progress(llama: Model, stream: Iterator[str]) -> Iterator[str]:
+    """The pieces of an answer. While the first is awaited and the model is being read, a line says how far that is."""
+    from ..residency import watch
+
+    with watch(llama, say_in_place):
+        first = next(stream, None)
+    if first is not None:
+        yield first
+        yield from stream

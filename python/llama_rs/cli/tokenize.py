@@ -1,0 +1,50 @@
+"""``llama-rs tokenize``: what a text is to a model."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from .. import Tokenizer
+from ..output import write_json
+from . import Command
+from .arguments import find_model, json_option, model_option, parameters, read_text, text_option
+
+
+@click.command("tokenize", cls=Command)
+@click.argument("text", required=False)
+@text_option
+@model_option
+@parameters("prompt")
+@json_option
+def command(
+    text: str | None, file: str | None, model: str | None, add_special: bool, parse_special: bool, as_json: bool
+) -> None:
+    """Show the tokens of TEXT.
+
+    The text is the argument, or the file given with -f, or else standard input. An argument follows standard input,
+    after a newline, if that is a pipe or a file.
+
+    Prints a token per line, its id and the text that it stands for; with --json a list of the ids. A model file with a
+    vocabulary and no weights is enough.
+
+    \b
+      llama-rs tokenize "Once upon a time"
+      llama-rs tokenize -m model.gguf --json -f text.txt
+    """
+    path = find_model(model)
+    content = read_text(text, file)
+    tokenizer = Tokenizer(path)
+    ids = tokenizer.encode(content, add_special=add_special, parse_special=parse_special)
+    if as_json:
+        write_json(ids)
+        return
+    width = len(str(tokenizer.vocab_size))
+    for token in ids:
+        data = tokenizer.token_bytes(token)
+        try:
+            shown = repr(data.decode())
+        except UnicodeDecodeError:
+            shown = repr(data)  # part of a character
+        sys.stdout.write(f"{token:{width}}  {shown}\n")

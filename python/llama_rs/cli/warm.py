@@ -1,0 +1,60 @@
+"""``llama-rs warm``: a model into memory, for all processes."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import click
+
+from .. import Checkpoint
+from ..output import is_watched, progress, say, say_in_place, size, write_json, write_line
+from ..residency import is_known
+from . import Command
+from .arguments import find_model, json_option, model_argument
+
+
+@click.command("warm", cls=Command)
+@model_argument
+@click.option("--lock", is_flag=True, help="Then keep it there, until Ctrl-C or SIGTERM.")
+@json_option
+def command(file: str | None, model: str | None, lock: bool, as_json: bool) -> None:
+    """Read MODEL into memory, for all processes.
+
+    At a terminal a line shows the progress. What is in memory stays there until something else needs the space;
+    with --lock it stays in any case.
+
+    \b
+      llama-rs warm model.gguf
+      llama-rs warm --lock model.gguf &
+    """
+    path = find_model(model, file)
+    checkpoint = Checkpoint(path)
+    start = time.perf_counter()
+
+    def tell(done: int, whole: int) -> None:
+        if is_watched():
+            say_in_place(progress(done, whole, done / (time.perf_counter() - start)))
+
+    try:
+        done = checkpoint.warm(tell, lock=lock)
+    finally:
+        if is_watched():
+            say_in_place("")
+    before = done.resident_before if is_known(path) else None
+    stops = {signal.SIGINT, signal.SIGTERM}
+    if lock:
+        signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # they are waited for below
+    if as_json:
+        facts = {"path": path, "bytes": done.bytes, "resident_before": before, "seconds": done.seconds, "locked": lock}
+        write_json(facts)
+    elif before is not None:
+        read = size(done.bytes - before)
+        write_line(f"{path}: {size(done.bytes)} in memory, {read} of it read in {done.seconds:.2f} s")
+    else:
+        took = f"{done.seconds:.2f} s; how much of it was read cannot be known"
+        write_line(f"{path}: {size(done.bytes)} in memory after {took}")
+    if lock:
+        if is_watched():
+            say("Locked in memory. Ctrl-C releases it.")
+        signal.sigwait(stops)

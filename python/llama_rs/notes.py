@@ -1,0 +1,31 @@
+"""What a user should know and nobody asked for: the library says it to the logger ``llama_rs``, and prints nothing.
+
+The logger is imported when there is something to say. The command line, where no logger is set up, listens itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_listeners: list[Callable[[str], None]] = []
+
+
+def note(text: str) -> None:
+    """Says it."""
+    if _listeners:
+        _listeners[-1](text)
+    else:
+        import logging
+
+        logging.getLogger("llama_rs").warning(text)
+
+
+@contextmanager
+def told_to(listener: Callable[[str], None]) -> Iterator[None]:
+    """Has ``listener`` be told and not the logger, until the end of the block."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)

@@ -338,7 +338,7 @@ def test_ten_processes_hold_one_copy_of_a_saved_session(smollm2: Path, tmp_path:
         for process in processes:
             process.communicate()
     size = path.stat().st_size / 2**20
-    # One copy of the file, and of each process the block it wrote to: 64 positions, keys and values of 30 x 3 heads of 64.
+    # One copy of the file, and of each process the block it wrote to: 64 positions of 30 x 2 x 3 heads of 64 numbers.
     # (smaps rounds each region of each process down to 1 KiB, which is up to 5 % here.)
     assert 0.9 * size < pss - private < 1.01 * size
     assert private <= 10 * 64 * 2 * 30 * 3 * 64 * 2 / 2**20

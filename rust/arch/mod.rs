@@ -184,3 +184,20 @@ impl Architecture {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_file_here_is_a_row_in_the_table() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("rust/arch");
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<_> = files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
+        files.retain(|name| !["mod", "keys"].contains(&&**name));
+        files.sort();
+        let mut rows: Vec<_> = ARCHITECTURES.iter().map(|architecture| architecture.name).collect();
+        rows.sort();
+        assert_eq!(rows, files);
+    }
+}

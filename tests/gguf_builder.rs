@@ -6,10 +6,6 @@ use llama_rs::sampling::Rng;
 /// A metadata value: its type and its bytes.
 pub struct Value(pub u32, pub Vec<u8>);
 
-pub fn u8(x: u8) -> Value {
-    Value(0, vec![x])
-}
-
 pub fn u32(x: u32) -> Value {
     Value(4, x.to_le_bytes().to_vec())
 }
@@ -190,10 +186,6 @@ impl Gguf {
 
     pub fn unset(&mut self, key: &str) {
         self.kv.retain(|(k, _)| k != key.as_bytes());
-    }
-
-    pub fn tensor(&mut self, name: &str) -> &mut Tensor {
-        self.tensors.iter_mut().find(|t| t.name == name.as_bytes()).expect("a tensor of this name")
     }
 
     /// The file up to the data.

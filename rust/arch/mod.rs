@@ -146,6 +146,8 @@ pub struct Architecture {
     pub read: fn(&Keys) -> Result<Config>,
     /// The tensors that its layers have beyond those that every layer has, by their names in GGUF.
     pub tensors: &'static [&'static str],
+    /// Matrices whose rows its files keep in one tensor, one after another: the tensor, and those that it holds.
+    pub fused: &'static [(&'static str, &'static [&'static str])],
 }
 
 /// The architectures that we run.

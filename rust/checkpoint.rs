@@ -570,3 +570,51 @@ fn duplicate<'a, T>(entries: &'a [T], sorted: &[u32], name: impl Fn(&T) -> &str)
     let mut pairs = sorted.windows(2).map(|pair| (&entries[pair[0] as usize], &entries[pair[1] as usize]));
     pairs.find(|(a, b)| name(a) == name(b))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::DType;
+
+    /// Two files of a header of eight bytes and a tensor of 16 numbers.
+    fn in_two_files(change: impl Fn(&mut [u8; 144])) -> Checkpoint {
+        let mut bytes = std::array::from_fn(|i| i as u8);
+        change(&mut bytes);
+        let (first, second) = bytes.split_at(72);
+        let maps = [first, second].map(|part| Mapping::from_vec(part.to_vec(), Path::new("part")));
+        let tensor = |name: &str, map| {
+            let bytes = Bytes::new(map, 8..72).unwrap();
+            TensorInfo::new(name.into(), 0, TensorView::new(bytes, DType::F32, &[16]).unwrap())
+        };
+        let tensors = vec![tensor("a", &maps[0]), tensor("b", &maps[1])];
+        let metadata = Metadata::new(Path::new("part"), Vec::new()).unwrap();
+        Checkpoint::new(metadata, tensors, maps.into_iter().map(|map| (map, 8)).collect()).unwrap()
+    }
+
+    #[test]
+    fn positions_count_through_the_files() {
+        let checkpoint = in_two_files(|_| {});
+        assert_eq!(checkpoint.size(), 144);
+        let positions = checkpoint.tensors().iter().map(|t| checkpoint.position(t.view.bytes()).unwrap());
+        assert!(positions.eq([8, 80]));
+        let pieces = |range| -> Vec<_> {
+            let piece = |(map, range): (&Arc<Mapping>, std::ops::Range<usize>)| map.as_slice()[range].to_vec();
+            checkpoint.pieces(range).map(piece).collect()
+        };
+        assert_eq!(pieces(70..74), [vec![70, 71], vec![72, 73]]);
+        assert_eq!(pieces(72..73), [vec![72]]);
+        assert_eq!(pieces(143..1000), [vec![143]]);
+        assert_eq!(pieces(0..144).concat(), (0..144).collect::<Vec<u8>>());
+        assert!(pieces(5..5).is_empty() && pieces(144..200).is_empty());
+    }
+
+    #[test]
+    fn a_fingerprint_feels_headers_and_every_tensor() {
+        let ours = in_two_files(|_| {}).fingerprint().unwrap();
+        assert_eq!(ours, in_two_files(|_| {}).fingerprint().unwrap());
+        for (at, in_header) in [(0, true), (79, true), (8, false), (71, false), (80, false), (143, false)] {
+            let other = in_two_files(|bytes| bytes[at] ^= 1).fingerprint().unwrap();
+            assert_eq!((other.header != ours.header, other.weights != ours.weights), (in_header, !in_header), "{at}");
+        }
+    }
+}

@@ -4,5 +4,6 @@
 
 mod bad_gguf;
 mod engine;
+mod forward;
 mod gguf_builder;
 mod tokenizer;

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import bad_gguf
 import numpy as np
 import pytest
 import quality
@@ -196,6 +199,29 @@ def test_what_is_compared_above_matters(
     without = reference.Decoder(path)
     switch_off(without)
     assert deviation(without.logits(TOKENS), reference.logits(path, TOKENS)) > 5 * INT8_TOLERANCE
+
+
+def write_fixed_model(path: Path, arch: str) -> Path:
+    """The model of `forward.rs`: its numbers follow from where they stand, see `Gguf::fixed` in `gguf_builder.rs`."""
+    file = {"llama": bad_gguf.good, "qwen2": bad_gguf.good_qwen2}[arch]()
+    for t, tensor in enumerate(file.tensors.values()):
+        n = int(np.prod(tensor.dims))
+        numbers = (40503 * np.arange(n) + 7919 * t + 12345) % 65521 / 65521 - 0.5
+        name = str(tensor.name)
+        numbers = numbers + 1 if name.endswith("norm.weight") else 8 * numbers if name.endswith("bias") else numbers
+        tensor.data = numbers.astype("<f4").tobytes()
+    path.write_bytes(file.content())
+    return path
+
+
+@pytest.mark.parametrize("arch", tiny_model.ARCHITECTURES)
+def test_the_logits_that_cargo_test_knows_are_those_of_the_reference(tmp_path: Path, arch: str) -> None:
+    source = Path(__file__).with_name("forward.rs").read_text()
+    found = re.search(rf"{arch.upper()}: \[\[f32; 6\]; 4\] = (\[.*?\]);", source, re.DOTALL)
+    assert found, f"forward.rs has no logits of {arch}"
+    known = np.array(ast.literal_eval(found[1]), np.float32)
+    exact = reference.logits(write_fixed_model(tmp_path / "fixed.gguf", arch), [1, 200, 3, 77])[:, :6]
+    np.testing.assert_allclose(known, exact, atol=1e-5, err_msg=str(exact.round(5).tolist()))
 
 
 @pytest.mark.parametrize("arch", tiny_model.ARCHITECTURES)

@@ -3,4 +3,4 @@
 use super::{Architecture, RopeStyle};
 
 pub(super) const ARCHITECTURE: Architecture =
-    Architecture { name: "llama", read: |keys| keys.decoder(RopeStyle::Interleaved), tensors: &[] };
+    Architecture { name: "llama", read: |keys| keys.decoder(RopeStyle::Interleaved), tensors: &[], fused: &[] };

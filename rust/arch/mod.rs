@@ -146,6 +146,8 @@ pub struct Architecture {
     pub read: fn(&Keys) -> Result<Config>,
     /// The tensors that its layers have beyond those that every layer has, by their names in GGUF.
     pub tensors: &'static [&'static str],
+    /// Matrices whose rows its files keep in one tensor, one after another: the tensor, and those that it holds.
+    pub fused: &'static [(&'static str, &'static [&'static str])],
 }
 
 /// The architectures that we run.
@@ -182,5 +184,22 @@ impl Architecture {
             let others: Vec<_> = others.iter().map(|architecture| architecture.name).collect();
             unsupported(format!("architecture {name}; {} and {} are supported", others.join(", "), last.name))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_file_here_is_a_row_in_the_table() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("rust/arch");
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<_> = files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
+        files.retain(|name| !["mod", "keys"].contains(&&**name));
+        files.sort();
+        let mut rows: Vec<_> = ARCHITECTURES.iter().map(|architecture| architecture.name).collect();
+        rows.sort();
+        assert_eq!(rows, files);
     }
 }

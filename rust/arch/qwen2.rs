@@ -9,4 +9,5 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "qwen2",
     read: |keys| keys.decoder(RopeStyle::Half),
     tensors: &["attn_q.bias", "attn_k.bias", "attn_v.bias"],
+    fused: &[],
 };

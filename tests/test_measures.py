@@ -88,6 +88,7 @@ def test_a_file_is_warmed_and_says_how_far(tiny: Path) -> None:
     assert 0 <= warmed.resident_before <= warmed.bytes
     assert steps[-1] == (warmed.bytes, warmed.bytes)
     assert checkpoint.resident() == checkpoint.residency().resident == checkpoint.size
-    assert checkpoint.resident(0, 10) == 10
+    assert checkpoint.resident(0, 10) == checkpoint.resident(-(10**30), 10) == 10
+    assert checkpoint.resident(checkpoint.size - 5, 10**30) == 5
     assert Model(tiny).checkpoint.size == checkpoint.size
     assert any(process.pid for process in checkpoint.processes())

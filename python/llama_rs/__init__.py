@@ -23,7 +23,11 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from .model import Benchmark, Config, Model, Perplexity, Score
-    from .options import FinishReason, GenerateOptions, KvType, Load, OnOverflow, SamplingParams
+    from .options import FinishReason as FinishReason
+    from .options import GenerateOptions, SamplingParams
+    from .options import KvType as KvType
+    from .options import Load as Load
+    from .options import OnOverflow as OnOverflow
     from .session import Completion, Session, Stream, Timings
     from .tokenizer import Tokenizer
 
@@ -35,18 +39,14 @@ __all__ = [
     "Completion",
     "Config",
     "ContextOverflowError",
-    "FinishReason",
     "GenerateOptions",
-    "KvType",
     "LlamaError",
-    "Load",
     "Model",
     "ModelChangedError",
     "ModelClosedError",
     "ModelFileError",
     "ModelFormatError",
     "ModelNotFoundError",
-    "OnOverflow",
     "Perplexity",
     "SamplingParams",
     "SavedSessionError",
@@ -61,6 +61,8 @@ __all__ = [
     "Warmed",
 ]
 
+_LITERALS = ("FinishReason", "KvType", "Load", "OnOverflow")  # public too: words that have no docstring of their own
+
 _HOMES = (
     "errors",
     "tokenizer",
@@ -71,7 +73,7 @@ _HOMES = (
 
 
 def __getattr__(name: str) -> object:
-    if name in __all__:
+    if name in __all__ or name in _LITERALS:
         from importlib import import_module
 
         for home in _HOMES:
@@ -83,4 +85,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_LITERALS})

@@ -201,7 +201,8 @@ class Checkpoint:
 
     def resident(self, start: int = 0, end: int | None = None) -> int:
         """How many of the bytes from ``start`` to ``end`` are in memory now; by default of the whole file."""
-        return self._core.resident(max(start, 0), self.size if end is None else max(end, 0))
+        size = self.size
+        return self._core.resident(*(min(max(n, 0), size) for n in (start, size if end is None else end)))
 
     def residency(self) -> _residency.Residency:
         """What of the file is in memory now, by layer and by tensor."""

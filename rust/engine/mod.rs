@@ -11,7 +11,7 @@ mod pass;
 mod read_ahead;
 mod rope;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::arch::{Config, Mixer};
 use crate::checkpoint::Checkpoint;
@@ -110,7 +110,11 @@ impl Engine {
 
     /// Looks at the file again before the next pass: what of it is not in memory is read ahead.
     pub fn expect_cold(&self) {
-        self.ahead.lock().unwrap_or_else(PoisonError::into_inner).restart();
+        // Not waited for: a pass that reads ahead has it, perhaps one that this call has interrupted, or one of the process
+        // that forked this one.
+        if let Ok(mut ahead) = self.ahead.try_lock() {
+            ahead.restart();
+        }
     }
 
     /// Computes the tokens of all spans and writes the logits that they want to `logits`, a row of `vocab_size` each, in
@@ -143,10 +147,12 @@ impl Engine {
             sequence.reserve(tokens.len())?;
         }
 
-        let kept = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let kept = self.buffers.try_lock().ok().and_then(|mut kept| kept.take());
         let mut buffers = kept.unwrap_or_default();
         let done = self.pieces(spans, logits, &cx, &mut buffers);
-        *self.buffers.lock().unwrap_or_else(PoisonError::into_inner) = Some(buffers);
+        if let Ok(mut kept) = self.buffers.try_lock() {
+            *kept = Some(buffers);
+        }
         done?;
         for Span { sequence, tokens, .. } in spans {
             sequence.push(tokens);

@@ -61,13 +61,8 @@ __all__ = [
     "Warmed",
 ]
 
-_HOMES = (
-    "errors",
-    "tokenizer",
-    "options",
-    "checkpoint",
-    "model",
-)  # where those names are, the quickest to import first
+# Where those names are, the quickest to import first.
+_HOMES = ("errors", "options", "tokenizer", "checkpoint", "session", "model")
 
 
 def __getattr__(name: str) -> object:

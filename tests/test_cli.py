@@ -402,6 +402,17 @@ def test_a_changing_question_behind_fixed_rules_does_not_write_the_cache_again(t
         assert file == made
 
 
+def test_a_prompt_out_of_the_cache_changes_no_answer(smollm2: Path, tmp_path: Path) -> None:
+    for year in (1900, 1907, 1914):
+        prompt = (
+            f"In the year {year} the keeper of the lighthouse wrote into his book: the wind comes from the west and"
+        )
+        common = ("generate", "-m", smollm2, "-n", "24", "--temperature", "0", "--ignore-eos", prompt)
+        cache = tmp_path / f"{year}.kv"
+        answers = [good(*common, "--prompt-cache", cache) for _ in range(2)]
+        assert answers == [good(*common)] * 2
+
+
 # Which model
 
 

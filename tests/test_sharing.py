@@ -146,7 +146,7 @@ def test_an_answer_reads_of_the_embedding_only_some_rows(tmp_path: Path) -> None
         model.generate([1, 200], max_tokens=1, temperature=0)
         parts = {part.name: part for part in model.residency().layers}
     embedding = parts["token_embd"]
-    assert embedding.resident < 0.6 * embedding.bytes
+    assert min(embedding.pieces) == 0, "what lies between the rows, and is not read with the header or the next layer"
     assert parts["blk.0"].resident == parts["blk.0"].bytes
     assert parts["output"].resident == parts["output"].bytes
 

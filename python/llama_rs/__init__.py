@@ -63,13 +63,8 @@ __all__ = [
 
 _LITERALS = ("FinishReason", "KvType", "Load", "OnOverflow")  # public too: words that have no docstring of their own
 
-_HOMES = (
-    "errors",
-    "tokenizer",
-    "options",
-    "checkpoint",
-    "model",
-)  # where those names are, the quickest to import first
+# Where those names are, the quickest to import first.
+_HOMES = ("errors", "options", "tokenizer", "checkpoint", "session", "model")
 
 
 def __getattr__(name: str) -> object:

@@ -584,36 +584,7 @@ key_case("no_tokens", "format", "tokenizer.ggml.tokens", None, "missing key")
 key_case("tokens_are_integers", "format", "tokenizer.ggml.tokens", integers(range(VOCAB)), "value type", "I32")
 key_case("no_merges", "format", "tokenizer.ggml.merges", None, "missing key")
 key_case("merges_are_integers", "format", "tokenizer.ggml.merges", integers([1]), "value type")
-key_case("merge_without_a_space", "format", "tokenizer.ggml.merges", strings(["he"]), "he")
-key_case("merge_of_nothing", "format", "tokenizer.ggml.merges", strings([""]))
 key_case("token_types_too_few", "format", "tokenizer.ggml.token_type", integers([1] * 259), "got 259", "260")
-key_case("bos_out_of_range", "format", "tokenizer.ggml.bos_token_id", u32(VOCAB), "got 260")
-key_case("eos_out_of_range", "format", "tokenizer.ggml.eos_token_id", u32(2**32 - 1), "got 4294967295")
-key_case("eot_negative", "format", "tokenizer.ggml.eot_token_id", i32(-2), "-2")
-
-
-@case("format", "add_bos_token")
-def add_bos_without_bos(file: Gguf) -> None:
-    del file.kv["tokenizer.ggml.bos_token_id"]
-    file.kv["tokenizer.ggml.add_bos_token"] = boolean(1)
-
-
-def token_case(name: str, token: int, new: str | bytes, base: Callable[[], Gguf]) -> None:
-    def change(file: Gguf) -> None:
-        tokens = spm_tokens() if base is good_spm else bpe_tokens()
-        tokens[token] = new
-        file.kv["tokenizer.ggml.tokens"] = strings(tokens)
-
-    change.__name__ = name
-    case("format", "token", base=base)(change)
-
-
-token_case("bpe_token_empty", 97, "", good)
-token_case("bpe_token_not_utf8", 97, b"\xff", good)
-token_case("bpe_token_outside_the_alphabet", 97, "a b", good)
-token_case("spm_token_empty", 259, "", good_spm)
-token_case("spm_byte_token_negative", 50, "<0x-1>", good_spm)
-token_case("spm_byte_token_twice", 50, "<0x00>", good_spm)
 
 
 @case("format", "scores", "got 3", "260", base=good_spm)

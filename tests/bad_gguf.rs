@@ -611,39 +611,20 @@ fn arrays_beside_the_tokens_have_their_length_and_type() {
 }
 
 #[test]
-fn special_tokens_have_to_exist() {
+fn what_no_text_comes_to_makes_no_file_bad() {
     for name in ["bos", "eos", "unknown", "eot", "eom"] {
-        let key = format!("tokenizer.ggml.{name}_token_id");
-        expect(&with_key(&key, build::u32(260)), "no such token", (&key, "260", "260"));
-        expect(&with_key(&key, build::i32(-1)), "value type", (&key, "-1", ""));
-        expect(&with_key(&key, build::u64(1 << 32)), "no such token", (&key, "4294967296", ""));
-    }
-    let no_bos = llama(|f| {
-        f.unset("tokenizer.ggml.bos_token_id");
-        f.set("tokenizer.ggml.add_bos_token", build::bool(1));
-    });
-    expect(&no_bos, "", ("tokenizer.ggml.add_bos_token", "true", "bos_token_id"));
-}
-
-#[test]
-fn bad_token_texts_are_refused() {
-    for bad in [&b""[..], b"\xff", b"a b"] {
-        expect(&llama(|f| f.set("tokenizer.ggml.tokens", tokens(f, &[(97, bad)]))), "token", ("97", "", ""));
-    }
-    for (id, bad) in [(259, &b""[..]), (259, b"\xff"), (50, b"<0x-1>"), (50, b"<0xGG>"), (50, b"<0x00>"), (50, b"x")] {
-        expect(&spm(|f| f.set("tokenizer.ggml.tokens", tokens(f, &[(id, bad)]))), "", ("", "", ""));
-    }
-    // Real files have two tokens of one text: the first counts.
-    load_bytes(&llama(|f| f.set("tokenizer.ggml.tokens", tokens(f, &[(97, b"he")])))).unwrap();
-}
-
-#[test]
-fn no_merge_makes_it_panic() {
-    for merges in [&["he"][..], &["h  e"], &[" "], &[""], &["x y"], &["h e", "h e"], &["h e l"], &["\u{fffd} e"]] {
-        match load_bytes(&llama(|f| f.set("tokenizer.ggml.merges", build::strings(merges)))) {
-            Ok(()) => {} // a merge that cannot be made is none
-            Err(e) => assert!(one_line(&e).contains("merges"), "{e}"),
+        for id in [build::u32(260), build::i32(-1), build::u64(1 << 32)] {
+            load_bytes(&with_key(&format!("tokenizer.ggml.{name}_token_id"), id)).unwrap();
         }
+    }
+    for odd in [&b""[..], b"\xff", b"a b", b"he"] {
+        load_bytes(&llama(|f| f.set("tokenizer.ggml.tokens", tokens(f, &[(97, odd)])))).unwrap();
+    }
+    for (id, odd) in [(259, &b""[..]), (259, b"\xff"), (50, b"<0x-1>"), (50, b"<0xGG>"), (50, b"<0x00>"), (50, b"x")] {
+        load_bytes(&spm(|f| f.set("tokenizer.ggml.tokens", tokens(f, &[(id, odd)])))).unwrap();
+    }
+    for merges in [&["he"][..], &["h  e"], &[" "], &[""], &["x y"], &["h e", "h e"], &["h e l"], &["\u{fffd} e"]] {
+        load_bytes(&llama(|f| f.set("tokenizer.ggml.merges", build::strings(merges)))).unwrap();
     }
 }
 

@@ -14,8 +14,8 @@ use super::pace::{Output, Pace, no_memory, reserve};
 use super::pre::{self, PreTokenizer};
 use super::text_index::TextIndex;
 use super::vocabulary::{Kind, MERGES, Odd, Texts, Vocabulary, get_or_try_init, shown};
-use crate::error::{Error, Result};
 use crate::checkpoint::{Metadata, StringArray};
+use crate::error::{Error, Result};
 
 const PRE: &str = "tokenizer.ggml.pre";
 /// Most merges that we accept. Real files have fewer than 600,000.
@@ -68,8 +68,7 @@ impl Bpe {
     ) -> Result<()> {
         let texts = vocabulary.texts(&mut out.pace)?;
         let index = get_or_try_init(&self.index, || Index::new(self, texts, &mut out.pace))?;
-        let (cell, with_special) =
-            if parse_special { (&self.specials, true) } else { (&self.user_defined, false) };
+        let (cell, with_special) = if parse_special { (&self.specials, true) } else { (&self.user_defined, false) };
         let wanted = |_, kind: Kind| kind == Kind::UserDefined || with_special && kind.is_special();
         let matcher = get_or_try_init(cell, || Matcher::new(texts, &mut out.pace, wanted, |text| text))?;
         let mut words = Words { pre: self.pre, texts, index, merger: Merger::default(), spelt: String::new() };
@@ -144,7 +143,9 @@ impl Words<'_> {
                 let known = chunk.iter().filter(|&&byte| index.has_byte[byte as usize]);
                 spelt.extend(known.map(|&byte| CHAR_OF[byte as usize]));
             }
-            if pre.takes_whole_words && let Some(id) = index.by_text.find(*texts, spelt.as_bytes()) {
+            if pre.takes_whole_words
+                && let Some(id) = index.by_text.find(*texts, spelt.as_bytes())
+            {
                 out.push(id)?;
                 continue;
             }

@@ -29,8 +29,8 @@ use self::bpe::Bpe;
 use self::pace::{Output, Pace};
 use self::spm::Spm;
 use self::vocabulary::{Kind, Texts, Vocabulary, get_or_try_init, shown};
-use crate::error::{Error, Result};
 use crate::checkpoint::{Metadata, Value};
+use crate::error::{Error, Result};
 use crate::threads::Interrupt;
 
 /// Longest text, in bytes. Symbols are counted in 32 bits, and normalising and spelling may make a text six

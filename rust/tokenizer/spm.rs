@@ -231,7 +231,7 @@ const NONE: u32 = u32::MAX;
 struct Index {
     by_text: TextIndex, // the tokens that text is merged into
     byte_tokens: Box<[u32; 256]>,
-    longest: usize,            // bytes of spelt text that a token stands for, at most; 0 if one stands for any number
+    longest: usize, // bytes of spelt text that a token stands for, at most; 0 if one stands for any number
     before_space: [bool; 256], // last bytes of characters that a token has before a `▁`
     first_normal: u32,
     user_defined: Matcher, // those of the model itself: never cut, never merged

@@ -3,7 +3,9 @@
 //!
 //! The last matches not everything: what it leaves, control characters for instance, is a word up to the next match.
 
-use super::class::{after_space, first, is_letter, is_mark, is_newline, is_number, is_punctuation, is_symbol, lines, run};
+use super::class::{
+    after_space, first, is_letter, is_mark, is_newline, is_number, is_punctuation, is_symbol, lines, run,
+};
 
 /// Where the first word ends.
 pub(super) fn v3(text: &str) -> usize {

@@ -112,15 +112,9 @@ mod tests {
     fn words_take_the_space_before_them() {
         let text = "It's  2024,\tok?\n\n  x";
         assert_eq!(words("gpt-2", text), ["It", "'s", " ", " 2024", ",", "\t", "ok", "?", "\n\n ", " x"]);
-        assert_eq!(
-            words("smollm", text),
-            ["It", "'s", "  ", "2", "0", "2", "4", ",", "\t", "ok", "?", "\n\n ", " x"]
-        );
+        assert_eq!(words("smollm", text), ["It", "'s", "  ", "2", "0", "2", "4", ",", "\t", "ok", "?", "\n\n ", " x"]);
         assert_eq!(words("llama-bpe", text), ["It", "'s", " ", " ", "202", "4", ",", "\tok", "?\n\n", " ", " x"]);
-        assert_eq!(
-            words("qwen2", text),
-            ["It", "'s", " ", " ", "2", "0", "2", "4", ",", "\tok", "?\n\n", " ", " x"]
-        );
+        assert_eq!(words("qwen2", text), ["It", "'s", " ", " ", "2", "0", "2", "4", ",", "\tok", "?\n\n", " ", " x"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The tokenizer on vocabularies made by hand: its rules one by one, and every way a vocabulary can be bad.
 
+use llama_rs::sampling::Rng;
 use llama_rs::threads::Interrupt;
 use llama_rs::tokenizer::Tokenizer;
 use llama_rs::{Error, Result, formats};
@@ -505,7 +506,7 @@ fn small_files_with_odd_special_tokens_cost_little() {
     let a = u32::from(b'a' - b'!');
     assert_eq!(equal.encode("a<|im_end|>a", false, true).unwrap(), [a, 260, a]);
     assert_eq!(equal.end_tokens().unwrap().len(), 300_000 + 1);
-    let mut rng = llama_rs::sampling::Rng::new(4);
+    let mut rng = Rng::new(4);
     let long: String = (0..4 << 20).map(|_| char::from(b' ' + (rng.next_u64() % 90) as u8)).collect();
     let one = with_specials(vec![long, "<s>".into()]);
     assert_eq!(one.encode("a<s>", false, true).unwrap(), [a, 261]);
@@ -515,24 +516,192 @@ fn small_files_with_odd_special_tokens_cost_little() {
     assert_eq!(nested.encode(&("ba".repeat(10_000) + "!b"), false, true).unwrap(), [5260, a + 1]);
 }
 
-#[test]
-fn any_vocabulary_of_random_bytes_ends_in_tokens_or_an_error() {
-    let mut rng = llama_rs::sampling::Rng::new(20);
-    let texts = ["hello <|endoftext|> hell", "ab a é\0 <s>", "   \n\n12"];
-    for _ in 0..2000 {
-        let mut file = if rng.next_u64() & 1 == 0 { bpe() } else { spm() };
-        let n = file.kv.len();
-        for _ in 0..1 + rng.next_u64() % 8 {
+/// A text of what is in the vocabularies here, and of any characters.
+fn random_text(rng: &mut Rng) -> String {
+    const BITS: [&str; 24] = [
+        "hell",
+        "he",
+        "l",
+        "o",
+        " ",
+        "  ",
+        "▁",
+        "a",
+        "b",
+        "ab",
+        "<|endoftext|>",
+        "<s>",
+        "</s>",
+        "<|im_end|>",
+        "<0x41>",
+        "1",
+        "12",
+        "\n",
+        "\r\n",
+        "'s",
+        "'",
+        "é",
+        "\u{301}",
+        "😀",
+    ];
+    let mut text = String::new();
+    for _ in 0..rng.next_u64() % 12 {
+        match rng.next_u64() % 8 {
+            0 => text.extend(char::from_u32(rng.next_u64() as u32 % 0x11_0000)),
+            1 => text.extend(char::from_u32(rng.next_u64() as u32 % 0x600)),
+            _ => text.push_str(BITS[rng.next_u64() as usize % BITS.len()]),
+        }
+    }
+    text
+}
+
+/// Replaces, cuts, doubles or damages something of a vocabulary.
+fn mutate(file: &mut Gguf, rng: &mut Rng) {
+    let texts = [
+        "",
+        " ",
+        "a",
+        "h",
+        "he",
+        "ll",
+        "▁",
+        "▁a",
+        "a▁",
+        "a▁b",
+        "<|im_end|>",
+        "</s>",
+        "<0x41>",
+        "\u{0}",
+        "é",
+        "<|end|>",
+    ];
+    let pres = [
+        "default",
+        "gpt-2",
+        "smollm",
+        "llama-bpe",
+        "qwen2",
+        "qwen35",
+        "gpt-4o",
+        "tekken",
+        "deepseek-v3",
+        "falcon",
+        "seed-coder",
+    ];
+    match rng.next_u64() % 6 {
+        0 => {
+            let n = file.kv.len();
             let (_, Value(_, bytes)) = &mut file.kv[rng.next_u64() as usize % n];
             let at = rng.next_u64() as usize % bytes.len();
             bytes[at] = rng.next_u64() as u8;
         }
-        let Ok(tokenizer) = open(&file) else { continue };
-        for text in texts {
-            let Ok(ids) = tokenizer.encode(text, true, true) else { continue };
-            assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size()));
-            let _ = tokenizer.decode(&ids, false);
+        1 => file.set("tokenizer.ggml.pre", build::string(pres[rng.next_u64() as usize % pres.len()])),
+        2 => file.set("tokenizer.ggml.add_space_prefix", build::bool((rng.next_u64() & 1) as u8)),
+        3 => {
+            let kinds: Vec<i32> =
+                (0..264).map(|_| if rng.next_u64() & 3 == 0 { rng.next_u64() as i32 % 7 } else { 1 }).collect();
+            let is_spm = file.kv.iter().any(|(key, _)| key == SCORES.as_bytes());
+            file.set(TYPES, types(&kinds[..if is_spm { 264 } else { 260 }]));
         }
-        let _ = tokenizer.end_tokens();
+        // An element of an array: the texts of a few tokens, the scores, the merges.
+        _ => {
+            let keys = [TOKENS, MERGES, SCORES];
+            let key = keys[rng.next_u64() as usize % keys.len()].as_bytes();
+            let Some((_, Value(_, bytes))) = file.kv.iter_mut().find(|(k, _)| k == key) else { return };
+            if key == SCORES.as_bytes() {
+                let at = 12 + 4 * (rng.next_u64() as usize % 264);
+                let scores = [f32::NAN, f32::INFINITY, -1.0, 0.0, -0.0, f32::MIN_POSITIVE];
+                bytes[at..at + 4].copy_from_slice(&scores[rng.next_u64() as usize % scores.len()].to_le_bytes());
+                return;
+            }
+            let mut parts: Vec<Vec<u8>> = Vec::new();
+            let mut rest = &bytes[12..];
+            while let Some((len, tail)) = rest.split_first_chunk::<8>() {
+                let Some((text, tail)) = tail.split_at_checked(u64::from_le_bytes(*len) as usize) else { return };
+                parts.push(text.to_vec());
+                rest = tail;
+            }
+            if parts.is_empty() {
+                return;
+            }
+            let at = rng.next_u64() as usize % parts.len();
+            let text = texts[rng.next_u64() as usize % texts.len()];
+            parts[at] = if key == TOKENS.as_bytes() {
+                text.into()
+            } else {
+                format!("{text} {}", texts[rng.next_u64() as usize % texts.len()]).into()
+            };
+            *bytes = build::strings(parts).1;
+        }
+    }
+}
+
+/// More of them with `FUZZ_ROUNDS`, others with `FUZZ_SEED`.
+#[test]
+fn any_vocabulary_ends_in_tokens_or_an_error() {
+    let rounds = std::env::var("FUZZ_ROUNDS").map_or(3000, |rounds| rounds.parse().unwrap());
+    let seed = std::env::var("FUZZ_SEED").map_or(20, |seed| seed.parse().unwrap());
+    let mut rng = Rng::new(seed);
+    let mut encoded = 0;
+    for _ in 0..rounds {
+        let mut file = if rng.next_u64() & 1 == 0 { bpe() } else { spm() };
+        for _ in 0..1 + rng.next_u64() % 8 {
+            mutate(&mut file, &mut rng);
+        }
+        let Ok(tokenizer) = open(&file) else { continue };
+        let _ = tokenizer.end_tokens().unwrap();
+        for _ in 0..8 {
+            let text = random_text(&mut rng);
+            for parse_special in [false, true] {
+                let Ok(ids) = tokenizer.encode(&text, false, parse_special) else { continue };
+                assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size()));
+                tokenizer.decode(&ids, false).unwrap();
+                let at_most = rng.next_u64() as usize % 8;
+                match tokenizer.encode_at_most(at_most, &text, false, parse_special, &Interrupt::never()) {
+                    Ok(same) => assert!(same == ids && ids.len() <= at_most, "{text:?}"),
+                    Err(Error::TooManyTokens { at_least, .. }) => {
+                        assert!(at_most < at_least && at_least <= ids.len(), "{text:?}: {at_least} of {}", ids.len());
+                    }
+                    Err(e) => panic!("{e}"),
+                }
+                encoded += 1;
+            }
+        }
+        assert!(tokenizer.take_notes().iter().all(|note| !note.contains('\n')));
+    }
+    assert!(encoded > rounds, "{encoded}");
+}
+
+#[test]
+fn bytes_that_change_meanwhile_make_no_panic() {
+    use std::os::unix::fs::FileExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let mut rng = Rng::new(21);
+    for round in 0..60 {
+        let file = if round % 2 == 0 { bpe() } else { spm() };
+        let bytes = file.bytes();
+        let path = TempFile::new(&bytes);
+        let tokenizer = Tokenizer::from_metadata(&formats::open(&path.0).unwrap().metadata).unwrap();
+        let handle = std::fs::File::options().write(true).open(&path.0).unwrap();
+        let done = AtomicBool::new(false);
+        let seed = rng.next_u64();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut rng = Rng::new(seed);
+                while !done.load(Ordering::Relaxed) {
+                    let at = rng.next_u64() % bytes.len() as u64;
+                    handle.write_all_at(&rng.next_u64().to_le_bytes()[..1 + at as usize % 8], at).unwrap();
+                }
+            });
+            for _ in 0..60 {
+                let text = random_text(&mut rng);
+                let _ = tokenizer.encode(&text, true, true);
+                let _ = tokenizer.decode(&[1, 5, 70, 200, 258, 259], false);
+                let _ = tokenizer.end_tokens();
+                let _ = tokenizer.special_tokens("<s>");
+                let _ = tokenizer.token_bytes(259);
+            }
+            done.store(true, Ordering::Relaxed);
+        });
     }
 }

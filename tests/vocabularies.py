@@ -204,7 +204,7 @@ def pairs(folder: Path, pre: str) -> Vocabulary:
     merges = [f"{left} {right}" for left, right in itertools.product(alphabet, alphabet)]
     random.Random(8).shuffle(merges)
     tokens = [*alphabet, *(merge.replace(" ", "") for merge in merges)]
-    words = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS[pre]]
+    words: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS[pre]]
     words.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     path = write_gguf(folder / f"{pre}.gguf", "gpt2", tokens, merges=merges, pre=pre, add_bos_token=False)
     vocabulary = _hf_vocabulary(path, _byte_level(tokens, merges, [], words), [])

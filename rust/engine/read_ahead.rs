@@ -14,11 +14,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::thread;
 
 use crate::mapping::{Bytes, Mapping, page_size};
 use crate::tensor::TensorView;
-use crate::threads::Interrupt;
+use crate::threads::{self, Interrupt};
 use crate::weights::Weights;
 
 /// How far ahead of the pass the file is asked for, in bytes: enough that the disk always has something to do, and
@@ -140,7 +139,7 @@ impl Reader {
                 let _ = mapping.read_in(range, &interrupt);
             }
         };
-        let _ = thread::Builder::new().name("llama_rs-read".into()).spawn(read);
+        let _ = threads::spawn("llama_rs-read".into(), read);
         Self { ranges: Some(ranges), stop }
     }
 

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::formats;
 use crate::generate::{Options, Overflow};
 use crate::kernels::KV_TYPES;
-use crate::mapping::{Load, LoadOptions, Mapping};
+use crate::mapping::{self, Load, LoadOptions, Mapping};
 use crate::quant::{self, DType};
 use crate::sampling::SamplingParams;
 use crate::session::{self, SessionOptions};
@@ -85,7 +85,10 @@ fn run<T: Send>(py: Python<'_>, work: impl FnOnce(&Interrupt) -> Result<T> + Sen
             }
         })
     };
-    let result = py.detach(|| work(&Interrupt::new(&check)));
+    let result = py.detach(|| {
+        let _guarded = mapping::guarded();
+        work(&Interrupt::new(&check))
+    });
     match raised.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(e) => Err(e),
         None => result.map_err(|e| raise(py, e)),
@@ -102,6 +105,7 @@ struct Checkpoint {
 impl Checkpoint {
     /// Gives what `read` makes of the file, unless the file changed meanwhile.
     fn checked<T>(&self, py: Python<'_>, read: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+        let _guarded = mapping::guarded();
         let result = read();
         self.inner.check().map_err(|e| raise(py, e))?;
         result
@@ -141,6 +145,11 @@ impl Checkpoint {
     /// What a user should know about how the file was opened.
     fn note(&self) -> Option<&str> {
         self.inner.maps().iter().find_map(|map| map.note())
+    }
+
+    /// Whether the kernel tells this process what of the files is in memory; if not, `resident` says that all is.
+    fn residency_known(&self) -> bool {
+        self.inner.maps().iter().all(|map| map.residency_known())
     }
 
     /// Bytes of the positions `start..end` that are in memory now.

@@ -18,6 +18,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Context, Kernels};
 use crate::kv::{Layout, Sequence};
+use crate::mapping::guarded;
 use crate::quant::DType;
 use crate::threads::{self, Interrupt};
 use crate::weights::Weights;
@@ -125,7 +126,7 @@ impl Engine {
     pub fn pass(&self, spans: &mut [Span], logits: &mut [f32], threads: usize, interrupt: &Interrupt) -> Result<()> {
         let vocab_size = self.config.vocab_size;
         assert_eq!(logits.len(), spans.iter().map(Span::n_wanted).sum::<usize>() * vocab_size, "room for the logits");
-        let _busy = threads::busy();
+        let (_busy, _guarded) = (threads::busy(), guarded());
         let cx = Context { kernels: self.kernels, threads, interrupt };
         for Span { sequence, tokens, .. } in spans.iter_mut() {
             if tokens.is_empty() {

@@ -5,17 +5,24 @@
 //! wrong numbers that [`Mapping::check`](super::Mapping::check) throws away. All other SIGBUS go to the handler that was
 //! there before (Python's `faulthandler`, say), or end the process as ever.
 //!
+//! The kernel asks no handler if the thread that reads has SIGBUS blocked, as in programs that block every signal in all
+//! threads but one: it ends the process. So whatever reads maps in this crate does it inside [`guarded`], which unblocks
+//! that signal for as long as it takes. The promise ends where others read: a buffer of a tensor (an array of numpy over
+//! it) that is read in a thread which blocks SIGBUS, after the file was cut short, ends the process; and so does a fault
+//! where some other library has replaced our handler since the last check.
+//!
 //! `LLAMA_RS_SIGBUS=0` in the environment leaves the signal alone.
 //!
 //! All that the handler touches is atomic and never freed; all it calls is safe in a signal handler.
 
+use std::cell::Cell;
 use std::ffi::{c_int, c_void};
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::null_mut;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicUsize, Ordering, fence};
-
-/// Maps that can be guarded at the same time. Later ones are checked, but not kept alive.
-const MAX_MAPS: usize = 1024;
 
 /// A guarded range; free where `start` is 0.
 struct Slot {
@@ -27,21 +34,61 @@ struct Slot {
     poisoned: AtomicBool,
 }
 
-static TABLE: [Slot; MAX_MAPS] = [const {
-    Slot {
-        taken: AtomicBool::new(false),
-        start: AtomicUsize::new(0),
-        end: AtomicUsize::new(0),
-        file: AtomicI32::new(-1),
-        writable: AtomicBool::new(false),
-        poisoned: AtomicBool::new(false),
+/// Slots, and where there are more: the list only ever grows.
+struct Chunk {
+    slots: [Slot; 64],
+    next: AtomicPtr<Chunk>, // null at the end; otherwise leaked
+}
+
+static FIRST: Chunk = Chunk::new();
+
+impl Chunk {
+    const fn new() -> Self {
+        let slots = [const {
+            Slot {
+                taken: AtomicBool::new(false),
+                start: AtomicUsize::new(0),
+                end: AtomicUsize::new(0),
+                file: AtomicI32::new(-1),
+                writable: AtomicBool::new(false),
+                poisoned: AtomicBool::new(false),
+            }
+        }; 64];
+        Self { slots, next: AtomicPtr::new(null_mut()) }
     }
-}; MAX_MAPS];
+
+    fn next(&self) -> Option<&'static Chunk> {
+        // SAFETY: null, or leaked by `Slot::take`.
+        unsafe { self.next.load(Ordering::Acquire).as_ref() }
+    }
+}
+
+impl Slot {
+    /// All there are.
+    fn all() -> impl Iterator<Item = &'static Slot> {
+        std::iter::successors(Some(&FIRST), |chunk| chunk.next()).flat_map(|chunk| &chunk.slots)
+    }
+
+    /// A free one.
+    fn take() -> &'static Slot {
+        let free = |slot: &&Slot| !slot.taken.load(Ordering::Relaxed) && !slot.taken.swap(true, Ordering::Acquire);
+        loop {
+            if let Some(slot) = Self::all().find(free) {
+                return slot;
+            }
+            let last = std::iter::successors(Some(&FIRST), |chunk| chunk.next()).last().unwrap_or(&FIRST);
+            let more = Box::into_raw(Box::new(Chunk::new()));
+            if last.next.compare_exchange(null_mut(), more, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+                // SAFETY: it came from a Box, and nobody else has seen it: somebody was faster.
+                drop(unsafe { Box::from_raw(more) });
+            }
+        }
+    }
+}
 
 /// Guards a map for as long as it lives.
-#[derive(Debug)]
 pub(super) struct Guard {
-    slot: Option<usize>, // None if it is not guarded
+    slot: Option<&'static Slot>, // None if the user has forbidden it
 }
 
 impl Guard {
@@ -57,32 +104,88 @@ impl Guard {
 
     fn of(map: &[u8], file: c_int, writable: bool) -> Self {
         keep_installed();
-        let free = |slot: &Slot| !slot.taken.swap(true, Ordering::Acquire);
-        let index = if is_enabled() { TABLE.iter().position(free) } else { None };
-        if let Some(index) = index {
-            let slot = &TABLE[index];
+        let slot = is_enabled().then(Slot::take);
+        if let Some(slot) = slot {
             slot.poisoned.store(false, Ordering::Relaxed);
             slot.file.store(file, Ordering::Relaxed);
             slot.writable.store(writable, Ordering::Relaxed);
             slot.end.store((map.as_ptr() as usize + map.len()).next_multiple_of(page_size()), Ordering::Relaxed);
             slot.start.store(map.as_ptr() as usize, Ordering::Release);
         }
-        Self { slot: index }
+        Self { slot }
     }
 
     /// Whether a page of the map could not be read, up to now.
     pub(super) fn is_poisoned(&self) -> bool {
         fence(Ordering::Acquire); // what was read from the map was read before the flag is
-        self.slot.is_some_and(|index| TABLE[index].poisoned.load(Ordering::Relaxed))
+        self.slot.is_some_and(|slot| slot.poisoned.load(Ordering::Relaxed))
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some(index) = self.slot {
-            TABLE[index].start.store(0, Ordering::Relaxed);
-            TABLE[index].taken.store(false, Ordering::Release);
+        if let Some(slot) = self.slot {
+            slot.start.store(0, Ordering::Relaxed);
+            slot.taken.store(false, Ordering::Release);
         }
+    }
+}
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Guard(poisoned: {})", self.is_poisoned())
+    }
+}
+
+thread_local! {
+    /// Scopes of [`guarded`] that this thread is in.
+    static SCOPES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Lets this thread take a fault of a map, until the scope is dropped; see the module.
+///
+/// The threads of [`crate::threads`] always can. One system call, or three where the signal is blocked; none inside
+/// another scope.
+pub fn guarded() -> Guarded {
+    let mut blocked = false;
+    if SCOPES.replace(SCOPES.get() + 1) == 0 && is_enabled() {
+        let mut before = MaybeUninit::uninit();
+        // SAFETY: `change_mask` as below; when it succeeds it has initialised `before`.
+        unsafe {
+            blocked = change_mask(libc::SIG_UNBLOCK, before.as_mut_ptr())
+                && libc::sigismember(before.as_ptr(), libc::SIGBUS) == 1;
+        }
+    }
+    Guarded { blocked, _of_this_thread: PhantomData }
+}
+
+/// A scope in which this thread can take a fault of a map.
+pub struct Guarded {
+    blocked: bool, // the signal was, and will be again
+    _of_this_thread: PhantomData<*const ()>,
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        SCOPES.set(SCOPES.get() - 1);
+        if self.blocked {
+            // SAFETY: a null pointer is one that is not written to.
+            unsafe { change_mask(libc::SIG_BLOCK, null_mut()) };
+        }
+    }
+}
+
+/// Blocks or unblocks SIGBUS for this thread; gives whether that worked.
+///
+/// # Safety
+/// - `before` is null, or what the mask was can be written there.
+unsafe fn change_mask(how: c_int, before: *mut libc::sigset_t) -> bool {
+    let mut bus = MaybeUninit::uninit();
+    // SAFETY: the first call initialises the set; `before` is as the caller says.
+    unsafe {
+        libc::sigemptyset(bus.as_mut_ptr());
+        libc::sigaddset(bus.as_mut_ptr(), libc::SIGBUS);
+        libc::pthread_sigmask(how, bus.as_ptr(), before) == 0
     }
 }
 
@@ -103,7 +206,7 @@ pub fn page_size() -> usize {
 }
 
 /// Who had the signal before us. What it points to is never freed: a handler may be reading it.
-static FORMER: AtomicPtr<libc::sigaction> = AtomicPtr::new(std::ptr::null_mut());
+static FORMER: AtomicPtr<libc::sigaction> = AtomicPtr::new(null_mut());
 
 /// Sees to it that the handler is ours: installs it, or installs it again where somebody replaced it. One system call.
 pub(super) fn keep_installed() {
@@ -124,7 +227,7 @@ pub(super) fn keep_installed() {
         ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
         libc::sigemptyset(&mut ours.sa_mask);
         FORMER.store(Box::into_raw(Box::new(now)), Ordering::Release);
-        libc::sigaction(libc::SIGBUS, &ours, std::ptr::null_mut());
+        libc::sigaction(libc::SIGBUS, &ours, null_mut());
     }
 }
 
@@ -150,7 +253,7 @@ unsafe fn mend(address: usize) -> bool {
         let start = slot.start.load(Ordering::Acquire);
         start != 0 && (start..slot.end.load(Ordering::Relaxed)).contains(&address)
     };
-    let Some(slot) = TABLE.iter().find(holds) else { return false };
+    let Some(slot) = Slot::all().find(holds) else { return false };
     // First: whoever reads the zeros, in whatever thread, finds the flag set afterwards.
     slot.poisoned.store(true, Ordering::SeqCst);
     let (start, end) = (slot.start.load(Ordering::Relaxed), slot.end.load(Ordering::Relaxed));
@@ -198,7 +301,7 @@ unsafe fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_voi
             libc::SIG_DFL => {
                 let mut default: libc::sigaction = std::mem::zeroed();
                 default.sa_sigaction = libc::SIG_DFL;
-                libc::sigaction(signal, &default, std::ptr::null_mut());
+                libc::sigaction(signal, &default, null_mut());
                 if (*info).si_code <= 0 {
                     libc::raise(signal); // a fault comes again by itself when we return
                 }
@@ -207,7 +310,7 @@ unsafe fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_voi
                 if (*info).si_code > 0 {
                     let mut ignore: libc::sigaction = std::mem::zeroed();
                     ignore.sa_sigaction = libc::SIG_IGN;
-                    libc::sigaction(signal, &ignore, std::ptr::null_mut());
+                    libc::sigaction(signal, &ignore, null_mut());
                 }
             }
             action => {

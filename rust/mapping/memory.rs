@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::Identity;
 use super::faults::{self, Guard};
+use super::watch::Watch;
 use crate::error::{Error, Result};
 
 /// Memory, straight from the system: a page of zeros costs nothing until it is written to, one of a file until it is read.
@@ -26,7 +27,7 @@ struct Laid {
     guard: Guard,
     file: File,
     path: PathBuf,
-    identity: Identity,
+    watch: Watch,
 }
 
 impl Memory {
@@ -48,18 +49,23 @@ impl Memory {
         // SAFETY: a private map, of which nobody has another view. That the file may change meanwhile is for `check` to
         // find, and pages that are gone for the guard.
         let map = unsafe { memmap2::MmapOptions::new().offset(offset as u64).len(len.max(1)).map_copy(&file) };
-        let memory = match map {
-            Ok(map) => {
-                let guard = Guard::writable(&map);
-                Self { laid: Some(Laid { guard, file, path: path.into(), identity }), map: map.into() }
-            }
+        let map: memmap2::MmapRaw = match map {
+            Ok(map) => map.into(),
             Err(_) => {
                 let mut map = memmap2::MmapMut::map_anon(len.max(1)).map_err(fail)?;
                 file.read_exact_at(&mut map[..len], offset as u64).map_err(fail)?;
-                let guard = Guard::writable(&[]);
-                Self { laid: Some(Laid { guard, file, path: path.into(), identity }), map: map.into() }
+                map.into()
             }
         };
+        // SAFETY: the range is that of the map, and nobody writes to it while the slice is there; it is not read.
+        let guard = Guard::writable(unsafe { std::slice::from_raw_parts(map.as_ptr(), map.len()) });
+        let meta = file.metadata().map_err(fail)?;
+        if Identity::of(&meta) != identity {
+            return Err(Error::Changed { path: path.into(), what: "it was written to".into() });
+        }
+        // Its contents are not watched: pages that were written to are no longer the file's.
+        let watch = Watch::new(&file, &meta, false);
+        let memory = Self { laid: Some(Laid { guard, file, path: path.into(), watch }), map };
         memory.check()?;
         Ok(memory)
     }
@@ -89,18 +95,12 @@ impl Memory {
     /// # Errors
     /// [`Error::Changed`].
     pub fn check(&self) -> Result<()> {
-        let Some(Laid { guard, file, path, identity }) = &self.laid else { return Ok(()) };
+        let Some(Laid { guard, file, path, watch }) = &self.laid else { return Ok(()) };
         faults::keep_installed();
-        let what = match file.metadata() {
-            _ if guard.is_poisoned() => "a part of it could not be read, or was gone for a while".into(),
-            Err(e) => format!("it can no longer be asked about ({e})"),
-            Ok(now) if Identity::of(&now) == *identity => return Ok(()),
-            Ok(now) if now.len() != identity.size => {
-                format!("it had {} bytes and has {} now", identity.size, now.len())
-            }
-            Ok(_) => "it was written to".into(),
-        };
-        Err(Error::Changed { path: path.clone(), what })
+        match watch.damage(file, &[], guard) {
+            None => Ok(()),
+            Some(what) => Err(Error::Changed { path: path.clone(), what }),
+        }
     }
 }
 

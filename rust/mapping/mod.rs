@@ -6,12 +6,15 @@
 //!
 //! A map is only as good as its file, which another process may cut short or write over at any moment. Reading is
 //! therefore optimistic: read first, compute, and [`Mapping::check`] before the result leaves the crate. What was
-//! computed from a broken map is thrown away, and [`faults`] keeps the process alive until then.
+//! computed from a broken map is thrown away, and `faults` keeps the process alive until then. What is found, and what is
+//! not, is written in `watch`; where a process dies all the same, in `faults`.
 
 mod faults;
 mod memory;
 mod replace;
 mod residency;
+mod samples;
+mod watch;
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
@@ -25,9 +28,10 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 use crate::error::{Error, Result};
 use crate::threads::Interrupt;
 
-pub use faults::page_size;
+pub use faults::{Guarded, guarded, page_size};
 pub use memory::Memory;
 pub use replace::replace_file;
+use watch::Watch;
 
 /// How a file comes into memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -77,9 +81,9 @@ impl Identity {
 pub struct Mapping {
     storage: Storage,
     path: PathBuf,
-    load: Load,                 // as asked for; `storage` is what came of it
-    identity: Option<Identity>, // when it was opened; None for what never was a file
-    broken: AtomicBool,         // found so by `check`, for good
+    load: Load,           // as asked for; `storage` is what came of it
+    watch: Option<Watch>, // None for what never was a file
+    broken: AtomicBool,   // found so by `check`, for good
     note: Option<String>,
 }
 
@@ -113,20 +117,18 @@ impl Mapping {
             return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, format!("{kind}, expected a model file"))));
         }
         let file = File::open(path).map_err(fail)?;
-        let identity = Identity::of(&file.metadata().map_err(fail)?);
-        let same = |m: &Arc<Self>| m.load == options.load && m.identity == Some(identity) && !m.is_broken();
-        let known = || registry().iter().filter_map(Weak::upgrade).find(same);
-        let mapping = match known() {
+        let meta = file.metadata().map_err(fail)?;
+        let mapping = match Self::known(options.load, &meta) {
             Some(known) => known,
             None => {
-                let made = Self::make(path, file, identity, options.load).map_err(fail)?;
+                let made = Arc::new(Self::make(path, file, &meta, options.load, interrupt)?);
+                let same = |m: &Arc<Self>| m.load == made.load && m.identity() == made.identity() && !m.is_broken();
                 let mut registry = registry();
                 registry.retain(|other| other.strong_count() > 0);
                 // Another thread may have been faster.
                 registry.iter().filter_map(Weak::upgrade).find(same).unwrap_or_else(|| {
-                    let made = Arc::new(made);
                     registry.push(Arc::downgrade(&made));
-                    made
+                    Arc::clone(&made)
                 })
             }
         };
@@ -139,35 +141,58 @@ impl Mapping {
         Ok(mapping)
     }
 
-    fn make(path: &Path, mut file: File, identity: Identity, load: Load) -> io::Result<Self> {
+    /// The map that this process has of the file in its state of now.
+    fn known(load: Load, meta: &Metadata) -> Option<Arc<Self>> {
+        let now = Identity::of(meta);
+        let of_file = |m: &Arc<Self>| m.load == load && m.identity().is_some_and(|identity| identity.file == now.file);
+        let found: Vec<_> = registry().iter().filter_map(Weak::upgrade).filter(of_file).collect();
+        found.into_iter().find(|m| match &m.storage {
+            Storage::Map { .. } => m.identity().is_some_and(|then| then.size == now.size) && m.check().is_ok(),
+            Storage::Owned(_) => m.watch.as_ref().is_some_and(|watch| watch.is_as(meta)),
+        })
+    }
+
+    fn make(path: &Path, file: File, meta: &Metadata, load: Load, interrupt: &Interrupt) -> Result<Self> {
+        let fail = |source| Error::File { path: path.to_path_buf(), source };
+        let read = |file| match read(file, meta, interrupt) {
+            Ok(Some(bytes)) => Ok(Storage::Owned(bytes)),
+            Ok(None) => Err(Error::Interrupted),
+            Err(e) => Err(fail(e)),
+        };
         let mut note = None;
-        let storage = if identity.size == 0 {
+        let storage = if meta.len() == 0 {
             Storage::Owned(Vec::new()) // an empty file cannot be mapped
         } else if load == Load::Read {
-            Storage::Owned(read(&mut file)?)
+            read(&file)?
         } else {
             // SAFETY: the map is read-only, and nothing in this process writes to the file. Another process may write
             // to it or cut it short: then the bytes change, or `faults` puts zeros where a page is gone. Every parser
             // copies a number out before it checks it and never reads it again, no value of a weight can lead the
             // kernels out of bounds, and `check` keeps what they computed from getting out.
             match unsafe { memmap2::MmapOptions::new().map(&file) } {
-                Ok(map) => Storage::Map { guard: faults::Guard::new(&map, file.as_fd()), map, file },
+                Ok(map) => {
+                    let watch = Watch::new(&file, meta, true);
+                    let guard = faults::Guard::new(&map, file.as_fd());
+                    return Ok(Self::of(Storage::Map { guard, map, file }, path, load, Some(watch), None));
+                }
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::EOPNOTSUPP)) => {
                     note =
                         Some(format!("{}: this file system cannot map files ({e}): read into memory", path.display()));
-                    Storage::Owned(read(&mut file)?)
+                    read(&file)?
                 }
-                Err(e) => return Err(e),
+                Err(e) => return Err(fail(e)),
             }
         };
-        Ok(Self { storage, path: path.into(), load, identity: Some(identity), broken: AtomicBool::new(false), note })
+        Ok(Self::of(storage, path, load, Some(Watch::new(&file, meta, false)), note))
+    }
+
+    fn of(storage: Storage, path: &Path, load: Load, watch: Option<Watch>, note: Option<String>) -> Self {
+        Self { storage, path: path.into(), load, watch, broken: AtomicBool::new(false), note }
     }
 
     /// Stands for a file at `path` with the given contents: for tests, and for what is not a file.
     pub fn from_vec(contents: Vec<u8>, path: &Path) -> Arc<Self> {
-        let (storage, path) = (Storage::Owned(contents), path.to_path_buf());
-        let broken = AtomicBool::new(false);
-        Arc::new(Self { storage, path, load: Load::Read, identity: None, broken, note: None })
+        Arc::new(Self::of(Storage::Owned(contents), path, Load::Read, None, None))
     }
 
     /// The path it was opened by.
@@ -177,7 +202,7 @@ impl Mapping {
 
     /// The state of the file when it was opened; None for what never was a file.
     pub fn identity(&self) -> Option<Identity> {
-        self.identity
+        self.watch.as_ref().map(Watch::identity)
     }
 
     /// Whether the pages are those of the file, which all processes share.
@@ -199,22 +224,28 @@ impl Mapping {
     }
 
     /// Whether the file is still what it was when it was opened. To be asked after reading: if all is well then,
-    /// what was read was the file.
+    /// what was read was the file. A file that was merely touched, renamed or unlinked is what it was.
     ///
-    /// One `fstat`, half a microsecond. Once broken, a map stays broken.
+    /// Two system calls, half a microsecond, and a thousandth of the time that passes for a sample of the contents. Once
+    /// broken, a map stays broken.
+    ///
+    /// A new size, and any write that the kernel dates, is always found. Bytes that were written without a trace in the
+    /// file's times (through a shared map that was dirty before; or the times were put back, as `cp -p` and `rsync -t`
+    /// do) are found if they meet the sample: nearly always where 16 KiB or more were written over, in time, and by
+    /// chance where it was less.
     ///
     /// # Errors
     /// [`Error::Changed`].
     pub fn check(&self) -> Result<()> {
-        let Storage::Map { guard, file, .. } = &self.storage else { return Ok(()) };
+        let (Storage::Map { guard, map, file }, Some(watch)) = (&self.storage, &self.watch) else { return Ok(()) };
         faults::keep_installed();
-        let found =
-            if self.broken.load(Ordering::Relaxed) || guard.is_poisoned() { None } else { file.metadata().ok() };
-        if found.map(|meta| Identity::of(&meta)) == self.identity {
-            return Ok(());
-        }
+        let what = match watch.damage(file, map, guard) {
+            None if !self.broken.load(Ordering::Relaxed) => return Ok(()),
+            None => watch::OTHER_CONTENTS.into(), // of what was found before, all that can still not be seen
+            Some(what) => what,
+        };
         self.broken.store(true, Ordering::Relaxed);
-        Err(Error::Changed { path: self.path.clone(), what: self.damage(file) })
+        Err(Error::Changed { path: self.path.clone(), what })
     }
 
     /// As [`Mapping::check`], but only for pages that could not be read: two loads, for the middle of a pass.
@@ -225,11 +256,12 @@ impl Mapping {
         if self.is_broken() { self.check() } else { Ok(()) }
     }
 
-    /// Gives what `read` makes of the file, unless the file changed meanwhile.
+    /// Gives what `read` makes of the file, unless the file changed meanwhile. It runs [`guarded`].
     ///
     /// # Errors
     /// [`Error::Changed`], and those of `read`.
     pub fn checked<T>(&self, read: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _guarded = guarded();
         let result = read();
         self.check()?;
         result
@@ -239,27 +271,29 @@ impl Mapping {
         let poisoned = matches!(&self.storage, Storage::Map { guard, .. } if guard.is_poisoned());
         poisoned || self.broken.load(Ordering::Relaxed)
     }
-
-    fn damage(&self, file: &File) -> String {
-        let before = self.identity.map_or(0, |identity| identity.size);
-        match file.metadata() {
-            Err(e) => format!("it can no longer be asked about ({e})"),
-            Ok(now) if now.len() != before => format!("it had {before} bytes and has {} now", now.len()),
-            Ok(now) if Some(Identity::of(&now)) != self.identity => "it was written to".into(),
-            Ok(_) => "a part of it could not be read, or was gone for a while".into(),
-        }
-    }
 }
 
-fn read(file: &mut File) -> io::Result<Vec<u8>> {
-    let before = Identity::of(&file.metadata()?);
+/// Reads a file whole, in pieces between which it looks whether to stop: None if so.
+fn read(file: &File, meta: &Metadata, interrupt: &Interrupt) -> io::Result<Option<Vec<u8>>> {
+    const PIECE: usize = 8 << 20;
     let mut contents = Vec::new();
-    contents.try_reserve_exact(before.size as usize)?;
-    file.read_to_end(&mut contents)?;
-    if Identity::of(&file.metadata()?) != before {
+    contents.try_reserve_exact(usize::try_from(meta.len()).map_err(io::Error::other)?)?;
+    loop {
+        if interrupt.poll(0) {
+            return Ok(None);
+        }
+        let n = file.take(PIECE as u64).read_to_end(&mut contents)?;
+        if n < PIECE || contents.len() as u64 > meta.len() {
+            break;
+        }
+    }
+    let now = file.metadata()?;
+    // What says that it has no bytes, such as the files of sysfs and proc, may have some.
+    let whole = contents.len() as u64 == meta.len() || meta.blocks() == 0;
+    if Identity::of(&now) != Identity::of(meta) || !whole {
         return Err(io::Error::other("the file was written to while it was read"));
     }
-    Ok(contents)
+    Ok(Some(contents))
 }
 
 /// The maps of this process.
@@ -293,7 +327,7 @@ fn registry() -> MutexGuard<'static, Vec<Weak<Mapping>>> {
 /// Whether this process has the file `(device, inode)` mapped.
 fn is_mapped_here(file: (u64, u64)) -> bool {
     let maps = registry().iter().filter_map(Weak::upgrade).collect::<Vec<_>>(); // dropped after the lock
-    maps.iter().any(|m| m.is_mapped() && m.identity.is_some_and(|identity| identity.file == file))
+    maps.iter().any(|m| m.is_mapped() && m.identity().is_some_and(|identity| identity.file == file))
 }
 
 /// A range of a mapped file that keeps the map alive.

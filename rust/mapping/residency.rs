@@ -1,22 +1,33 @@
 //! What of a map is in memory, and bringing it there.
 
 use std::ffi::c_void;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 
 use super::{Mapping, Storage};
 use crate::error::{Error, Result};
 use crate::threads::Interrupt;
 
-use super::faults::page_size;
+use super::faults::{guarded, page_size};
 
 /// Bytes that are asked about or read in one system call.
 const STEP: usize = 16 << 20;
 
 impl Mapping {
-    /// How many of the bytes `range` are in memory now, in the page cache that all processes share.
-    ///
-    /// The kernel tells only who owns the file or may write to it, and says "all" to others.
+    /// Whether [`Mapping::resident`] is a fact. Since Linux 5.2 the kernel tells only who owns the file, may write to it or
+    /// has `CAP_FOWNER`; to others it says that everything is in memory.
+    pub fn residency_known(&self) -> bool {
+        let Storage::Map { file, .. } = &self.storage else { return true };
+        // SAFETY: no preconditions.
+        let user = unsafe { libc::geteuid() };
+        file.metadata().is_ok_and(|meta| meta.uid() == user) || may_write(file) || has_fowner()
+    }
+
+    /// How many of the bytes `range` are in memory now, in the page cache that all processes share; all of them where
+    /// that is not known, see [`Mapping::residency_known`].
     ///
     /// # Panics
     /// If the range does not lie in the file.
@@ -89,6 +100,7 @@ impl Mapping {
                     return Err(Error::File { path: self.path.clone(), source: io::Error::new(e.kind(), what) });
                 }
                 // Linux before 5.14: touch each page.
+                let _guarded = guarded();
                 for at in part.step_by(page_size()) {
                     std::hint::black_box(self.as_slice().get(at));
                 }
@@ -140,6 +152,24 @@ impl Mapping {
         debug_assert!(matches!(self.storage, Storage::Map { .. }));
         self.as_slice()[offset..].as_ptr().cast_mut().cast()
     }
+}
+
+/// Whether this process may write to a file that it has opened for reading.
+fn may_write(file: &File) -> bool {
+    let path = format!("/proc/self/fd/{}\0", file.as_raw_fd());
+    // SAFETY: the path ends with a zero.
+    unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr().cast(), libc::W_OK, libc::AT_EACCESS) == 0 }
+}
+
+/// Whether this process passes for the owner of any file.
+fn has_fowner() -> bool {
+    const VERSION_3: u32 = 0x2008_0522;
+    const CAP_FOWNER: u32 = 3;
+    let header = [VERSION_3, 0]; // of this thread
+    let mut sets = [0u32; 6]; // effective, permitted, inheritable of the capabilities below 32; the same of those above
+    // SAFETY: version 3 reads two words and writes six.
+    let known = unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) } == 0;
+    known && sets[0] >> CAP_FOWNER & 1 == 1
 }
 
 /// Bytes that this process may lock; None if there is no limit.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +153,242 @@ def test_writing_over_the_file_in_place_is_noticed(halfway: tuple[Model, Stream]
     Model(model_file).generate([1], max_tokens=1)  # opened again it is another file
 
 
+def test_a_file_that_was_merely_touched_goes_on(
+    halfway: tuple[Model, Stream], model_file: Path, expected: list[int]
+) -> None:
+    model, stream = halfway
+    for times in (None, (1, 1), (2_000_000_000, 1_000_000_000)):
+        os.utime(model_file, times)
+        next(stream)
+    model_file.chmod(0o444)
+    assert Model(model_file).path == model.path
+    maps = Path("/proc/self/maps").read_text()
+    assert maps.count(str(model_file)) == 1, "it is still the same file"
+    list(stream)
+    assert stream.token_ids == expected
+
+
+@pytest.mark.parametrize("when", ["before it is used", "in the middle of an answer"])
+def test_another_model_copied_over_it_with_its_times_is_noticed(original: Path, model_file: Path, when: str) -> None:
+    other = model_file.with_name("other.gguf")
+    write_tiny_model(other, "Q8_0", n_layers=8, dim=512, hidden_dim=1024, context_length=100_000, seed=1)
+    assert other.stat().st_size == original.stat().st_size
+    before = model_file.stat()
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    model = Model(model_file)
+    stream = model.stream(PROMPT, max_tokens=N_TOKENS, temperature=0, ignore_eos=True)
+    if when != "before it is used":
+        next(stream)
+    subprocess.run(["cp", "-p", other, model_file], check=True)
+    assert model_file.stat().st_mtime_ns == before.st_mtime_ns
+    with pytest.raises(ModelChangedError, match="its contents are no longer what they were"):
+        list(stream)
+    Model(model_file).generate([1], max_tokens=1)  # opened again it is another file
+
+
+def test_a_tensor_that_was_written_over_and_backdated_is_noticed(
+    halfway: tuple[Model, Stream], model_file: Path
+) -> None:
+    model, stream = halfway
+    tensor = model.tensors["blk.3.ffn_up.weight"]
+    for _ in range(30):
+        next(stream)  # all of the file has been seen then
+    before = model_file.stat()
+    with open(model_file, "r+b") as f:
+        f.seek(tensor.offset)
+        f.write(bytes(tensor.nbytes))
+    os.utime(model_file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ModelChangedError, match="its contents are no longer what they were"):
+        list(stream)
+
+
+def test_what_is_written_through_a_map_that_was_dirty_before_is_noticed(model_file: Path) -> None:
+    with open(model_file, "r+b") as f, mmap.mmap(f.fileno(), 0) as writer:
+        for page in range(0, len(writer), mmap.PAGESIZE):
+            writer[page] = writer[page]  # dirty from here on: what follows has no date
+        model = Model(model_file)
+        stream = model.stream(PROMPT, temperature=0, ignore_eos=True)
+        for _ in range(30):
+            next(stream)
+        times = model_file.stat().st_mtime_ns, model_file.stat().st_ctime_ns
+        tensor = model.tensors["blk.3.ffn_up.weight"]
+        writer[tensor.offset : tensor.offset + tensor.nbytes] = bytes(tensor.nbytes)
+        assert times == (model_file.stat().st_mtime_ns, model_file.stat().st_ctime_ns)
+        with pytest.raises(ModelChangedError, match="its contents are no longer what they were"):
+            list(stream)
+
+
+BLOCKED = """
+    import os, signal, sys, threading
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # and all threads of now on inherit that
+    from llama_rs import Model, ModelChangedError
+    model = Model(sys.argv[1], threads=2)
+    use = {
+        "forward": lambda: session.forward([1, 2, 3]),
+        "stream": lambda: list(stream),
+        "encode": lambda: model.tokenizer.encode("the sea and the old lighthouse"),
+        "decode": lambda: model.tokenizer.decode(list(range(300))),
+        "metadata": lambda: {key: model.metadata[key] for key in model.metadata},
+        "dequantize": lambda: tensor.dequantize(),
+        "open": lambda: Model(sys.argv[1]),
+    }[sys.argv[2]]
+    def work():
+        try:
+            use()
+        except ModelChangedError:
+            print("changed", flush=True)
+    session, tensor = model.session(), model.tensors["blk.7.ffn_down.weight"]
+    stream = model.stream("the", ignore_eos=True)
+    next(stream)
+    os.truncate(sys.argv[1], 4096)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    work()
+    assert signal.SIGBUS in signal.pthread_sigmask(signal.SIG_BLOCK, []), "the mask is as it was"
+"""
+
+
+@pytest.mark.parametrize("use", ["forward", "stream", "encode", "decode", "metadata", "dequantize"])
+def test_threads_that_block_all_signals_get_the_error(model_file: Path, use: str) -> None:
+    result = run(BLOCKED, model_file, use)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "changed\nchanged\n", "")
+
+
+def test_our_threads_leave_signals_to_the_program(model_file: Path) -> None:
+    script = """
+        import os, signal, sys
+        from llama_rs import Model
+        Model(sys.argv[1], threads=2).generate("the", max_tokens=10)
+        for task in os.listdir("/proc/self/task"):
+            status = dict(line.split(":\t", 1) for line in open(f"/proc/self/task/{task}/status"))
+            if status["Name"].startswith("llama_rs"):
+                blocked = int(status["SigBlk"], 16)
+                print([bool(blocked >> s - 1 & 1) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGBUS)])
+    """
+    result = run(script, model_file)
+    n_workers = min(2, llama_rs._core.available_threads()) - 1
+    assert (result.stdout, result.stderr) == ("[True, True, False]\n" * n_workers, "")
+
+
+def test_more_than_a_thousand_maps_are_guarded(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_tiny_model(path, "Q8_0", n_layers=1)
+    copies = [tmp_path / f"{i}.gguf" for i in range(1100)]
+    for copy in copies:
+        shutil.copyfile(path, copy)
+    script = """
+        import os, resource, sys
+        from pathlib import Path
+        from llama_rs import Model, ModelChangedError
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        models = [Model(path) for path in sorted(Path(sys.argv[1]).glob("*.gguf"))]
+        last = [model.tensors["output_norm.weight"].numpy() for model in models]
+        n = 0
+        for model in models:
+            os.truncate(model.path, 100)
+            try:
+                model.tensors["output_norm.weight"].dequantize()
+            except ModelChangedError:
+                n += 1
+        print(n, any(array.any() for array in last))
+    """
+    result = run(script, tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "1101 False\n", "")
+
+
+def test_ctrl_c_stops_reading_a_large_file(tmp_path: Path) -> None:
+    path = tmp_path / "large.gguf"
+    write_tiny_model(path, "Q8_0", n_layers=1)
+    os.truncate(path, 16 << 30)  # a hole: its reading takes long, and nothing of the disk
+    script = """
+        import resource, signal, sys, threading, time
+        from llama_rs import Model
+        def interrupt():
+            resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+            while resident() < 200 << 20:  # in the middle of it
+                time.sleep(0.001)
+            signal.raise_signal(signal.SIGINT)
+        threading.Thread(target=interrupt, daemon=True).start()
+        try:
+            Model(sys.argv[1], load="read")
+        except KeyboardInterrupt:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+            print("interrupted", peak < 4 << 30)
+    """
+    result = run(script, path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "interrupted True\n", "")
+
+
+def test_what_is_no_model_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.touch()
+    os.truncate(path, 16 << 30)
+    script = """
+        import resource, sys
+        from llama_rs import Model, ModelFormatError
+        try:
+            Model(sys.argv[1], load="read")
+        except ModelFormatError as e:
+            print("not a GGUF file" in str(e), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1 << 19)
+    """
+    result = run(script, path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "True True\n", "")
+
+
+def test_residency_of_somebody_elses_file_is_not_known(model_file: Path) -> None:
+    script = """
+        import os, sys
+        from llama_rs import _core
+        known = [_core.Checkpoint(sys.argv[1]).residency_known()]
+        if os.getuid() == 0:
+            os.chown(sys.argv[1], 1, 1)
+            os.chmod(sys.argv[1], 0o644)
+            known.append(_core.Checkpoint(sys.argv[1]).residency_known())
+            os.setuid(65534)
+            known.append(_core.Checkpoint(sys.argv[1]).residency_known())
+        print(known)
+    """
+    for path in (model_file, *model_file.parents[:3]):
+        path.chmod(0o755)
+    result = run(script, model_file)
+    assert (result.stdout, result.stderr) == ("[True, True, False]\n" if os.getuid() == 0 else "[True]\n", "")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 64])
+def test_answers_are_the_same_with_any_number_of_threads_beside_a_busy_machine(
+    original: Path, expected: list[int], threads: int
+) -> None:
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        model = Model(original, threads=threads)
+        streams = [model.stream(PROMPT, max_tokens=60, temperature=0, ignore_eos=True) for _ in range(3)]
+        workers = [threading.Thread(target=list, args=(stream,)) for stream in streams]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert [stream.token_ids for stream in streams] == [expected[:60]] * 3
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def test_threads_keep_to_the_cores_that_the_process_may_use(model_file: Path) -> None:
+    script = """
+        import os, sys
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+        from llama_rs import Model, _core
+        model = Model(sys.argv[1], threads=8)
+        model.generate("the", max_tokens=3)
+        names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+        print(_core.available_threads(), [name for name in names if name.startswith("llama_rs-")])
+    """
+    result = run(script, model_file)
+    assert (result.stdout, result.stderr) == ("1 []\n", "")
+
+
 def test_every_use_of_a_truncated_model_is_the_same_error(halfway: tuple[Model, Stream], model_file: Path) -> None:
     model, stream = halfway
     session, tensor = model.session(), model.tensors["blk.7.ffn_down.weight"]
@@ -217,7 +455,8 @@ def test_the_map_is_shared_and_reopened_after_a_change(model_file: Path) -> None
     a, b = Model(model_file), Model(model_file)
     maps = Path("/proc/self/maps").read_text()
     assert maps.count(str(model_file)) == 1
-    os.utime(model_file, ns=(1, 1))
+    with open(model_file, "r+b") as f:
+        f.write(b"GGUF")  # the same bytes, but who knows: a write is a write
     with pytest.raises(ModelChangedError):
         a.session()
     c = Model(model_file)

@@ -379,6 +379,8 @@ impl std::fmt::Debug for Bytes {
 mod tests {
     use std::fs;
     use std::io::Write;
+    use std::sync::atomic::AtomicUsize;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
 
@@ -461,6 +463,184 @@ mod tests {
         (&held).write_all(b"x").unwrap();
         assert_eq!(changed(map.check()), "it was written to");
         assert!(map.checked(|| Ok(())).is_err());
+    }
+
+    /// Uses all of the file, of which the next round of samples then sees all.
+    fn use_all(map: &Mapping) -> Result<()> {
+        std::hint::black_box(map.as_slice().iter().map(|&b| u64::from(b)).sum::<u64>());
+        map.check()
+    }
+
+    /// Contents that differ everywhere.
+    fn contents(seed: u8) -> Vec<u8> {
+        (0..LEN).map(|i| (i / 11) as u8 ^ (i / 1000) as u8 ^ seed).collect()
+    }
+
+    fn set_times(file: &TempFile, accessed: SystemTime, modified: SystemTime) {
+        let times = fs::FileTimes::new().set_accessed(accessed).set_modified(modified);
+        File::options().write(true).open(&file.0).unwrap().set_times(times).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_was_merely_touched_is_the_same() {
+        let file = TempFile::new("touched", &contents(0));
+        let map = Mapping::open(&file.0).unwrap();
+        use_all(&map).unwrap();
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        for (accessed, modified) in [
+            (SystemTime::now(), None),                 // touch
+            (long_ago, None),                          // touch -d
+            (SystemTime::now(), Some(long_ago)),       // rsync -t of the same contents
+            (long_ago + Duration::from_secs(1), None), // and once more
+        ] {
+            set_times(&file, accessed, modified.unwrap_or(accessed));
+            map.check().unwrap();
+            assert!(Arc::ptr_eq(&map, &Mapping::open(&file.0).unwrap()));
+        }
+        let mut mode = fs::metadata(&file.0).unwrap().permissions();
+        mode.set_readonly(true);
+        fs::set_permissions(&file.0, mode).unwrap();
+        map.check().unwrap();
+    }
+
+    #[test]
+    fn a_file_that_was_written_over_and_given_its_times_back_is_not() {
+        for (name, used) in [("backdated", true), ("backdated-unused", false)] {
+            let file = TempFile::new(name, &contents(0));
+            let before = fs::metadata(&file.0).unwrap();
+            let map = Mapping::open(&file.0).unwrap();
+            if used {
+                use_all(&map).unwrap();
+            }
+            fs::write(&file.0, contents(1)).unwrap();
+            set_times(&file, before.accessed().unwrap(), before.modified().unwrap());
+            assert_eq!(changed(map.check()), "its contents are no longer what they were, and its time was set by hand");
+            changed(map.check()); // for good
+            let again = Mapping::open(&file.0).unwrap();
+            assert!(!Arc::ptr_eq(&map, &again));
+            again.check().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_part_that_was_written_over_and_backdated_is_found_if_it_is_16_kib_and_was_used() {
+        for at in [0, 300_000, LEN - (16 << 10)] {
+            let file = TempFile::new(&format!("part-{at}"), &contents(0));
+            let before = fs::metadata(&file.0).unwrap();
+            let map = Mapping::open(&file.0).unwrap();
+            use_all(&map).unwrap();
+            let at = at / (16 << 10) * (16 << 10);
+            let out = File::options().write(true).open(&file.0).unwrap();
+            out.write_all_at(&vec![0xaa; 16 << 10], at as u64).unwrap();
+            set_times(&file, before.accessed().unwrap(), before.modified().unwrap());
+            changed(map.check());
+        }
+    }
+
+    #[test]
+    fn bytes_that_no_time_tells_of_are_found_by_a_sample() {
+        let file = TempFile::new("undated", &contents(0));
+        let writer = File::options().read(true).write(true).open(&file.0).unwrap();
+        // SAFETY: a map of a file that only this test writes to.
+        let mut writer = unsafe { memmap2::MmapMut::map_mut(&writer) }.unwrap();
+        writer.copy_from_slice(&contents(0)); // all its pages are dirty from here on: dated for the last time
+        let map = Mapping::open(&file.0).unwrap();
+        use_all(&map).unwrap();
+        writer[LEN / 2..].fill(7);
+        let watch = map.watch.as_ref().unwrap();
+        let samples_alone = || changed(use_all(&map));
+        assert!(watch.is_as(&fs::metadata(&file.0).unwrap()), "no time tells of it");
+        assert_eq!(samples_alone(), "its contents are no longer what they were");
+        assert_eq!(samples_alone(), "its contents are no longer what they were");
+    }
+
+    #[test]
+    fn a_file_is_probed_before_it_is_read() {
+        let file = TempFile::new("probed", &contents(0));
+        for load in [Load::Mmap, Load::Read] {
+            let options = LoadOptions { load, ..LoadOptions::default() };
+            let no = |head: &[u8]| {
+                assert_eq!(head, &contents(0)[..PROBE_LEN]);
+                Err(Error::Argument("no".into()))
+            };
+            assert!(matches!(Mapping::open_if(&file.0, options, &Interrupt::never(), no), Err(Error::Argument(_))));
+            let map = Mapping::open_if(&file.0, options, &Interrupt::never(), |_| Ok(())).unwrap();
+            assert_eq!(map.as_slice(), contents(0));
+        }
+        let short = TempFile::new("probed-short", b"GGUF");
+        let map = Mapping::open_if(&short.0, LoadOptions::default(), &Interrupt::never(), |head| {
+            assert_eq!(head, b"GGUF");
+            Ok(())
+        });
+        assert_eq!(map.unwrap().as_slice(), b"GGUF");
+    }
+
+    #[test]
+    fn reading_a_file_stops_when_it_is_asked_to() {
+        let file = TempFile::new("stop", b"");
+        truncate(&file, 64 << 20);
+        let asked = AtomicUsize::new(0);
+        let check = || asked.fetch_add(1, Ordering::Relaxed) > 0;
+        let interrupt = Interrupt::new(&check);
+        // Until the first answer that is yes: however fast it is read, then at the latest.
+        let read = LoadOptions { load: Load::Read, ..LoadOptions::default() };
+        while !interrupt.poll(0) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(matches!(Mapping::open_with(&file.0, read, &interrupt), Err(Error::Interrupted)));
+    }
+
+    #[test]
+    fn any_number_of_maps_is_guarded() {
+        let file = TempFile::new("many", &[1; 8192]);
+        let open = || {
+            let file = File::open(&file.0).unwrap();
+            let meta = file.metadata().unwrap();
+            let interrupt = Interrupt::never();
+            Mapping::make(Path::new("many"), file, &meta, Load::Mmap, &interrupt).unwrap()
+        };
+        let maps: Vec<Mapping> = (0..1100).map(|_| open()).collect();
+        truncate(&file, 4096);
+        assert!(maps.iter().all(|map| map.as_slice()[5000] == 0 && map.check().is_err()));
+    }
+
+    #[test]
+    fn a_thread_that_blocks_signals_takes_faults_inside_a_scope() {
+        let file = TempFile::new("blocked", &[1; LEN]);
+        let map = Mapping::open(&file.0).unwrap();
+        truncate(&file, 4096);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let blocked = || {
+                    let mut mask = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+                    // SAFETY: the call initialises the mask.
+                    unsafe {
+                        libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), mask.as_mut_ptr());
+                        libc::sigismember(mask.as_ptr(), libc::SIGBUS) == 1
+                    }
+                };
+                let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+                // SAFETY: the first call initialises the set; the second changes the mask of a thread of this test.
+                unsafe {
+                    libc::sigfillset(all.as_mut_ptr());
+                    libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), std::ptr::null_mut());
+                }
+                let sum = map.checked(|| Ok(map.as_slice()[LEN / 2])).map_err(|e| e.to_string());
+                assert!(sum.unwrap_err().contains("changed while it was in use"));
+                assert!(blocked(), "as before");
+                let outer = guarded();
+                drop(guarded());
+                assert!(!blocked(), "until the last scope ends");
+                drop(outer);
+                assert!(blocked());
+            });
+        });
+    }
+
+    #[test]
+    fn residency_is_known_of_ones_own_files() {
+        let file = TempFile::new("own", &[1; LEN]);
+        assert!(Mapping::open(&file.0).unwrap().residency_known());
     }
 
     #[test]

@@ -40,8 +40,11 @@ const SPIN_FOR_WORKERS: u64 = 100 * MICROSECOND;
 const LATE: u64 = MILLISECOND;
 
 /// For how long there is one thread less when one was late: the first time, and at most.
-const DROP_MIN: u64 = 10 * MILLISECOND;
-const DROP_MAX: u64 = 1_000 * MILLISECOND;
+const DROP_MIN: u64 = 4 * MILLISECOND;
+const DROP_MAX: u64 = 1_024 * MILLISECOND;
+
+/// One that is late so soon after it was tried again was not late by accident.
+const SOON: u64 = 50 * MILLISECOND;
 
 pub(super) struct Pool {
     cores: usize,
@@ -172,7 +175,7 @@ impl Pool {
         let _busy = self.busy();
         // The cores that no caller has are shared by the callers: the first workers, as many as there are such cores.
         let callers = self.busy.load(Ordering::Relaxed).max(1);
-        let free = self.share.limit(self.cores, now()).saturating_sub(callers);
+        let free = self.share.limit(self.cores, now).saturating_sub(callers);
         let wanted = free.div_ceil(callers).min(threads - 1);
         if wanted == 0 {
             return call(0);
@@ -409,10 +412,10 @@ struct Posted {
 
 impl Share {
     /// How many threads there may be at the time `now`.
-    fn limit(&self, cores: usize, now: u64) -> usize {
+    fn limit(&self, cores: usize, now: impl FnOnce() -> u64) -> usize {
         let limit = self.limit.load(Ordering::Relaxed);
         if limit < cores {
-            let raise_at = self.raise_at.load(Ordering::Relaxed);
+            let (now, raise_at) = (now(), self.raise_at.load(Ordering::Relaxed));
             let next = now + self.drop_for.load(Ordering::Relaxed);
             let turn = || self.raise_at.compare_exchange(raise_at, next, Ordering::Relaxed, Ordering::Relaxed);
             if now >= raise_at && turn().is_ok() {
@@ -431,8 +434,7 @@ impl Share {
             return;
         }
         let before = self.drop_for.load(Ordering::Relaxed);
-        // Soon after one more was tried: it was no accident.
-        let again = now < self.raised_at.load(Ordering::Relaxed) + before + 5 * DROP_MIN;
+        let again = now < self.raised_at.load(Ordering::Relaxed) + before + SOON;
         let drop_for = if again { (2 * before).min(DROP_MAX) } else { DROP_MIN };
         self.drop_for.store(drop_for, Ordering::Relaxed);
         self.raise_at.store(now + drop_for, Ordering::Relaxed);
@@ -703,29 +705,29 @@ mod tests {
     #[test]
     fn a_late_worker_is_dropped_for_longer_each_time_and_comes_back() {
         let share = &pool(4).share;
-        assert_eq!(share.limit(4, 0), 4);
+        assert_eq!(share.limit(4, || 0), 4);
         let mut now = 100 * DROP_MIN;
         share.too_many(now);
         share.too_many(now);
-        assert_eq!(share.limit(4, now + 1), 2);
+        assert_eq!(share.limit(4, || now + 1), 2);
         now += DROP_MIN;
-        assert_eq!(share.limit(4, now), 3, "one at a time");
-        assert_eq!(share.limit(4, now + 1), 3);
+        assert_eq!(share.limit(4, || now), 3, "one at a time");
+        assert_eq!(share.limit(4, || now + 1), 3);
         now += DROP_MIN;
-        assert_eq!(share.limit(4, now), 4);
-        for (i, dropped_for) in [2, 4, 8, 16, 32, 64, 100, 100].into_iter().enumerate() {
+        assert_eq!(share.limit(4, || now), 4);
+        for (i, dropped_for) in [2, 4, 8, 16, 32, 64, 128, 256, 256].into_iter().enumerate() {
             now += DROP_MIN / 2;
             share.too_many(now);
             now += dropped_for * DROP_MIN;
-            assert_eq!((i, share.limit(4, now - 1)), (i, 3));
-            assert_eq!((i, share.limit(4, now)), (i, 4));
+            assert_eq!((i, share.limit(4, || now - 1)), (i, 3));
+            assert_eq!((i, share.limit(4, || now)), (i, 4));
         }
         now += 10 * DROP_MAX; // a quiet time, then an accident
         share.too_many(now);
-        assert_eq!(share.limit(4, now + DROP_MIN), 4);
+        assert_eq!(share.limit(4, || now + DROP_MIN), 4);
         for _ in 0..10 {
             share.too_many(now + DROP_MIN);
         }
-        assert_eq!(share.limit(4, now + DROP_MIN), 1, "the caller stays");
+        assert_eq!(share.limit(4, || now + DROP_MIN), 1, "the caller stays");
     }
 }

@@ -379,6 +379,7 @@ impl std::fmt::Debug for Bytes {
 mod tests {
     use std::fs;
     use std::io::Write;
+    use std::os::unix::fs::FileExt;
     use std::sync::atomic::AtomicUsize;
     use std::time::{Duration, SystemTime};
 
@@ -552,27 +553,6 @@ mod tests {
         assert!(watch.is_as(&fs::metadata(&file.0).unwrap()), "no time tells of it");
         assert_eq!(samples_alone(), "its contents are no longer what they were");
         assert_eq!(samples_alone(), "its contents are no longer what they were");
-    }
-
-    #[test]
-    fn a_file_is_probed_before_it_is_read() {
-        let file = TempFile::new("probed", &contents(0));
-        for load in [Load::Mmap, Load::Read] {
-            let options = LoadOptions { load, ..LoadOptions::default() };
-            let no = |head: &[u8]| {
-                assert_eq!(head, &contents(0)[..PROBE_LEN]);
-                Err(Error::Argument("no".into()))
-            };
-            assert!(matches!(Mapping::open_if(&file.0, options, &Interrupt::never(), no), Err(Error::Argument(_))));
-            let map = Mapping::open_if(&file.0, options, &Interrupt::never(), |_| Ok(())).unwrap();
-            assert_eq!(map.as_slice(), contents(0));
-        }
-        let short = TempFile::new("probed-short", b"GGUF");
-        let map = Mapping::open_if(&short.0, LoadOptions::default(), &Interrupt::never(), |head| {
-            assert_eq!(head, b"GGUF");
-            Ok(())
-        });
-        assert_eq!(map.unwrap().as_slice(), b"GGUF");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, FormatError, Result};
 use crate::hash::hash;
-use crate::mapping::{Bytes, LoadOptions, Mapping};
+use crate::mapping::{Bytes, LoadOptions, Mapping, guarded};
 use crate::tensor::TensorView;
 use crate::threads::Interrupt;
 
@@ -133,6 +133,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Changed`], and those of `read`.
     pub fn checked<T>(&self, read: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _guarded = guarded();
         let result = read();
         self.check()?;
         result

@@ -18,9 +18,9 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Context, Kernels};
 use crate::kv::{Layout, Sequence};
-use crate::mapping;
+use crate::mapping::guarded;
 use crate::quant::DType;
-use crate::threads::Interrupt;
+use crate::threads::{self, Interrupt};
 use crate::weights::Weights;
 use pass::{Buffers, Pass};
 use read_ahead::ReadAhead;
@@ -130,7 +130,7 @@ impl Engine {
     pub fn pass(&self, spans: &mut [Span], logits: &mut [f32], threads: usize, interrupt: &Interrupt) -> Result<()> {
         let vocab_size = self.config.vocab_size;
         assert_eq!(logits.len(), spans.iter().map(Span::n_wanted).sum::<usize>() * vocab_size, "room for the logits");
-        let _guarded = mapping::guarded(); // of the weights, and of saved sessions
+        let (_busy, _guarded) = (threads::busy(), guarded());
         let cx = Context { kernels: self.kernels, threads, interrupt };
         for Span { sequence, tokens, .. } in spans.iter_mut() {
             if tokens.is_empty() {

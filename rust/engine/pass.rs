@@ -15,7 +15,7 @@ use crate::kernels::matmul::Matmul;
 use crate::kernels::{Attention, AttentionSpan, BLOCK, Context};
 use crate::quant;
 use crate::tensor::TensorView;
-use crate::threads::{self, Disjoint};
+use crate::threads::Disjoint;
 use crate::weights::{LayerWeights, Weights};
 
 /// The buffers of a pass; they grow to the largest batch that they have seen.
@@ -107,7 +107,6 @@ impl<'p, 's> Pass<'p, 's> {
 
     /// Computes all of it. Writes keys and values to the sequences' blocks, and the logits of the rows that want them.
     pub fn run(&mut self, logits: &mut [f32]) -> Result<()> {
-        let _busy = threads::busy();
         let engine = self.engine;
         let weights = &engine.weights;
         // A second pass at the same time does not read ahead: the first does, for both.

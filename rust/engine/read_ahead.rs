@@ -88,7 +88,7 @@ impl ReadAhead {
         let here = self.steps.iter().find(|step| step.layer >= layer).map_or(0, |step| step.before);
         while let Some(step) = self.steps.get(self.next).filter(|step| step.before < here + WINDOW) {
             if !seems_resident(&step.mapping, &step.range) {
-                let reader = self.reader.get_or_insert_with(|| Reader::start());
+                let reader = self.reader.get_or_insert_with(Reader::start);
                 reader.read(Arc::clone(&step.mapping), step.range.clone());
             }
             self.next += 1;

@@ -49,21 +49,23 @@ impl Memory {
         // SAFETY: a private map, of which nobody has another view. That the file may change meanwhile is for `check` to
         // find, and pages that are gone for the guard.
         let map = unsafe { memmap2::MmapOptions::new().offset(offset as u64).len(len.max(1)).map_copy(&file) };
-        let meta = file.metadata().map_err(fail)?;
-        // Its contents are not watched: pages that were written to are no longer the file's.
-        let watch = Watch::new(&file, &meta, false);
-        if Identity::of(&meta) != identity {
-            return Err(Error::Changed { path: path.into(), what: "it was written to".into() });
-        }
-        let laid = |guard, file| Some(Laid { guard, file, path: path.into(), watch });
-        let memory = match map {
-            Ok(map) => Self { laid: laid(Guard::writable(&map), file), map: map.into() },
+        let map: memmap2::MmapRaw = match map {
+            Ok(map) => map.into(),
             Err(_) => {
                 let mut map = memmap2::MmapMut::map_anon(len.max(1)).map_err(fail)?;
                 file.read_exact_at(&mut map[..len], offset as u64).map_err(fail)?;
-                Self { laid: laid(Guard::writable(&[]), file), map: map.into() }
+                map.into()
             }
         };
+        // SAFETY: the range is that of the map, and nobody writes to it while the slice is there; it is not read.
+        let guard = Guard::writable(unsafe { std::slice::from_raw_parts(map.as_ptr(), map.len()) });
+        let meta = file.metadata().map_err(fail)?;
+        if Identity::of(&meta) != identity {
+            return Err(Error::Changed { path: path.into(), what: "it was written to".into() });
+        }
+        // Its contents are not watched: pages that were written to are no longer the file's.
+        let watch = Watch::new(&file, &meta, false);
+        let memory = Self { laid: Some(Laid { guard, file, path: path.into(), watch }), map };
         memory.check()?;
         Ok(memory)
     }
@@ -73,7 +75,8 @@ impl Memory {
         self.map.as_mut_ptr()
     }
 
-    /// How many bytes there are.
+    /// How many bytes there are, at least one.
+    #[allow(clippy::len_without_is_empty)] // it never is
     pub fn len(&self) -> usize {
         self.map.len()
     }

@@ -20,7 +20,7 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::ops::{Deref, Range};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
@@ -53,9 +53,6 @@ pub struct LoadOptions {
     /// Keep it in memory: it is read at once and never dropped while it is open.
     pub lock: bool,
 }
-
-/// Bytes of a file that [`Mapping::open_if`] shows before it reads the rest.
-pub const PROBE_LEN: usize = 4096;
 
 /// What tells one state of a file from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -112,20 +109,6 @@ impl Mapping {
     /// As for [`Mapping::open`]; [`Error::File`] also for what `prefault` cannot read and `lock` cannot lock,
     /// [`Error::Changed`] if somebody writes to the file meanwhile, [`Error::Interrupted`].
     pub fn open_with(path: &Path, options: LoadOptions, interrupt: &Interrupt) -> Result<Arc<Self>> {
-        Self::open_if(path, options, interrupt, |_| Ok(()))
-    }
-
-    /// The same, if `probe` likes the first bytes of the file, at most [`PROBE_LEN`]: it is asked before the rest is read
-    /// or locked.
-    ///
-    /// # Errors
-    /// As for [`Mapping::open_with`], and what `probe` says.
-    pub fn open_if(
-        path: &Path,
-        options: LoadOptions,
-        interrupt: &Interrupt,
-        probe: impl Fn(&[u8]) -> Result<()>,
-    ) -> Result<Arc<Self>> {
         let fail = |source| Error::File { path: path.to_path_buf(), source };
         // Before it is opened: opening a pipe would wait for a writer.
         let meta = std::fs::metadata(path).map_err(fail)?;
@@ -138,17 +121,6 @@ impl Mapping {
         let mapping = match Self::known(options.load, &meta) {
             Some(known) => known,
             None => {
-                let mut head = [0; PROBE_LEN];
-                let mut n = 0;
-                while n < head.len() {
-                    match file.read_at(&mut head[n..], n as u64) {
-                        Ok(0) => break,
-                        Ok(more) => n += more,
-                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                        Err(e) => return Err(fail(e)),
-                    }
-                }
-                probe(&head[..n])?;
                 let made = Arc::new(Self::make(path, file, &meta, options.load, interrupt)?);
                 let same = |m: &Arc<Self>| m.load == made.load && m.identity() == made.identity() && !m.is_broken();
                 let mut registry = registry();
@@ -407,6 +379,7 @@ impl std::fmt::Debug for Bytes {
 mod tests {
     use std::fs;
     use std::io::Write;
+    use std::os::unix::fs::FileExt;
     use std::sync::atomic::AtomicUsize;
     use std::time::{Duration, SystemTime};
 
@@ -580,27 +553,6 @@ mod tests {
         assert!(watch.is_as(&fs::metadata(&file.0).unwrap()), "no time tells of it");
         assert_eq!(samples_alone(), "its contents are no longer what they were");
         assert_eq!(samples_alone(), "its contents are no longer what they were");
-    }
-
-    #[test]
-    fn a_file_is_probed_before_it_is_read() {
-        let file = TempFile::new("probed", &contents(0));
-        for load in [Load::Mmap, Load::Read] {
-            let options = LoadOptions { load, ..LoadOptions::default() };
-            let no = |head: &[u8]| {
-                assert_eq!(head, &contents(0)[..PROBE_LEN]);
-                Err(Error::Argument("no".into()))
-            };
-            assert!(matches!(Mapping::open_if(&file.0, options, &Interrupt::never(), no), Err(Error::Argument(_))));
-            let map = Mapping::open_if(&file.0, options, &Interrupt::never(), |_| Ok(())).unwrap();
-            assert_eq!(map.as_slice(), contents(0));
-        }
-        let short = TempFile::new("probed-short", b"GGUF");
-        let map = Mapping::open_if(&short.0, LoadOptions::default(), &Interrupt::never(), |head| {
-            assert_eq!(head, b"GGUF");
-            Ok(())
-        });
-        assert_eq!(map.unwrap().as_slice(), b"GGUF");
     }
 
     #[test]

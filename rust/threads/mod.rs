@@ -5,6 +5,7 @@
 //! a core that is taken away costs what its thread had just taken, never the rest of the work, and no number of threads
 //! changes a result.
 
+mod delay;
 mod disjoint;
 mod interrupt;
 mod pool;

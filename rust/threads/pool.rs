@@ -6,9 +6,10 @@
 //! are inside. Both are one compare-and-swap on the same word, so a worker is either inside and waited for, or it never
 //! gets in: nobody waits for a thread that has no core.
 //!
-//! How many threads are of use is found out, not known: other processes want the cores as well. A worker that was woken
-//! and came late, or one that lost its core while it was waited for, says that there is a thread too many. Then there is
-//! one less for some time, longer each time it happens again.
+//! How many threads are of use is found out, not known: other processes want the cores as well. Each thread asks the kernel
+//! now and then how long it ran and how long it waited for a core. One that waits for much of the time says that there is
+//! a thread too many. Then there is one less for a while, longer each time it happens again: on two cores beside a busy
+//! process one thread is 1.6 times as fast as two.
 //!
 //! Who waits spins for some microseconds and then sleeps: a core that sleeps is one that the scheduler can give to the
 //! thread that is waited for. An idle process burns nothing.
@@ -20,10 +21,11 @@ use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicIsize, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Once, OnceLock};
 use std::thread::{self, Thread};
 
+use super::delay::Delay;
 use super::interrupt::now;
 use super::{MAX_THREADS, available, spawn};
 
@@ -35,9 +37,6 @@ const SPIN: u64 = 50 * MICROSECOND;
 
 /// How long a caller spins for the workers that are still inside: longer than the last chunks of a queue take.
 const SPIN_FOR_WORKERS: u64 = 100 * MICROSECOND;
-
-/// A thread that does not run for so long though it wants to has no core.
-const LATE: u64 = MILLISECOND;
 
 /// For how long there is one thread less when one was late: the first time, and at most.
 const DROP_MIN: u64 = 4 * MILLISECOND;
@@ -68,8 +67,6 @@ struct Share {
 struct Worker {
     letter: AtomicPtr<Region>, // null: free; INSIDE; or a region to enter
     parked: AtomicBool,        // until somebody unparks it
-    called_at: AtomicU64,      // when that was, see `now`
-    clock: AtomicI32,          // of the time that it has run; -1 if there is none
     thread: OnceLock<Thread>,  // set before others can see the worker
 }
 
@@ -89,6 +86,8 @@ struct Region {
 thread_local! {
     /// This thread is inside a region: what it runs there it runs alone.
     static INSIDE_REGION: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread, as a caller, gets the core that it asks for.
+    static DELAY: Cell<Delay> = const { Cell::new(Delay::NEW) };
     /// This thread's guards of [`Pool::busy`].
     static BUSY: Cell<usize> = const { Cell::new(0) };
 }
@@ -204,6 +203,11 @@ impl Pool {
                 }
             }
         }
+        let (mut delay, now) = (DELAY.get(), now());
+        if delay.is_long(now) {
+            self.share.too_many(now);
+        }
+        DELAY.set(delay);
         INSIDE_REGION.set(true);
         let own = catch_unwind(AssertUnwindSafe(|| call(0)));
         INSIDE_REGION.set(false);
@@ -239,22 +243,12 @@ impl Pool {
             }
         }
         // Somebody takes long. Sleep, so that there is a core for it if that is what it lacks.
-        let mut ran = [0u64; MAX_THREADS];
-        for (ran, worker) in ran.iter_mut().zip(self.all(posted)) {
-            *ran = worker.time();
-        }
-        let start = now();
         // SAFETY: no worker reads it before it sees the bit that is set next.
         unsafe { *region.sleeper.get() = Some(thread::current()) };
         if region.waiting.fetch_or(1, Ordering::AcqRel) != 0 {
             while !region.woken.load(Ordering::Acquire) {
                 thread::park();
             }
-        }
-        let waited = now() - start;
-        let longest = ran.iter().zip(self.all(posted)).map(|(before, worker)| worker.time() - before).max();
-        if waited > LATE / 2 && longest.is_some_and(|ran| ran < waited / 2) {
-            self.share.too_many(now());
         }
     }
 
@@ -273,8 +267,6 @@ impl Pool {
             let worker: &'static Worker = Box::leak(Box::new(Worker {
                 letter: AtomicPtr::new(null_mut()),
                 parked: AtomicBool::new(false),
-                called_at: AtomicU64::new(0),
-                clock: AtomicI32::new(-1),
                 thread: OnceLock::new(),
             }));
             match spawn(format!("llama_rs-{}", i + 1), move || self.work(worker)) {
@@ -300,13 +292,13 @@ impl Pool {
 
     fn work(&self, worker: &'static Worker) {
         INSIDE_REGION.set(true);
-        let mut clock = -1;
-        // SAFETY: writes to `clock` only.
-        if unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &mut clock) } == 0 {
-            worker.clock.store(clock, Ordering::Relaxed);
-        }
+        let mut delay = Delay::NEW;
         loop {
-            let region = worker.wait(&self.share);
+            let region = worker.wait(|now| {
+                if delay.is_long(now) {
+                    self.share.too_many(now);
+                }
+            });
             // SAFETY: we took its letter, so its caller waits for us: it lives until we leave. The number is ours alone.
             unsafe {
                 let call = &*(*region).call;
@@ -331,39 +323,30 @@ impl Worker {
         }
         // One that was woken before and has not come has got no core yet: waking it again would help nobody.
         if self.parked.load(Ordering::SeqCst) {
-            self.called_at.store(now(), Ordering::Relaxed);
             self.parked.store(false, Ordering::SeqCst);
             self.thread.get().expect("set when it was started").unpark();
         }
         true
     }
 
-    /// Waits for a letter and takes it: spins, then parks.
-    fn wait(&self, share: &Share) -> *mut Region {
+    /// Waits for a letter and takes it: spins, then parks. Calls `awake` with the time, at least once in between.
+    fn wait(&self, mut awake: impl FnMut(u64)) -> *mut Region {
         loop {
             let start = now();
-            let mut last = start;
-            while last < start + SPIN {
+            awake(start);
+            while now() < start + SPIN {
                 for _ in 0..32 {
                     if let Some(region) = self.take() {
                         return region;
                     }
                     std::hint::spin_loop();
                 }
-                let now = now();
-                if now - last > LATE {
-                    share.too_many(now);
-                }
-                last = now;
             }
             self.parked.store(true, Ordering::SeqCst);
             if self.letter.load(Ordering::SeqCst).is_null() {
                 // Whoever posts one from here on sees that we are parked, and says no more when it has unparked us.
                 while self.parked.load(Ordering::SeqCst) {
                     thread::park();
-                }
-                if now() - self.called_at.load(Ordering::Relaxed) > LATE {
-                    share.too_many(now());
                 }
             } else {
                 self.parked.store(false, Ordering::SeqCst);
@@ -376,14 +359,6 @@ impl Worker {
         let is_letter = !region.is_null() && region != INSIDE;
         let take = || self.letter.compare_exchange(region, INSIDE, Ordering::Acquire, Ordering::Relaxed);
         (is_letter && take().is_ok()).then_some(region)
-    }
-
-    /// Nanoseconds that it has run for.
-    fn time(&self) -> u64 {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: writes to `time` only; a clock that is not there is an error, and the time zero.
-        unsafe { libc::clock_gettime(self.clock.load(Ordering::Relaxed), &mut time) };
-        time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
     }
 }
 
@@ -571,8 +546,6 @@ mod tests {
         let worker = Box::leak(Box::new(Worker {
             letter: AtomicPtr::new(null_mut()),
             parked: AtomicBool::new(false),
-            called_at: AtomicU64::new(0),
-            clock: AtomicI32::new(-1),
             thread: OnceLock::new(),
         }));
         pool.workers[0].store(worker, Ordering::Release);

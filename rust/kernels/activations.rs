@@ -223,7 +223,6 @@ impl<const T: usize> Rows<T> {
     ///
     /// # Panics
     /// If there are not so many tokens or groups.
-    #[inline(always)]
     pub fn new(x: &Activations, t: usize, group: usize, halves: bool) -> Self {
         use std::ptr::null;
         let mut rows = Self { qs: [null(); T], d: [null(); T], bias: [null(); T], sum: [null(); T] };

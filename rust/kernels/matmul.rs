@@ -21,6 +21,7 @@ pub struct Matmul<'a> {
     pub(super) w: &'a TensorView,      // (rows, n)
     pub(super) x: &'a Activations,     // (tokens, n)
     pub(super) out: Disjoint<'a, f32>, // (tokens, rows)
+    pub(super) rows: usize,
     pub(super) accumulate: bool,
 }
 
@@ -39,7 +40,7 @@ impl<'a> Matmul<'a> {
             out.len()
         );
         assert!(x.is_ready_for(w), "activations that are not ready for {}", w.dtype());
-        Self { w, x, out: Disjoint::new(out), accumulate: false }
+        Self { w, x, out: Disjoint::new(out), rows, accumulate: false }
     }
 
     /// `out += w x`.
@@ -56,8 +57,8 @@ impl<'a> Matmul<'a> {
     /// If there is no such token or row: once per tile, so that no kernel starts to write where it must not.
     #[inline(always)]
     pub(super) fn at(&self, t: usize, r: usize) -> *mut f32 {
-        assert!(t < self.x.tokens() && r < self.w.n_rows());
-        self.out.as_ptr(t * self.w.n_rows() + r)
+        assert!(t < self.x.tokens() && r < self.rows);
+        self.out.as_ptr(t * self.rows + r)
     }
 }
 
@@ -68,7 +69,7 @@ pub(super) fn matmul(cx: &Context, jobs: &[Matmul]) {
     let tokens = first.x.tokens();
     assert!(jobs.iter().all(|job| job.x.tokens() == tokens), "products with as many tokens each");
     assert!(jobs.iter().all(|job| job.x.are_of(kernels)), "activations that {} quantized", kernels.name());
-    let strips = |job: &Matmul| job.w.n_rows().div_ceil(STRIP);
+    let strips = |job: &Matmul| job.rows.div_ceil(STRIP);
     let total: usize = jobs.iter().map(strips).sum();
     let batch = tokens >= kernels.strip_tokens();
     let blocks = tokens.div_ceil(STRIP_TOKENS_MAX);
@@ -92,7 +93,7 @@ pub(super) fn matmul(cx: &Context, jobs: &[Matmul]) {
                 }
                 // As many strips of the same matrix as the chunk has; one at a time for a batch, to look up often.
                 let count = if batch { 1 } else { (chunk.end - at).min(strips(job) - strip) };
-                let rows = strip * STRIP..((strip + count) * STRIP).min(job.w.n_rows());
+                let rows = strip * STRIP..((strip + count) * STRIP).min(job.rows);
                 // SAFETY: rows and tokens are there; the queue hands out each unit once, and units do not overlap.
                 unsafe {
                     if batch {

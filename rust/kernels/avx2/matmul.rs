@@ -39,48 +39,58 @@ const ROW_TOKENS: usize = 4;
 /// - `rows` are rows of `job.w`, which is of type `U`, and no other worker writes the same rows of `job.out`.
 pub unsafe fn rows<U: Unpack>(job: &Matmul, rows: Range<usize>) {
     let tokens = job.x.tokens();
-    let mut r = rows.start;
-    while r < rows.end {
-        // Eight rows or, at the end of a matrix, one: then all lanes hold the same.
-        let n = if rows.end - r >= 8 { 8 } else { 1 };
-        for t in (0..tokens).step_by(ROW_TOKENS) {
-            // SAFETY: rows and tokens are in range; the rest is the caller's promise.
-            unsafe {
-                match tokens - t {
-                    1 => dots::<U, 1>(job, r, n, t),
-                    2 => dots::<U, 2>(job, r, n, t),
-                    3 => dots::<U, 3>(job, r, n, t),
-                    _ => dots::<U, ROW_TOKENS>(job, r, n, t),
-                }
+    for t in (0..tokens).step_by(ROW_TOKENS) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            match tokens - t {
+                1 => tokens_rows::<U, 1>(job, rows.clone(), t),
+                2 => tokens_rows::<U, 2>(job, rows.clone(), t),
+                3 => tokens_rows::<U, 3>(job, rows.clone(), t),
+                _ => tokens_rows::<U, ROW_TOKENS>(job, rows.clone(), t),
             }
         }
-        r += n;
     }
 }
 
 avx2! {
-    /// The products of the `n` rows from `r`, eight or one, with the `T` tokens from `t`.
+    /// Rows for the `T` tokens from `t`.
     ///
     /// # Safety
     /// - The matrix, of type `U`, has these rows, and the activations these tokens; nobody else writes their results.
-    unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize) {
-        // SAFETY: the features are those of this function; the rest is the caller's promise.
-        unsafe { dots_in::<U, T>(job, r, n, t) }
+    unsafe fn tokens_rows<U: Unpack, const T: usize>(job: &Matmul, rows: Range<usize>, t: usize) {
+        let x = Rows::<T>::new(job.x, t, 0, U::HALVES);
+        let mut r = rows.start;
+        while r < rows.end {
+            // Eight rows or, at the end of a matrix, one: then all of the eight are the same.
+            let n = if rows.end - r >= 8 { 8 } else { 1 };
+            // SAFETY: the features are those of this function; the rest is the caller's promise.
+            unsafe { dots::<U, T>(job, r, n, t, &x) };
+            r += n;
+        }
     }
 }
 
+/// The products of the `n` rows from `r`, eight or one, with the `T` tokens from `t`, whose rows are `x`.
+///
+/// Nothing in the loop over blocks is decided by what does not change in it: the compiler would make a copy of it all for
+/// either case.
 #[inline(always)]
-unsafe fn dots_in<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize) {
+unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize, x: &Rows<T>) {
     let row_bytes = job.w.row_bytes();
     let block = size_of::<U>();
     let (blocks, per_block) = (row_bytes / block, U::DTYPE.block_len() / 32);
     let stride = if n == 8 { row_bytes } else { 0 };
     let ahead_by = PREFETCH.next_multiple_of(8 * row_bytes);
-    let x = Rows::<T>::new(job.x, t, 0, U::HALVES);
     // SAFETY: the matrix has these rows, and the activations as many groups; the results lie in `out`.
     unsafe {
         let w = job.w.bytes().as_ptr().add(r * row_bytes);
-        let mut totals = [_mm256_setzero_ps(); T];
+        let mut totals = [_mm256_set1_ps(-0.0); T]; // that is what changes nothing that is added to it
+        if job.accumulate {
+            for j in 0..T {
+                let out = job.at(t + j, r);
+                totals[j] = if n == 8 { _mm256_loadu_ps(out) } else { _mm256_set1_ps(*out) };
+            }
+        }
         for first in (0..blocks).step_by(BLOCK_GROUPS / per_block) {
             let mut sums = [_mm256_setzero_ps(); T];
             for b in first..(first + BLOCK_GROUPS / per_block).min(blocks) {
@@ -95,16 +105,11 @@ unsafe fn dots_in<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t
                 let mut scales = Scales::ZERO;
                 U::scales(&p, &mut scales);
                 for g in 0..per_block {
-                    add_group::<U, T>(&mut sums, &p, &scales, g, &x, b * per_block + g);
+                    add_group::<U, T>(&mut sums, &p, &scales, g, x, b * per_block + g);
                 }
             }
             for j in 0..T {
-                totals[j] = if first > 0 { _mm256_add_ps(totals[j], sums[j]) } else { sums[j] };
-                if first == 0 && job.accumulate {
-                    let out = job.at(t + j, r);
-                    let out = if n == 8 { _mm256_loadu_ps(out) } else { _mm256_set1_ps(*out) };
-                    totals[j] = _mm256_add_ps(out, sums[j]);
-                }
+                totals[j] = _mm256_add_ps(totals[j], sums[j]);
             }
         }
         for j in 0..T {

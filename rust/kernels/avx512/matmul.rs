@@ -66,32 +66,41 @@ avx512! {
     /// # Safety
     /// - The matrix, of type `U`, has these rows, and the activations these tokens; nobody else writes their results.
     unsafe fn tokens_rows<U: Unpack, const T: usize>(job: &Matmul, rows: Range<usize>, t: usize) {
+        let x = Rows::<T>::new(job.x, t, 0, U::HALVES);
         let mut r = rows.start;
         while r < rows.end {
             // Four rows or, at the end of a matrix, one: then all of the four are the same.
             let n = if rows.end - r >= 4 { 4 } else { 1 };
             // SAFETY: the features are those of this function; the rest is the caller's promise.
-            unsafe { dots::<U, T>(job, r, n, t) };
+            unsafe { dots::<U, T>(job, r, n, t, &x) };
             r += n;
         }
     }
 }
 
-/// The products of the `n` rows from `r`, four or one, with the `T` tokens from `t`.
+/// The products of the `n` rows from `r`, four or one, with the `T` tokens from `t`, whose rows are `x`.
+///
+/// Nothing in the loop over blocks is decided by what does not change in it: the compiler would make a copy of it all for
+/// either case.
 #[inline(always)]
-unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize) {
+unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize, x: &Rows<T>) {
     let row_bytes = job.w.row_bytes();
     let stride = if n == 4 { row_bytes } else { 0 };
     let mask = if n == 4 { 0b1111 } else { 0b0001 };
     let ahead_by = PREFETCH.next_multiple_of(4 * row_bytes);
     let (units, left) = (row_bytes / U::UNIT, row_bytes % U::UNIT);
-    let x = Rows::<T>::new(job.x, t, 0, U::HALVES);
     let steps = job.x.n().div_ceil(STEP);
+    let tail = if left != 0 { units } else { usize::MAX };
     // SAFETY: the matrix has these rows, `x` rows that are padded to whole steps, and `out` the results; the features are the
     // caller's promise.
     unsafe {
         let w = job.w.bytes().as_ptr().add(r * row_bytes);
-        let mut totals = [_mm_setzero_ps(); T];
+        let mut totals = [_mm_set1_ps(-0.0); T]; // that is what changes nothing that is added to it
+        if job.accumulate {
+            for j in 0..T {
+                totals[j] = _mm_maskz_loadu_ps(mask, job.at(t + j, r));
+            }
+        }
         for first in (0..steps).step_by(BLOCK_STEPS) {
             let mut sums = [_mm512_setzero_ps(); T];
             for u in first / U::STEPS..((first + BLOCK_STEPS) / U::STEPS).min(units) {
@@ -103,25 +112,19 @@ unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: u
                 let p = [p, p.add(stride), p.add(2 * stride), p.add(3 * stride)];
                 let shared = U::shared(&p);
                 for s in 0..U::STEPS {
-                    add_step::<U, T, false>(&mut sums, &p, 0, &shared, s, &x, u * U::STEPS + s);
+                    add_step::<U, T, false>(&mut sums, &p, 0, &shared, s, x, u * U::STEPS + s);
                 }
             }
-            if U::STEPS == 1 && left != 0 && first + BLOCK_STEPS >= steps {
+            if U::STEPS == 1 && tail < first + BLOCK_STEPS {
                 let p = w.add(units * U::UNIT);
                 let p = [p, p.add(stride), p.add(2 * stride), p.add(3 * stride)];
                 let shared = U::shared(&p);
-                add_step::<U, T, true>(&mut sums, &p, left, &shared, 0, &x, units);
+                add_step::<U, T, true>(&mut sums, &p, left, &shared, 0, x, units);
             }
             for j in 0..T {
                 let two = _mm256_add_ps(_mm512_castps512_ps256(sums[j]), _mm512_extractf32x8_ps::<1>(sums[j]));
                 let sum = _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps::<1>(two));
-                totals[j] = if first > 0 {
-                    _mm_add_ps(totals[j], sum)
-                } else if job.accumulate {
-                    _mm_add_ps(_mm_maskz_loadu_ps(mask, job.at(t + j, r)), sum)
-                } else {
-                    sum
-                };
+                totals[j] = _mm_add_ps(totals[j], sum);
             }
         }
         for j in 0..T {
@@ -382,7 +385,7 @@ unsafe fn unpack_panel_in<U: Unpack>(
                         _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
                     }
                 }
-                let (staged, at) = (&mut scratch.staged[4 * four..], 16 * panel + 4 * four);
+                let (staged, at) = (&mut scratch.staged[4 * four..4 * four + 4], 16 * panel + 4 * four);
                 let scales = if U::STEPS > 1 || left >= U::UNIT {
                     stage::<U, false>(staged, &p, left, s_in_unit, raise)
                 } else {

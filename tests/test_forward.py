@@ -15,6 +15,7 @@ import pytest
 import quality
 import reference
 import tiny_model
+from dtypes import FLOAT_TYPES, TYPES
 from llama_rs import ContextOverflowError, Model
 from numpy.typing import NDArray
 from tiny_model import write_tiny_model
@@ -23,10 +24,6 @@ Array = NDArray[np.float32]
 TinyModels = Callable[[str], Path]
 
 CPUS = quality.available_cpus()
-FLOAT_TYPES = ["F32", "F16", "BF16"]
-QUANTIZED_TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
-QUANTIZED_TYPES += ["IQ4_NL", "IQ4_XS", "MXFP4"]
-TYPES = FLOAT_TYPES + QUANTIZED_TYPES
 TOKENS = [int(t) for t in np.random.default_rng(7).integers(0, 256, 40)]
 
 # How far logits may be from the reference: the root mean square of the difference, in deviations of the logits.

@@ -19,6 +19,7 @@ import gguf
 import llama_rs
 import numpy as np
 import pytest
+from dtypes import TYPES
 from llama_rs import (
     Checkpoint,
     Completion,
@@ -359,10 +360,7 @@ def test_metadata_is_a_mapping(real: Model) -> None:
         metadata["nothing"]
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4".split(),  # noqa: SIM905
-)
+@pytest.mark.parametrize("dtype", TYPES)
 def test_tensors_are_views_of_the_file_and_dequantize_as_gguf_does(
     tiny_models: Callable[[str], Path], dtype: str
 ) -> None:

@@ -184,11 +184,13 @@ impl Activations {
     }
 
     /// See [`QuantizedRow::bias16`].
+    #[cfg(test)]
     pub(super) fn bias16(&self, t: usize) -> &[i32] {
         self.groups(self.bias16.as_slice(), t, 2)
     }
 
     /// See [`QuantizedRow::bias32`].
+    #[cfg(test)]
     pub(super) fn bias32(&self, t: usize) -> &[i32] {
         self.groups(self.bias32.as_slice(), t, 1)
     }
@@ -199,6 +201,7 @@ impl Activations {
     }
 
     /// See [`QuantizedRow::sum32`].
+    #[cfg(test)]
     pub(super) fn sum32(&self, t: usize) -> &[f32] {
         self.groups(self.sum32.as_slice(), t, 1)
     }
@@ -223,18 +226,18 @@ impl<const T: usize> Rows<T> {
     ///
     /// # Panics
     /// If there are not so many tokens or groups.
+    #[inline(always)]
     pub fn new(x: &Activations, t: usize, group: usize, halves: bool) -> Self {
         use std::ptr::null;
+        assert!(t + T <= x.tokens && group <= x.n.next_multiple_of(STEP) / 32);
         let mut rows = Self { qs: [null(); T], d: [null(); T], bias: [null(); T], sum: [null(); T] };
+        let (bias, sum, per_group) = if halves { (&x.bias16, &x.sum16, 2) } else { (&x.bias32, &x.sum32, 1) };
         for j in 0..T {
-            rows.qs[j] = x.qs(t + j)[32 * group..].as_ptr();
-            rows.d[j] = x.d(t + j)[group..].as_ptr();
-            let (bias, sum, at) = if halves {
-                (x.bias16(t + j), x.sum16(t + j), 2 * group)
-            } else {
-                (x.bias32(t + j), x.sum32(t + j), group)
-            };
-            (rows.bias[j], rows.sum[j]) = (bias[at..].as_ptr(), sum[at..].as_ptr());
+            let at = (t + j) * x.group_stride() + group;
+            rows.qs[j] = x.qs.as_slice().as_ptr().wrapping_add((t + j) * x.stride() + 32 * group);
+            rows.d[j] = x.d.as_slice().as_ptr().wrapping_add(at);
+            rows.bias[j] = bias.as_slice().as_ptr().wrapping_add(per_group * at);
+            rows.sum[j] = sum.as_slice().as_ptr().wrapping_add(per_group * at);
         }
         rows
     }

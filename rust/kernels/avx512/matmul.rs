@@ -9,8 +9,7 @@
 //!   and multiplied with all tokens, six at a time: 12 integer and 12 float sums in registers.
 //!
 //! The order of the float additions is the same in both. A row has four sums, one for each group of a step, to which the
-//! groups are added one after another; every [`BLOCK_STEPS`] steps the four are added, 0 and 2, 1 and 3, then those two, and
-//! go to the result. What is added in integers may be added in any order.
+//! groups are added one after another; every [`BLOCK_STEPS`] steps the four are added to the result, one after another. What is added in integers may be added in any order.
 //!
 //! The integer products: `dpbusd` multiplies unsigned weights with signed activations. Weights are raised
 //! by `BIAS`; the sum is corrected by starting the accumulator at `-BIAS * sum(a)`, which is exact and free.
@@ -122,9 +121,15 @@ unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: u
                 add_step::<U, T, true>(&mut sums, &p, left, &shared, 0, x, units);
             }
             for j in 0..T {
-                let two = _mm256_add_ps(_mm512_castps512_ps256(sums[j]), _mm512_extractf32x8_ps::<1>(sums[j]));
-                let sum = _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps::<1>(two));
-                totals[j] = _mm_add_ps(totals[j], sum);
+                let parts = [
+                    _mm512_castps512_ps128(sums[j]),
+                    _mm512_extractf32x4_ps::<1>(sums[j]),
+                    _mm512_extractf32x4_ps::<2>(sums[j]),
+                    _mm512_extractf32x4_ps::<3>(sums[j]),
+                ];
+                for g in 0..4 {
+                    totals[j] = _mm_add_ps(totals[j], parts[g]);
+                }
             }
         }
         for j in 0..T {
@@ -513,7 +518,6 @@ impl Unpacked<'_, '_> {
         // SAFETY: scratch holds `steps` steps, and the rows of activations reach as far; the caller has the
         // rows of `out` to itself, and the features.
         unsafe {
-            let mut parts = [[[_mm512_setzero_ps(); 2]; T]; 4]; // of each group of a step
             for g in 0..4 {
                 let mut sums = [[_mm512_setzero_ps(); 2]; T];
                 for s in 0..self.steps {
@@ -557,22 +561,16 @@ impl Unpacked<'_, '_> {
                         }
                     }
                 }
-                parts[g] = sums;
-            }
-            for j in 0..T {
-                let mut sums = [_mm512_setzero_ps(); 2];
-                for p in 0..2 {
-                    let even = _mm512_add_ps(parts[0][j][p], parts[2][j][p]);
-                    sums[p] = _mm512_add_ps(even, _mm512_add_ps(parts[1][j][p], parts[3][j][p]));
+                for j in 0..T {
+                    self.write(t + j, g, sums[j]);
                 }
-                self.write(t + j, sums);
             }
         }
     }
 
-    /// Writes or adds the products of 32 rows with token `t`.
+    /// Writes or adds the products of 32 rows with token `t`, those of group `g` of the steps.
     #[inline(always)]
-    unsafe fn write(&self, t: usize, sums: [__m512; 2]) {
+    unsafe fn write(&self, t: usize, g: usize, sums: [__m512; 2]) {
         for p in 0..2 {
             let n = self.rows.len().saturating_sub(16 * p).min(16);
             let mask = ((1u32 << n) - 1) as u16;
@@ -580,7 +578,7 @@ impl Unpacked<'_, '_> {
             unsafe {
                 let out = self.job.at(t, self.rows.start).wrapping_add(16 * p);
                 let mut sum = sums[p];
-                if self.job.accumulate || self.first > 0 {
+                if self.job.accumulate || self.first > 0 || g > 0 {
                     sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum);
                 }
                 _mm512_mask_storeu_ps(out, mask, sum);

@@ -13,6 +13,9 @@ use super::vector::{Bf16, Number, Vector, exp};
 use crate::quant::DType;
 
 /// `out[i] = x[i] / sqrt(mean(x^2) + eps) * w[i]`, `w` F32 as it lies in the file.
+///
+/// # Safety
+/// - The CPU has the features of `V`.
 #[inline(always)]
 pub unsafe fn rms_norm<V: Vector>(out: &mut [f32], x: &[f32], w: &[u8], eps: f32) {
     let n = out.len();
@@ -63,6 +66,9 @@ pub fn rope(x: &mut [f32], turns: &[[f32; 2]], style: RopeStyle) {
 }
 
 /// `out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]`
+///
+/// # Safety
+/// - The CPU has the features of `V`.
 #[inline(always)]
 pub unsafe fn swiglu<V: Vector>(out: &mut [f32], gate: &[f32], up: &[f32]) {
     let n = out.len();
@@ -87,6 +93,10 @@ pub unsafe fn swiglu<V: Vector>(out: &mut [f32], gate: &[f32], up: &[f32]) {
 /// A tile of rows and tokens has its sums in registers, whose lanes hold different `k`: a row is read and converted
 /// once for all tokens of the tile, and nothing is transposed. `k` goes in blocks, so that the tokens' part of a
 /// block stays in the L1 cache while all rows pass by.
+///
+/// # Safety
+/// - The CPU has the features of `V`.
+/// - `rows` and `tokens` are rows and tokens of `job`, whose matrix is of a float type; no other worker writes their results.
 #[inline(always)]
 pub unsafe fn float_products<V: Vector>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
     // SAFETY: the caller's promises.
@@ -105,6 +115,9 @@ const FLOAT_BLOCK: usize = 1024;
 /// Bytes ahead of a row's reads to prefetch, when it is read for the first tokens.
 const FLOAT_PREFETCH: usize = 8192;
 
+/// # Safety
+/// - The CPU has the features of `V`.
+/// - `rows` and `tokens` are rows and tokens of `job`, whose matrix is of numbers `W`; no other worker writes their results.
 #[inline(always)]
 unsafe fn float_blocks<V: Vector, W: Number>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
     // Of 32 registers, 24 are sums, 4 a row each and one a token; of 16, 8 are sums.
@@ -148,6 +161,9 @@ unsafe fn float_blocks<V: Vector, W: Number>(job: &Matmul, rows: Range<usize>, t
     }
 }
 
+/// # Safety
+/// - The CPU has the features of `V`.
+/// - The `R` rows from `r` and the `T` tokens from `t` are there, and so is `k`; the matrix is of numbers `W`. No other worker writes the results.
 #[inline(always)]
 unsafe fn float_tile<V: Vector, W: Number, const R: usize, const T: usize>(
     job: &Matmul,

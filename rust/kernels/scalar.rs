@@ -83,6 +83,8 @@ pub fn quantize(x: &[f32], row: QuantizedRow) {
     }
 }
 
+/// # Safety
+/// - `rows` and `tokens` are rows and tokens of `job`, whose matrix is of type `B`; no other worker writes their results.
 unsafe fn products<B: Block>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
     for r in rows {
         let blocks: &[B] = bytemuck::cast_slice(job.w.row(r));

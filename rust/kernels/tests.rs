@@ -281,13 +281,13 @@ fn no_safe_call_makes_a_product_out_of_bounds() {
     // Results that are not there. Their stride is the number of rows, and nobody can give another one.
     let w = matrix(DType::Q4_0, 5, 64, &mut random, &|_| 1.0);
     let x = activations(kernels, &random_rows(2, 64, &mut random), &w);
-    let said = panic_of(|| drop(Matmul::new(&mut [0.0; 9], &w, &x)));
+    let said = panic_of(|| _ = Matmul::new(&mut [0.0; 9], &w, &x));
     assert_eq!(said, "room for 9 results of a matmul of 5 rows with 2 tokens");
-    drop(Matmul::add(&mut [0.0; 10], &w, &x));
+    let _ = Matmul::add(&mut [0.0; 10], &w, &x);
 
     // Rows of another length.
     let long = matrix(DType::Q4_0, 5, 96, &mut random, &|_| 1.0);
-    let said = panic_of(|| drop(Matmul::new(&mut [0.0; 10], &long, &x)));
+    let said = panic_of(|| _ = Matmul::new(&mut [0.0; 10], &long, &x));
     assert_eq!(said, "a matmul of rows of 96 with rows of 64");
     let said = panic_of(|| Activations::default().reset(2, 64, &[&long]));
     assert_eq!(said, "rows of 64 for a matrix with others");
@@ -313,7 +313,7 @@ fn activations_are_ready_for_the_matrices_that_they_are_for() {
     let blocks = matrix(DType::Q4_0, 3, 64, &mut random, &|_| 1.0);
     let floats = matrix(DType::F16, 3, 64, &mut random, &|_| 1.0);
     let (mut x, mut out) = (Activations::default(), [0.0; 6]);
-    let said = |x: &Activations, w: &TensorView| panic_of(|| drop(Matmul::new(&mut [0.0; 6], w, x)));
+    let said = |x: &Activations, w: &TensorView| panic_of(|| _ = Matmul::new(&mut [0.0; 6], w, x));
     x.reset(2, 64, &[&floats]);
     assert_eq!(said(&x, &floats), "activations that are not ready for F16");
     x.fill(&cx, &|t, row| row.fill(t as f32));

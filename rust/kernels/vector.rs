@@ -6,22 +6,39 @@
 /// `LANES` floats.
 ///
 /// # Safety
-/// Every method but `LANES` may be called only where the CPU has the features of the implementing set.
+/// - Every method may be called only where the CPU has the features of the implementing set; some ask for more.
 pub trait Vector: Copy {
     /// Floats in a register.
     const LANES: usize;
 
     unsafe fn splat(x: f32) -> Self;
     /// Reads `LANES` floats.
+    ///
+    /// # Safety
+    /// - `p` is valid for reads of `LANES` numbers, at any alignment.
     unsafe fn load(p: *const f32) -> Self;
     /// Reads `LANES` f16.
+    ///
+    /// # Safety
+    /// - As for `load`.
     unsafe fn load_f16(p: *const u16) -> Self;
     /// Reads `LANES` bf16.
+    ///
+    /// # Safety
+    /// - As for `load`.
     unsafe fn load_bf16(p: *const u16) -> Self;
     /// Reads `LANES` signed bytes.
+    ///
+    /// # Safety
+    /// - As for `load`.
     unsafe fn load_i8(p: *const i8) -> Self;
+    /// # Safety
+    /// - `p` is valid for writes of `LANES` numbers, at any alignment.
     unsafe fn store(self, p: *mut f32);
     /// Rounds to f16, to nearest even, and writes them.
+    ///
+    /// # Safety
+    /// - As for `store`.
     unsafe fn store_f16(self, p: *mut u16);
     unsafe fn add(self, y: Self) -> Self;
     unsafe fn sub(self, y: Self) -> Self;
@@ -43,6 +60,9 @@ pub trait Vector: Copy {
 
 /// `exp(x)` to about 1 part in 10^7: `2^n * exp(r)` with `|r| <= ln(2) / 2`, `exp(r)` by its Taylor polynomial of
 /// degree 7. Underflows to 2^-126 (not to zero), overflows to 2^127.
+///
+/// # Safety
+/// - The CPU has the features of `V`.
 #[inline(always)]
 pub unsafe fn exp<V: Vector>(x: V) -> V {
     // SAFETY: the caller's promise about the CPU.
@@ -63,6 +83,9 @@ pub unsafe fn exp<V: Vector>(x: V) -> V {
 /// A number as it lies in memory, at any alignment, read into a register of floats.
 pub trait Number: Copy {
     /// Reads `LANES` numbers.
+    ///
+    /// # Safety
+    /// - The CPU has the features of `V`, and `p` is valid for reads of `V::LANES` numbers, at any alignment.
     unsafe fn load<V: Vector>(p: *const Self) -> V;
     /// One number.
     fn to_f32(self) -> f32;

@@ -42,5 +42,5 @@ impl Block for BlockTQ1_0 {
 /// Digit `n` of a byte.
 fn digit(byte: u8, n: usize) -> u8 {
     let left = byte.wrapping_mul([1, 3, 9, 27, 81][n]);
-    (u16::from(left) * 3 >> 8) as u8
+    (u16::from(left) * 3).to_be_bytes()[0]
 }

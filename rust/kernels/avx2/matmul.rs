@@ -74,6 +74,10 @@ avx2! {
 ///
 /// Nothing in the loop over blocks is decided by what does not change in it: the compiler would make a copy of it all for
 /// either case.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - The matrix, of type `U`, has the rows, and `x` is of its tokens; nobody else writes the results.
 #[inline(always)]
 unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize, x: &Rows<T>) {
     let row_bytes = job.w.row_bytes();
@@ -124,6 +128,10 @@ unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: u
 }
 
 /// Adds the products of group `g` of the blocks at `p` with group `at` of the activations.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - Each of `p` is valid for reads of a block of type `U`, `g` is a group of it, and `x` has a group `at`.
 #[inline(always)]
 unsafe fn add_group<U: Unpack, const T: usize>(
     sums: &mut [__m256; T],
@@ -182,6 +190,9 @@ unsafe fn add_group<U: Unpack, const T: usize>(
 }
 
 /// -`BIAS` times a sum of activations, from -128 times the sum.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn biased<U: Unpack>(bias: __m256i) -> __m256i {
     const { assert!(U::MINS || U::BIAS.is_power_of_two()) }
@@ -190,6 +201,9 @@ unsafe fn biased<U: Unpack>(bias: __m256i) -> __m256i {
 }
 
 /// The products of the integers `q` with `a` in pairs, 16 bits.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn pairs<U: Unpack>(q: __m256i, a: __m256i) -> __m256i {
     // SAFETY: the features are the caller's promise.
@@ -207,6 +221,9 @@ unsafe fn pairs<U: Unpack>(q: __m256i, a: __m256i) -> __m256i {
 ///
 /// Registers are added to each other in 16 bits, where sums are twice as many, as long as the products of `LARGEST` allow:
 /// 2 * 127 * `LARGEST` each, up to 32767.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn dot_four<U: Unpack>(q: &[__m256i; 4], a: __m256i) -> __m256i {
     let (wide_first, wide_second) = (U::LARGEST > 63, U::HALVES || U::LARGEST > 31);
@@ -236,6 +253,8 @@ unsafe fn dot_four<U: Unpack>(q: &[__m256i; 4], a: __m256i) -> __m256i {
     }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn add(a: __m256i, b: __m256i, wide: bool) -> __m256i {
     // SAFETY: the features are the caller's promise.
@@ -245,6 +264,9 @@ unsafe fn add(a: __m256i, b: __m256i, wide: bool) -> __m256i {
 /// The halves of `a` added to each other, in the lower half, and those of `b` in the upper.
 ///
 /// Here and below a blend and a shuffle rather than two shuffles: there is one port for those.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn add_lanes(a: __m256i, b: __m256i, wide: bool) -> __m256i {
     // SAFETY: the features are the caller's promise.
@@ -252,6 +274,9 @@ unsafe fn add_lanes(a: __m256i, b: __m256i, wide: bool) -> __m256i {
 }
 
 /// The same within each lane.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn add_quarters(a: __m256i, b: __m256i, wide: bool) -> __m256i {
     // SAFETY: the features are the caller's promise.
@@ -299,6 +324,9 @@ pub unsafe fn strip<U: Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<u
     });
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
+/// - `rows` and `tokens` are rows and tokens of `job`, whose matrix is of type `U`; no other worker writes their results.
 unsafe fn panel<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
     let groups = job.x.n() / 32;
     for first in (0..groups).step_by(BLOCK_GROUPS) {
@@ -344,6 +372,9 @@ avx2! {
     }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
+/// - As for `unpack_panel`.
 #[inline(always)]
 unsafe fn unpack_panel_in<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usize>, first: usize, n: usize) {
     let per_block = U::DTYPE.block_len() / 32;
@@ -394,6 +425,9 @@ unsafe fn unpack_panel_in<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: 
 }
 
 /// Eight rows of eight dwords to eight columns.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 pub unsafe fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
     // SAFETY: the features are the caller's promise.
@@ -410,6 +444,9 @@ pub unsafe fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
 }
 
 /// Dwords 0 and 4, 1 and 5, 2 and 6, 3 and 7 of four rows, one of each pair in each half.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn transpose_four(a: __m256i, b: __m256i, c: __m256i, d: __m256i) -> [__m256i; 4] {
     // SAFETY: the features are the caller's promise.
@@ -425,6 +462,9 @@ unsafe fn transpose_four(a: __m256i, b: __m256i, c: __m256i, d: __m256i) -> [__m
     }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
+/// - As for `tile`.
 #[inline(always)]
 unsafe fn tile_in<U: Unpack, const T: usize>(
     scratch: &Scratch,
@@ -568,6 +608,9 @@ pub unsafe fn quantize(x: &[f32], row: QuantizedRow) {
 }
 
 /// Sum of the lanes.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn sum(v: __m256i) -> i32 {
     // SAFETY: the features are the caller's promise.

@@ -75,16 +75,14 @@ impl<B: Block> Unpack for Generic<B> {
     }
 }
 
-// From here on, all unsafe functions are helpers of the above.
-//
-// # Safety
-// - The CPU has the features of the set.
-// - What they read at `p + at` lies in the block that the caller was given.
-
 /// The f16 at `at` of each row.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given, lies in the block at each pointer.
 #[inline(always)]
 unsafe fn f16s(rows: &[*const u8; 8], at: usize) -> __m256 {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
         let mut words = [0i16; 8];
         for i in 0..8 {
@@ -96,30 +94,44 @@ unsafe fn f16s(rows: &[*const u8; 8], at: usize) -> __m256 {
 }
 
 /// The f16 at `at`, in all lanes.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given, lies in the block at each pointer.
 #[inline(always)]
 unsafe fn f16(p: *const u8, at: usize) -> __m256 {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe { _mm256_cvtph_ps(_mm_set1_epi16(p.add(at).cast::<i16>().read_unaligned())) }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given, lies in the block at each pointer.
 #[inline(always)]
 unsafe fn load16(p: *const u8, at: usize) -> __m128i {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe { _mm_loadu_si128(p.add(at).cast()) }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given, lies in the block at each pointer.
 #[inline(always)]
 unsafe fn load32(p: *const u8, at: usize) -> __m256i {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe { _mm256_loadu_si256(p.add(at).cast()) }
 }
 
 /// 16 bytes: low nibbles, then high nibbles.
 ///
 /// A broadcast load and a shift by lanes: inserting the upper half would take the shuffle port, which the sums need.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given, lies in the block at each pointer.
 #[inline(always)]
 unsafe fn nibbles(p: *const u8, at: usize) -> __m256i {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
         let both = _mm256_broadcastsi128_si256(load16(p, at));
         let shifted = _mm256_srlv_epi64(both, _mm256_setr_epi64x(0, 0, 4, 4));
@@ -130,9 +142,12 @@ unsafe fn nibbles(p: *const u8, at: usize) -> __m256i {
 /// Bits from `shift` on of 32 bytes, those that `mask` has.
 ///
 /// A shift by lanes: its counts are one register for all rows, whether or not the loop over groups is unrolled.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn bits(z: __m256i, shift: usize, mask: i8) -> __m256i {
-    // SAFETY: see above.
+    // SAFETY: the features are the caller's promise.
     unsafe {
         let shifted = _mm256_srlv_epi64(z, _mm256_set1_epi64x(shift as i64));
         _mm256_and_si256(shifted, _mm256_set1_epi8(mask))
@@ -140,9 +155,13 @@ unsafe fn bits(z: __m256i, shift: usize, mask: i8) -> __m256i {
 }
 
 /// 16 in the bytes whose bit of the dword at `p + at` is set, else zero.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given, lies in the block at each pointer.
 #[inline(always)]
 unsafe fn fifth_bits(p: *const u8, at: usize) -> __m256i {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
         let dword = _mm256_set1_epi32(p.add(at).cast::<i32>().read_unaligned());
         let byte = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
@@ -153,9 +172,12 @@ unsafe fn fifth_bits(p: *const u8, at: usize) -> __m256i {
 }
 
 /// Codes to the signed values of a table that is raised by `bias`.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn look_up(table: &[u8; 16], codes: __m256i, bias: u8) -> __m256i {
-    // SAFETY: the table has 16 bytes; the rest see above.
+    // SAFETY: the table has 16 bytes; the features are the caller's promise.
     unsafe {
         let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
         let table = _mm256_sub_epi8(table, _mm256_set1_epi8(bias as i8));
@@ -164,9 +186,13 @@ unsafe fn look_up(table: &[u8; 16], codes: __m256i, bias: u8) -> __m256i {
 }
 
 /// Powers of two for the exponents of eight rows, see [`mxfp4_scale`].
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given, lies in the block at each pointer.
 #[inline(always)]
 unsafe fn exponents(rows: &[*const u8; 8]) -> __m256 {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
         let mut e = [0i32; 8];
         for i in 0..8 {
@@ -247,9 +273,12 @@ macro_rules! unpack_256 {
 }
 
 /// Eight rows of floats to eight columns.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn transpose(rows: &[__m256; 8]) -> [__m256; 8] {
-    // SAFETY: see above.
+    // SAFETY: the features are the caller's promise.
     unsafe {
         let (mut z, mut columns) = ([_mm256_setzero_si256(); 8], *rows);
         for i in 0..8 {
@@ -267,9 +296,12 @@ unsafe fn transpose(rows: &[__m256; 8]) -> [__m256; 8] {
 type RowScales = [[__m256; 2]; 2];
 
 /// 16 bytes as floats times `by`, eight at a time.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn times(bytes: __m128i, by: __m256) -> [__m256; 2] {
-    // SAFETY: see above.
+    // SAFETY: the features are the caller's promise.
     unsafe {
         let low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
         let high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes)));
@@ -277,23 +309,32 @@ unsafe fn times(bytes: __m128i, by: __m256) -> [__m256; 2] {
     }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn minus(x: __m256) -> __m256 {
-    // SAFETY: see above.
+    // SAFETY: the features are the caller's promise.
     unsafe { _mm256_sub_ps(_mm256_setzero_ps(), x) }
 }
 
 /// Four dwords as a register.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn dwords([a, b, c, d]: [u32; 4]) -> __m128i {
-    // SAFETY: see above.
+    // SAFETY: the features are the caller's promise.
     unsafe { _mm_setr_epi32(a as i32, b as i32, c as i32, d as i32) }
 }
 
 /// Q4_K and Q5_K: 8 scales and 8 minima of 6 bits.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given, lies in the block at each pointer.
 #[inline(always)]
 unsafe fn scales_6bit(p: *const u8) -> RowScales {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
         let bytes = dwords(scales_mins_6bit(p.add(4).cast::<[u8; 12]>().read()));
         let (d, m) = (times(bytes, f16(p, 0)), times(bytes, minus(f16(p, 2))));
@@ -302,16 +343,24 @@ unsafe fn scales_6bit(p: *const u8) -> RowScales {
 }
 
 /// Q6_K: 16 signed bytes.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given, lies in the block at each pointer.
 #[inline(always)]
 unsafe fn scales_8bit(p: *const u8) -> RowScales {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe { [times(load16(p, 192), f16(p, 208)), [_mm256_setzero_ps(); 2]] }
 }
 
 /// Q2_K: 16 scales and minima of 4 bits.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given, lies in the block at each pointer.
 #[inline(always)]
 unsafe fn scales_4bit(p: *const u8) -> RowScales {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
         let (bytes, nibble) = (load16(p, 0), _mm_set1_epi8(15));
         let scales = _mm_and_si128(bytes, nibble);
@@ -321,9 +370,13 @@ unsafe fn scales_4bit(p: *const u8) -> RowScales {
 }
 
 /// Q3_K: 16 scales of 6 bits, raised by 32.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given, lies in the block at each pointer.
 #[inline(always)]
 unsafe fn scales_q3(p: *const u8) -> RowScales {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
         let bytes = dwords(raised_scales_q3(p.add(96).cast::<[u8; 12]>().read()));
         [times(_mm_sub_epi8(bytes, _mm_set1_epi8(32)), f16(p, 108)), [_mm256_setzero_ps(); 2]]
@@ -331,9 +384,13 @@ unsafe fn scales_q3(p: *const u8) -> RowScales {
 }
 
 /// IQ4_XS: 8 scales of 6 bits, raised by 32.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given, lies in the block at each pointer.
 #[inline(always)]
 unsafe fn scales_iq4(p: *const u8) -> RowScales {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
         let i = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         let low = _mm256_set1_epi32(p.add(4).cast::<i32>().read_unaligned());

@@ -81,6 +81,10 @@ avx512! {
 ///
 /// Nothing in the loop over blocks is decided by what does not change in it: the compiler would make a copy of it all for
 /// either case.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - The matrix, of type `U`, has the rows, and `x` is of its tokens; nobody else writes the results.
 #[inline(always)]
 unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize, x: &Rows<T>) {
     let row_bytes = job.w.row_bytes();
@@ -139,6 +143,10 @@ unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: u
 }
 
 /// Adds the products of step `s` of the units at `p` with step `at` of the activations.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - Each of `p` is valid for reads of a unit of type `U`, with `TAIL` of `left` bytes of it; `x` has a step `at`.
 #[inline(always)]
 unsafe fn add_step<U: Unpack, const T: usize, const TAIL: bool>(
     sums: &mut [__m512; T],
@@ -205,6 +213,9 @@ unsafe fn add_step<U: Unpack, const T: usize, const TAIL: bool>(
 /// The four sums of each group and row: lane `4 * g + i` is that of group `g` and row `i`.
 ///
 /// First with a blend and a shuffle for each two rows, rather than two shuffles: there is one port for those.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn across(p: &[__m512i; 4]) -> __m512i {
     // SAFETY: the features are the caller's promise.
@@ -221,6 +232,8 @@ unsafe fn across(p: &[__m512i; 4]) -> __m512i {
     }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn zero_ps() -> __m512 {
     // SAFETY: the features are the caller's promise.
@@ -228,6 +241,9 @@ unsafe fn zero_ps() -> __m512 {
 }
 
 /// Number `g` in all four lanes of group `g`.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn each_four(x: __m128) -> __m512 {
     // SAFETY: the features are the caller's promise.
@@ -238,6 +254,9 @@ unsafe fn each_four(x: __m128) -> __m512 {
 }
 
 /// Number `2 * g + half` in all four lanes of group `g`.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn each_of_eight(x: __m256, half: i32) -> __m512 {
     // SAFETY: the features are the caller's promise.
@@ -248,6 +267,9 @@ unsafe fn each_of_eight(x: __m256, half: i32) -> __m512 {
 }
 
 /// Number `g` in the first lane of group `g`, else zeros: what belongs to the whole of a group, once.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn first_of_four(x: __m128i) -> __m512i {
     // SAFETY: the features are the caller's promise.
@@ -258,6 +280,9 @@ unsafe fn first_of_four(x: __m128i) -> __m512i {
 }
 
 /// Number `2 * g + half` likewise.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn first_of_eight(x: __m256i, half: i32) -> __m512i {
     // SAFETY: the features are the caller's promise.
@@ -269,6 +294,9 @@ unsafe fn first_of_eight(x: __m256i, half: i32) -> __m512i {
 }
 
 /// Where the integer sums of a type start, -`BIAS` times a sum of activations, from -128 times the sum.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn biased<U: Unpack>(bias: __m256i) -> __m256i {
     const { assert!(U::MINS || U::BIAS.is_power_of_two()) }
@@ -358,6 +386,9 @@ avx512! {
     }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
+/// - As for `unpack_panel`.
 #[inline(always)]
 unsafe fn unpack_panel_in<U: Unpack>(
     scratch: &mut Scratch,
@@ -417,6 +448,10 @@ unsafe fn unpack_panel_in<U: Unpack>(
 }
 
 /// Unpacks a step of four rows: its integers to `staged`, raised; gives its scales.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - Each of `p` is valid for reads of a unit of type `U`, with `TAIL` of `left` bytes of it.
 #[inline(always)]
 unsafe fn stage<U: Unpack, const TAIL: bool>(
     staged: &mut [[u8; STEP]],
@@ -439,6 +474,9 @@ unsafe fn stage<U: Unpack, const TAIL: bool>(
 }
 
 /// Keeps the scales of four rows from row `at` on of step `s`: those of a group to a place of their own.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn scatter(to: &mut [[[[f32; STRIP]; 2]; BLOCK_STEPS]; 4], s: usize, half: usize, at: usize, scales: __m512i) {
     // SAFETY: there is room for four floats from `at` on; the features are the caller's promise.
@@ -451,6 +489,10 @@ unsafe fn scatter(to: &mut [[[[f32; STRIP]; 2]; BLOCK_STEPS]; 4], s: usize, half
 }
 
 /// Four dwords of each of 16 rows, `stride` bytes apart, as four columns of 16.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - 16 rows of 16 bytes, `stride` bytes apart, are there.
 #[inline(always)]
 unsafe fn transpose(p: *const u8, stride: usize) -> [__m512i; 4] {
     // SAFETY: the caller has 16 rows of 16 bytes at `p`, and the features.
@@ -511,6 +553,9 @@ impl Unpacked<'_, '_> {
         }
     }
 
+    /// # Safety
+    /// - The CPU has the features of the set.
+    /// - As for the function `tile`.
     #[inline(always)]
     unsafe fn tile<const HALVES: bool, const MINS: bool, const T: usize>(&self, t: usize) {
         let x = Rows::<T>::new(self.job.x, t, self.first * 4, HALVES);
@@ -569,6 +614,10 @@ impl Unpacked<'_, '_> {
     }
 
     /// Writes or adds the products of 32 rows with token `t`, those of group `g` of the steps.
+    ///
+    /// # Safety
+    /// - The CPU has the features of the set.
+    /// - `t` is a token of the job, and nobody else writes its results of these rows.
     #[inline(always)]
     unsafe fn write(&self, t: usize, g: usize, sums: [__m512; 2]) {
         for p in 0..2 {

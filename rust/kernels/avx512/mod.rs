@@ -79,6 +79,9 @@ impl Kernels for Avx512 {
 
 avx512! {
     /// Float matrices, see [`ops::float_products`].
+    ///
+    /// # Safety
+    /// - `rows` and `tokens` are rows and tokens of `job`, whose matrix is of a float type; no other worker writes their results.
     unsafe fn floats(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
         // SAFETY: the features are those of this function; the rest is the caller's promise.
         unsafe { ops::float_products::<Sixteen>(job, rows, tokens) }

@@ -122,16 +122,14 @@ impl<B: Block> Unpack for Generic<B> {
     }
 }
 
-// From here on, all unsafe functions are helpers of the above.
-//
-// # Safety
-// - The CPU has the features of the set.
-// - What they read at `p + at`, or with `TAIL` what of it lies within `left` bytes of `p`, is there by the caller's promise.
-
 /// 64 bytes at `p + at`; with `TAIL` only those of the first `left` from `p`, then zeros.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given and with `TAIL` within `left` bytes, lies in the unit at each pointer.
 #[inline(always)]
 unsafe fn load<const TAIL: bool>(p: *const u8, at: usize, left: usize) -> __m512i {
-    // SAFETY: see above; masked bytes are not accessed.
+    // SAFETY: the bytes and the features are the caller's promise; masked bytes are not accessed.
     unsafe {
         if TAIL {
             let n = left.saturating_sub(at);
@@ -144,9 +142,13 @@ unsafe fn load<const TAIL: bool>(p: *const u8, at: usize, left: usize) -> __m512
 }
 
 /// 32 bytes at `p + at`, in both halves.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given and with `TAIL` within `left` bytes, lies in the unit at each pointer.
 #[inline(always)]
 unsafe fn load_twice(p: *const u8, at: usize) -> __m512i {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(p.add(at).cast())) }
 }
 
@@ -154,10 +156,12 @@ unsafe fn load_twice(p: *const u8, at: usize) -> __m512i {
 struct Indices<T, const N: usize>([T; N]);
 
 impl<T, const N: usize> Indices<T, N> {
+    /// # Safety
+    /// - The CPU has the features of the set.
     #[inline(always)]
     unsafe fn get(&self) -> __m512i {
         const { assert!(size_of::<[T; N]>() == 64) }
-        // SAFETY: 64 bytes, aligned; the rest see above.
+        // SAFETY: 64 bytes, aligned; the features are the caller's promise.
         unsafe { _mm512_load_si512(self.0.as_ptr().cast()) }
     }
 }
@@ -214,9 +218,13 @@ const fn fifth_bits(first: u8) -> Indices<u8, 64> {
 }
 
 /// The f16 that `words` index in the loads at 0 and at `second` of each row, as floats.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given and with `TAIL` within `left` bytes, lies in the unit at each pointer.
 #[inline(always)]
 unsafe fn f16s<const TAIL: bool>(rows: &[*const u8; 4], second: usize, at: &Indices<u16, 32>, left: usize) -> __m512 {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
         let mut words = [_mm256_setzero_si256(); 4];
         for i in 0..4 {
@@ -230,9 +238,12 @@ unsafe fn f16s<const TAIL: bool>(rows: &[*const u8; 4], second: usize, at: &Indi
 }
 
 /// Lane `first + stride * g` of row `i` in lane `4 * g + i`.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn spread(rows: &[__m512; 4], first: usize, stride: usize) -> __m512 {
-    // SAFETY: see above.
+    // SAFETY: the features are the caller's promise.
     unsafe {
         let group = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
         let of = _mm512_mullo_epi32(group, _mm512_set1_epi32(stride as i32));
@@ -244,34 +255,45 @@ unsafe fn spread(rows: &[__m512; 4], first: usize, stride: usize) -> __m512 {
     }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn low_nibbles(z: __m512i) -> __m512i {
-    // SAFETY: see above.
+    // SAFETY: the features are the caller's promise.
     unsafe { _mm512_and_si512(z, _mm512_set1_epi8(15)) }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn high_nibbles(z: __m512i) -> __m512i {
-    // SAFETY: see above.
+    // SAFETY: the features are the caller's promise.
     unsafe { low_nibbles(_mm512_srli_epi16::<4>(z)) }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn zero() -> __m512 {
-    // SAFETY: see above.
+    // SAFETY: the features are the caller's promise.
     unsafe { _mm512_setzero_ps() }
 }
 
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn table(codes: &[u8; 16]) -> __m512i {
-    // SAFETY: 16 bytes are there; the rest see above.
+    // SAFETY: 16 bytes are there; the features are the caller's promise.
     unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(codes.as_ptr().cast())) }
 }
 
 /// Four dwords as a register.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn dwords([a, b, c, d]: [u32; 4]) -> __m128i {
-    // SAFETY: see above.
+    // SAFETY: the features are the caller's promise.
     unsafe { _mm_setr_epi32(a as i32, b as i32, c as i32, d as i32) }
 }
 
@@ -382,9 +404,13 @@ impl Unpack for BlockMXFP4 {
 }
 
 /// The 32 bytes at `p + at` of one Q8_0 block, and those of the next.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given and with `TAIL` within `left` bytes, lies in the unit at each pointer.
 #[inline(always)]
 unsafe fn two_blocks<const TAIL: bool>(p: *const u8, at: usize, left: usize) -> __m512i {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
         if TAIL {
             let first = load::<true>(p, at, left.min(at + 32));
@@ -487,23 +513,34 @@ macro_rules! unpack_256 {
 }
 
 /// One f16 in all lanes.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given and with `TAIL` within `left` bytes, lies in the unit at each pointer.
 #[inline(always)]
 unsafe fn scale(p: *const u8, at: usize) -> __m512 {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(p.add(at).cast::<i16>().read_unaligned())) }
 }
 
 /// 16 signed bytes as floats.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn floats(bytes: __m128i) -> __m512 {
-    // SAFETY: see above.
+    // SAFETY: the features are the caller's promise.
     unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)) }
 }
 
 /// The 6-bit scales and minima of a Q4_K or Q5_K block: lanes 0..8 are `d * scale`, lanes 8..16 `-dmin * min`.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given and with `TAIL` within `left` bytes, lies in the unit at each pointer.
 #[inline(always)]
 unsafe fn scales_6bit(p: *const u8) -> [__m512; 1] {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
         let numbers = floats(dwords(scales_mins_6bit(p.add(4).cast::<[u8; 12]>().read())));
         // d in the lanes of the scales, -dmin in those of the minima
@@ -515,16 +552,24 @@ unsafe fn scales_6bit(p: *const u8) -> [__m512; 1] {
 }
 
 /// Q6_K: 16 signed bytes.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given and with `TAIL` within `left` bytes, lies in the unit at each pointer.
 #[inline(always)]
 unsafe fn scales_8bit(p: *const u8) -> [__m512; 1] {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe { [_mm512_mul_ps(floats(_mm_loadu_si128(p.add(192).cast())), scale(p, 208))] }
 }
 
 /// Q2_K: 16 scales and 16 minima of 4 bits.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given and with `TAIL` within `left` bytes, lies in the unit at each pointer.
 #[inline(always)]
 unsafe fn scales_4bit(p: *const u8) -> [__m512; 2] {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
         let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
         let scales = _mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(15)));
@@ -535,9 +580,13 @@ unsafe fn scales_4bit(p: *const u8) -> [__m512; 2] {
 }
 
 /// Q3_K: 16 scales of 6 bits, raised by 32.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given and with `TAIL` within `left` bytes, lies in the unit at each pointer.
 #[inline(always)]
 unsafe fn scales_q3(p: *const u8) -> [__m512; 1] {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
         let raised = dwords(raised_scales_q3(p.add(96).cast::<[u8; 12]>().read()));
         [_mm512_mul_ps(floats(_mm_sub_epi8(raised, _mm_set1_epi8(32))), scale(p, 108))]
@@ -545,9 +594,13 @@ unsafe fn scales_q3(p: *const u8) -> [__m512; 1] {
 }
 
 /// IQ4_XS: 8 scales of 6 bits, raised by 32.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given and with `TAIL` within `left` bytes, lies in the unit at each pointer.
 #[inline(always)]
 unsafe fn scales_iq4(p: *const u8) -> [__m512; 1] {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
         let low = _mm512_set1_epi32(p.add(4).cast::<i32>().read_unaligned());
         let high = _mm512_set1_epi32(i32::from(p.add(2).cast::<i16>().read_unaligned()));
@@ -561,9 +614,12 @@ unsafe fn scales_iq4(p: *const u8) -> [__m512; 1] {
 }
 
 /// Bytes that hold groups 0 | 2 and 1 | 3, to first and second halves.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn halves_of_chunks(even: __m512i, odd: __m512i) -> [__m512i; 2] {
-    // SAFETY: see above.
+    // SAFETY: the features are the caller's promise.
     unsafe {
         let first = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
         let second = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
@@ -572,16 +628,22 @@ unsafe fn halves_of_chunks(even: __m512i, odd: __m512i) -> [__m512i; 2] {
 }
 
 /// Groups 0, 1 and groups 2, 3 to first and second halves.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn halves_of_pairs(g01: __m512i, g23: __m512i) -> [__m512i; 2] {
-    // SAFETY: see above.
+    // SAFETY: the features are the caller's promise.
     unsafe { [_mm512_shuffle_i64x2::<0x88>(g01, g23), _mm512_shuffle_i64x2::<0xdd>(g01, g23)] }
 }
 
 /// `value` in the bytes of 32-byte half `h` of which bit `bits[h]` of `z` is set, else zero.
+///
+/// # Safety
+/// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn where_bit(z: __m512i, bits: [usize; 2], value: i8) -> __m512i {
-    // SAFETY: see above.
+    // SAFETY: the features are the caller's promise.
     unsafe {
         let (a, b) = ((1u32 << bits[0]) as i8, (1u32 << bits[1]) as i8);
         let bit = _mm512_inserti64x4::<1>(_mm512_set1_epi8(a), _mm256_set1_epi8(b));
@@ -590,9 +652,13 @@ unsafe fn where_bit(z: __m512i, bits: [usize; 2], value: i8) -> __m512i {
 }
 
 /// Groups 0 to 3 of a half whose 32 bytes hold two bits of each: as bytes, groups 0 | 1 and 2 | 3.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on if that is given and with `TAIL` within `left` bytes, lies in the unit at each pointer.
 #[inline(always)]
 unsafe fn two_bits(p: *const u8, at: usize) -> (__m512i, __m512i) {
-    // SAFETY: see above.
+    // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
         let qs = load_twice(p, at);
         let three = _mm512_set1_epi8(3);

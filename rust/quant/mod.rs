@@ -234,7 +234,6 @@ pub use iq4_xs::BlockIQ4_XS;
 pub use mxfp4::{BlockMXFP4, MXFP4_TABLE, mxfp4_scale};
 pub use q2_k::BlockQ2_K;
 pub use q3_k::BlockQ3_K;
-pub(crate) use q3_k::raised_scales_q3;
 pub use q4_0::BlockQ4_0;
 pub use q4_1::BlockQ4_1;
 pub use q4_k::BlockQ4_K;
@@ -326,25 +325,6 @@ fn scale_min_6bit(scales: &[u8; 12], i: usize) -> (u8, u8) {
         let low = scales[i + 4];
         (low & 15 | scales[i - 4] >> 6 << 4, low >> 4 | scales[i] >> 6 << 4)
     }
-}
-
-/// The same of all groups at once, four bytes a number: eight scales, then eight minima.
-#[inline(always)]
-pub(crate) fn scales_mins_6bit(scales: [u8; 12]) -> [u32; 4] {
-    let [a, b, c] = words(scales);
-    [
-        a & 0x3f3f_3f3f,
-        c & 0x0f0f_0f0f | a >> 2 & 0x3030_3030,
-        b & 0x3f3f_3f3f,
-        c >> 4 & 0x0f0f_0f0f | b >> 2 & 0x3030_3030,
-    ]
-}
-
-/// Twelve bytes as three little-endian numbers.
-#[inline(always)]
-fn words(bytes: [u8; 12]) -> [u32; 3] {
-    let words = bytes.as_chunks::<4>().0;
-    [u32::from_le_bytes(words[0]), u32::from_le_bytes(words[1]), u32::from_le_bytes(words[2])]
 }
 
 #[cfg(test)]

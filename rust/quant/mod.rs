@@ -234,7 +234,6 @@ pub use iq4_xs::BlockIQ4_XS;
 pub use mxfp4::{BlockMXFP4, MXFP4_TABLE, mxfp4_scale};
 pub use q2_k::BlockQ2_K;
 pub use q3_k::BlockQ3_K;
-pub(crate) use q3_k::raised_scales_q3;
 pub use q4_0::BlockQ4_0;
 pub use q4_1::BlockQ4_1;
 pub use q4_k::BlockQ4_K;
@@ -328,23 +327,62 @@ fn scale_min_6bit(scales: &[u8; 12], i: usize) -> (u8, u8) {
     }
 }
 
-/// The same of all groups at once, four bytes a number: eight scales, then eight minima.
-#[inline(always)]
-pub(crate) fn scales_mins_6bit(scales: [u8; 12]) -> [u32; 4] {
-    let [a, b, c] = words(scales);
-    [
-        a & 0x3f3f_3f3f,
-        c & 0x0f0f_0f0f | a >> 2 & 0x3030_3030,
-        b & 0x3f3f_3f3f,
-        c >> 4 & 0x0f0f_0f0f | b >> 2 & 0x3030_3030,
-    ]
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Twelve bytes as three little-endian numbers.
-#[inline(always)]
-fn words(bytes: [u8; 12]) -> [u32; 3] {
-    let words = bytes.as_chunks::<4>().0;
-    [u32::from_le_bytes(words[0]), u32::from_le_bytes(words[1]), u32::from_le_bytes(words[2])]
+    /// Blocks of random bits with plain scales, and what `dequantize` of the Python package gguf 0.19.0 makes of them: a line
+    /// with the type and the bytes, a line with the weights.
+    const GOLDEN: &str = include_str!("golden.txt");
+
+    #[test]
+    fn blocks_have_the_weights_that_gguf_gives_them() {
+        let mut seen = Vec::new();
+        let mut lines = GOLDEN.lines();
+        while let (Some(block), Some(weights)) = (lines.next(), lines.next()) {
+            let (name, digits) = block.split_once(' ').unwrap();
+            let dtype = *DType::ALL.iter().find(|dtype| dtype.name() == name).unwrap();
+            let digits = digits.as_bytes().as_chunks::<2>().0;
+            let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+            let bytes: Vec<u8> = digits.iter().map(byte).collect();
+            let expected: Vec<f32> = weights.split(' ').map(|x| x.parse().unwrap()).collect();
+            let mut got = vec![f32::NAN; expected.len()];
+            dequantize(dtype, &bytes, &mut got);
+            assert_eq!(got, expected, "{name}");
+            seen.push(dtype);
+        }
+        let supported: Vec<_> = DType::ALL.iter().copied().filter(|dtype| dtype.is_supported()).collect();
+        assert_eq!(seen, supported, "every type that kernels compute with");
+    }
+
+    /// Kernels choose their instructions by what a type says of its groups.
+    #[test]
+    fn groups_are_what_their_types_say() {
+        fn check<B: Block>() {
+            let (name, facts) = (B::DTYPE, (B::BIAS, B::LARGEST, B::HALVES, B::MINS));
+            assert!(B::BIAS.is_power_of_two() != (B::BIAS == 0) && (B::BIAS == 0 || !B::MINS), "{name} {facts:?}");
+            assert!(B::LARGEST <= 127 || B::BIAS == 128, "{name} {facts:?}");
+            assert!(B::BIAS > 0 || B::MINS, "{name} {facts:?}");
+            let mut state = 1u64;
+            let mut bytes = vec![0u8; size_of::<B>()];
+            for _ in 0..200 {
+                for byte in &mut bytes {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    *byte = (state >> 56) as u8;
+                }
+                let block: B = *bytemuck::from_bytes(&bytes);
+                for group in (0..B::DTYPE.block_len() / 32).map(|i| block.group(i)) {
+                    assert!(group.q.iter().all(|&q| q <= B::LARGEST), "{name}: {group:?}");
+                    let [d, m] = [group.d, group.m].map(|x| x.map(f32::to_bits));
+                    assert!(B::HALVES || (d[0] == d[1] && m[0] == m[1]), "{name}: {group:?}");
+                    assert!(B::MINS || group.m == [0.0; 2], "{name}: {group:?}");
+                }
+            }
+        }
+        for dtype in DType::ALL {
+            with_quantized!(dtype, |B| check::<B>(), ());
+        }
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! byte 108..110 d       f16
 //! ```
 
-use super::{Block, DType, Group, f16, words};
+use super::{Block, DType, Group, f16};
 
 /// A block of Q3_K.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -47,16 +47,4 @@ fn scale_q3(scales: &[u8; 12], s: usize) -> i8 {
     let low = scales[s % 8] >> (s / 8 * 4) & 15;
     let high = scales[8 + s % 4] >> (s / 4 * 2) & 3;
     (low | high << 4) as i8 - 32
-}
-
-/// All scales at once, four bytes a number, raised by 32.
-#[inline(always)]
-pub(crate) fn raised_scales_q3(scales: [u8; 12]) -> [u32; 4] {
-    let ([a, b, c], nibbles, pairs) = (words(scales), 0x0f0f_0f0f, 0x0303_0303);
-    [
-        a & nibbles | (c & pairs) << 4,
-        b & nibbles | (c >> 2 & pairs) << 4,
-        a >> 4 & nibbles | (c >> 4 & pairs) << 4,
-        b >> 4 & nibbles | (c >> 6 & pairs) << 4,
-    ]
 }

@@ -41,7 +41,7 @@ impl Kernels for Avx2 {
     }
 
     fn strip_tokens(&self) -> usize {
-        3
+        5
     }
 
     fn quantize(&self, x: &[f32], row: QuantizedRow) {

@@ -6,6 +6,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::kernels::x86;
 use crate::quant::*;
 
 /// The scales and offsets of a block of eight rows: `[group][row]`, or with `HALVES` `[2 * group + half][row]`.
@@ -91,17 +92,6 @@ unsafe fn f16s(rows: &[*const u8; 8], at: usize) -> __m256 {
         let [a, b, c, d, e, f, g, h] = words;
         _mm256_cvtph_ps(_mm_setr_epi16(a, b, c, d, e, f, g, h))
     }
-}
-
-/// The f16 at `at`, in all lanes.
-///
-/// # Safety
-/// - The CPU has the features of the set.
-/// - What is read, from `at` on if that is given, lies in the block at each pointer.
-#[inline(always)]
-unsafe fn f16(p: *const u8, at: usize) -> __m256 {
-    // SAFETY: the bytes and the features are the caller's promise.
-    unsafe { _mm256_cvtph_ps(_mm_set1_epi16(p.add(at).cast::<i16>().read_unaligned())) }
 }
 
 /// # Safety
@@ -237,8 +227,7 @@ unpack_32!(BlockQ8_0, |p| q: load32(p, 2), |rows| d: f16s(rows, 0));
 unpack_32!(BlockIQ4_NL, |p| q: look_up(&IQ4_TABLE, nibbles(p, 2), 128), |rows| d: f16s(rows, 0));
 unpack_32!(BlockMXFP4, |p| q: look_up(&MXFP4_TABLE, nibbles(p, 1), 0), |rows| d: exponents(rows));
 
-/// The types of 256 weights a block: `$scales` reads the scales and offsets of a block of one row, `$q` the integers of
-/// group `$i`.
+/// The types of 256 weights a block: `$q` reads the integers of group `$i`, `$scales` the scales.
 macro_rules! unpack_256 {
     ($block:ident, scales: $scales:ident, |$p:ident, $i:ident| $q:expr) => {
         impl Unpack for $block {
@@ -251,61 +240,55 @@ macro_rules! unpack_256 {
             #[inline(always)]
             unsafe fn scales(rows: &[*const u8; 8], to: &mut Scales) {
                 // SAFETY: as above.
-                unsafe {
-                    let mut each = [[[_mm256_setzero_ps(); 8]; 2]; 2]; // [d, m][first, second eight][row]
-                    for i in 0..8 {
-                        let [d, m] = $scales(rows[i]);
-                        (each[0][0][i], each[0][1][i]) = (d[0], d[1]);
-                        (each[1][0][i], each[1][1][i]) = (m[0], m[1]);
-                    }
-                    for eight in 0..if Self::HALVES { 2 } else { 1 } {
-                        let d = transpose(&each[0][eight]);
-                        to.d[8 * eight..8 * eight + 8].copy_from_slice(&d);
-                        if Self::MINS {
-                            let m = transpose(&each[1][eight]);
-                            to.m[8 * eight..8 * eight + 8].copy_from_slice(&m);
-                        }
-                    }
-                }
+                unsafe { $scales(rows, to) }
             }
         }
     };
 }
 
-/// Eight rows of floats to eight columns.
+/// 16 bytes of each row to 16 columns, two a register, each of the eight rows.
+///
+/// Transposed as bytes and converted afterwards: as floats it would be four times as much to move.
 ///
 /// # Safety
 /// - The CPU has the features of the set.
 #[inline(always)]
-unsafe fn transpose(rows: &[__m256; 8]) -> [__m256; 8] {
+unsafe fn columns(r: &[__m128i; 8]) -> [__m128i; 8] {
     // SAFETY: the features are the caller's promise.
     unsafe {
-        let (mut z, mut columns) = ([_mm256_setzero_si256(); 8], *rows);
-        for i in 0..8 {
-            z[i] = _mm256_castps_si256(rows[i]);
+        let mut c = *r;
+        for half in 0..2 {
+            let r = &r[4 * half..4 * half + 4];
+            let (ab, ab_high) = (_mm_unpacklo_epi8(r[0], r[1]), _mm_unpackhi_epi8(r[0], r[1]));
+            let (cd, cd_high) = (_mm_unpacklo_epi8(r[2], r[3]), _mm_unpackhi_epi8(r[2], r[3]));
+            // bytes 4q.. of the four rows
+            c[4 * half] = _mm_unpacklo_epi16(ab, cd);
+            c[4 * half + 1] = _mm_unpackhi_epi16(ab, cd);
+            c[4 * half + 2] = _mm_unpacklo_epi16(ab_high, cd_high);
+            c[4 * half + 3] = _mm_unpackhi_epi16(ab_high, cd_high);
         }
-        let z = super::matmul::transpose(z);
-        for i in 0..8 {
-            columns[i] = _mm256_castsi256_ps(z[i]);
+        let mut columns = c;
+        for q in 0..4 {
+            columns[2 * q] = _mm_unpacklo_epi32(c[q], c[4 + q]);
+            columns[2 * q + 1] = _mm_unpackhi_epi32(c[q], c[4 + q]);
         }
         columns
     }
 }
 
-/// The scales of a block, eight and eight, and its offsets.
-type RowScales = [[__m256; 2]; 2];
-
-/// 16 bytes as floats times `by`, eight at a time.
+/// `to[i] = by * column i` for the columns of signed bytes from `first` on, as many as `to` has.
 ///
 /// # Safety
 /// - The CPU has the features of the set.
 #[inline(always)]
-unsafe fn times(bytes: __m128i, by: __m256) -> [__m256; 2] {
+unsafe fn times(to: &mut [__m256], columns: &[__m128i; 8], first: usize, by: __m256) {
     // SAFETY: the features are the caller's promise.
     unsafe {
-        let low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-        let high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes)));
-        [_mm256_mul_ps(low, by), _mm256_mul_ps(high, by)]
+        for i in 0..to.len() {
+            let two = columns[(first + i) / 2];
+            let column = if (first + i) % 2 == 0 { two } else { _mm_unpackhi_epi64(two, two) };
+            to[i] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(column)), by);
+        }
     }
 }
 
@@ -317,28 +300,22 @@ unsafe fn minus(x: __m256) -> __m256 {
     unsafe { _mm256_sub_ps(_mm256_setzero_ps(), x) }
 }
 
-/// Four dwords as a register.
-///
-/// # Safety
-/// - The CPU has the features of the set.
-#[inline(always)]
-unsafe fn dwords([a, b, c, d]: [u32; 4]) -> __m128i {
-    // SAFETY: the features are the caller's promise.
-    unsafe { _mm_setr_epi32(a as i32, b as i32, c as i32, d as i32) }
-}
-
 /// Q4_K and Q5_K: 8 scales and 8 minima of 6 bits.
 ///
 /// # Safety
 /// - The CPU has the features of the set.
-/// - What is read, from `at` on if that is given, lies in the block at each pointer.
+/// - What is read lies in the block at each pointer.
 #[inline(always)]
-unsafe fn scales_6bit(p: *const u8) -> RowScales {
+unsafe fn scales_6bit(rows: &[*const u8; 8], to: &mut Scales) {
     // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
-        let bytes = dwords(scales_mins_6bit(p.add(4).cast::<[u8; 12]>().read()));
-        let (d, m) = (times(bytes, f16(p, 0)), times(bytes, minus(f16(p, 2))));
-        [[d[0]; 2], [m[1]; 2]]
+        let mut bytes = [_mm_setzero_si128(); 8];
+        for i in 0..8 {
+            bytes[i] = x86::scales_mins_6bit(rows[i]);
+        }
+        let columns = columns(&bytes);
+        times(&mut to.d[..8], &columns, 0, f16s(rows, 0));
+        times(&mut to.m[..8], &columns, 8, minus(f16s(rows, 2)));
     }
 }
 
@@ -346,26 +323,40 @@ unsafe fn scales_6bit(p: *const u8) -> RowScales {
 ///
 /// # Safety
 /// - The CPU has the features of the set.
-/// - What is read, from `at` on if that is given, lies in the block at each pointer.
+/// - What is read lies in the block at each pointer.
 #[inline(always)]
-unsafe fn scales_8bit(p: *const u8) -> RowScales {
+unsafe fn scales_8bit(rows: &[*const u8; 8], to: &mut Scales) {
     // SAFETY: the bytes and the features are the caller's promise.
-    unsafe { [times(load16(p, 192), f16(p, 208)), [_mm256_setzero_ps(); 2]] }
+    unsafe {
+        let mut bytes = [_mm_setzero_si128(); 8];
+        for i in 0..8 {
+            bytes[i] = load16(rows[i], 192);
+        }
+        times(&mut to.d, &columns(&bytes), 0, f16s(rows, 208));
+    }
 }
 
 /// Q2_K: 16 scales and minima of 4 bits.
 ///
 /// # Safety
 /// - The CPU has the features of the set.
-/// - What is read, from `at` on if that is given, lies in the block at each pointer.
+/// - What is read lies in the block at each pointer.
 #[inline(always)]
-unsafe fn scales_4bit(p: *const u8) -> RowScales {
+unsafe fn scales_4bit(rows: &[*const u8; 8], to: &mut Scales) {
     // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
-        let (bytes, nibble) = (load16(p, 0), _mm_set1_epi8(15));
-        let scales = _mm_and_si128(bytes, nibble);
-        let mins = _mm_and_si128(_mm_srli_epi16::<4>(bytes), nibble);
-        [times(scales, f16(p, 80)), times(mins, minus(f16(p, 82)))]
+        let (mut scales, mut mins) = ([_mm_setzero_si128(); 8], [_mm_setzero_si128(); 8]);
+        let nibble = _mm_set1_epi8(15);
+        for i in 0..8 {
+            scales[i] = load16(rows[i], 0);
+        }
+        scales = columns(&scales);
+        for i in 0..8 {
+            mins[i] = _mm_and_si128(_mm_srli_epi16::<4>(scales[i]), nibble);
+            scales[i] = _mm_and_si128(scales[i], nibble);
+        }
+        times(&mut to.d, &scales, 0, f16s(rows, 80));
+        times(&mut to.m, &mins, 0, minus(f16s(rows, 82)));
     }
 }
 
@@ -373,13 +364,16 @@ unsafe fn scales_4bit(p: *const u8) -> RowScales {
 ///
 /// # Safety
 /// - The CPU has the features of the set.
-/// - What is read, from `at` on if that is given, lies in the block at each pointer.
+/// - What is read lies in the block at each pointer.
 #[inline(always)]
-unsafe fn scales_q3(p: *const u8) -> RowScales {
+unsafe fn scales_q3(rows: &[*const u8; 8], to: &mut Scales) {
     // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
-        let bytes = dwords(raised_scales_q3(p.add(96).cast::<[u8; 12]>().read()));
-        [times(_mm_sub_epi8(bytes, _mm_set1_epi8(32)), f16(p, 108)), [_mm256_setzero_ps(); 2]]
+        let mut bytes = [_mm_setzero_si128(); 8];
+        for i in 0..8 {
+            bytes[i] = x86::scales_q3(rows[i]);
+        }
+        times(&mut to.d, &columns(&bytes), 0, f16s(rows, 108));
     }
 }
 
@@ -387,19 +381,16 @@ unsafe fn scales_q3(p: *const u8) -> RowScales {
 ///
 /// # Safety
 /// - The CPU has the features of the set.
-/// - What is read, from `at` on if that is given, lies in the block at each pointer.
+/// - What is read lies in the block at each pointer.
 #[inline(always)]
-unsafe fn scales_iq4(p: *const u8) -> RowScales {
+unsafe fn scales_iq4(rows: &[*const u8; 8], to: &mut Scales) {
     // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
-        let i = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-        let low = _mm256_set1_epi32(p.add(4).cast::<i32>().read_unaligned());
-        let high = _mm256_set1_epi32(i32::from(p.add(2).cast::<i16>().read_unaligned()));
-        let low = _mm256_and_si256(_mm256_srlv_epi32(low, _mm256_slli_epi32::<2>(i)), _mm256_set1_epi32(15));
-        let high = _mm256_and_si256(_mm256_srlv_epi32(high, _mm256_slli_epi32::<1>(i)), _mm256_set1_epi32(3));
-        let scales = _mm256_or_si256(low, _mm256_slli_epi32::<4>(high));
-        let scales = _mm256_cvtepi32_ps(_mm256_sub_epi32(scales, _mm256_set1_epi32(32)));
-        [[_mm256_mul_ps(scales, f16(p, 0)); 2], [_mm256_setzero_ps(); 2]]
+        let mut bytes = [_mm_setzero_si128(); 8];
+        for i in 0..8 {
+            bytes[i] = x86::scales_iq4_xs(rows[i]);
+        }
+        times(&mut to.d[..8], &columns(&bytes), 0, f16s(rows, 0));
     }
 }
 

@@ -125,12 +125,7 @@ unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: u
                 add_step::<U, T, true>(&mut sums, &p, left, &shared, 0, x, units);
             }
             for j in 0..T {
-                let parts = [
-                    _mm512_castps512_ps128(sums[j]),
-                    _mm512_extractf32x4_ps::<1>(sums[j]),
-                    _mm512_extractf32x4_ps::<2>(sums[j]),
-                    _mm512_extractf32x4_ps::<3>(sums[j]),
-                ];
+                let parts = quarters(sums[j]);
                 for g in 0..4 {
                     totals[j] = _mm_add_ps(totals[j], parts[g]);
                 }
@@ -317,11 +312,19 @@ const TILE: usize = 6;
 struct Scratch {
     /// A row-major copy of one step of 16 rows, before it is transposed.
     staged: [[u8; STEP]; 16],
-    /// `[group of a step][step][dword][row]`: four weights of each row.
-    q: [[[[i32; STRIP]; 8]; BLOCK_STEPS]; 4],
-    /// `[group of a step][step][half][row]`; without HALVES the first half only.
-    d: [[[[f32; STRIP]; 2]; BLOCK_STEPS]; 4],
-    m: [[[[f32; STRIP]; 2]; BLOCK_STEPS]; 4],
+    /// `[group of a step][step]`. One step more than there is, so that the groups of a step do not share cache sets.
+    groups: [[Group; BLOCK_STEPS + 1]; 4],
+}
+
+/// 32 weights of each row of a strip.
+#[derive(Clone, Copy, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Group {
+    /// `[dword][row]`: four weights of each row.
+    q: [[i32; STRIP]; 8],
+    /// `[half][row]`; without HALVES the first half only.
+    d: [[f32; STRIP]; 2],
+    m: [[f32; STRIP]; 2],
 }
 
 thread_local! {
@@ -427,19 +430,22 @@ unsafe fn unpack_panel_in<U: Unpack>(
                 } else {
                     stage::<U, true>(staged, &p, left, s_in_unit, raise)
                 };
-                let lanes = [_mm512_castps_si512(scales.d), _mm512_castps_si512(scales.d_hi)];
-                let lanes_m = [_mm512_castps_si512(scales.m), _mm512_castps_si512(scales.m_hi)];
+                let (d, m) = ([scales.d, scales.d_hi], [scales.m, scales.m_hi]);
                 for half in 0..if U::HALVES { 2 } else { 1 } {
-                    scatter(&mut scratch.d, s, half, at, lanes[half]);
-                    if U::MINS {
-                        scatter(&mut scratch.m, s, half, at, lanes_m[half]);
+                    let (d, m) = (quarters(d[half]), quarters(m[half]));
+                    for g in 0..4 {
+                        let group = &mut scratch.groups[g][s];
+                        _mm_storeu_ps(group.d[half].as_mut_ptr().add(at), d[g]);
+                        if U::MINS {
+                            _mm_storeu_ps(group.m[half].as_mut_ptr().add(at), m[g]);
+                        }
                     }
                 }
             }
             for quad in 0..8 {
                 let columns = transpose(scratch.staged.as_ptr().cast::<u8>().add(16 * quad), STEP);
                 for j in 0..4 {
-                    let to = scratch.q[quad % 4][s][4 * (quad / 4) + j].as_mut_ptr().add(16 * panel);
+                    let to = scratch.groups[quad % 4][s].q[4 * (quad / 4) + j].as_mut_ptr().add(16 * panel);
                     _mm512_store_si512(to.cast(), columns[j]);
                 }
             }
@@ -473,18 +479,20 @@ unsafe fn stage<U: Unpack, const TAIL: bool>(
     }
 }
 
-/// Keeps the scales of four rows from row `at` on of step `s`: those of a group to a place of their own.
+/// The four lanes of each group.
 ///
 /// # Safety
 /// - The CPU has the features of the set.
 #[inline(always)]
-unsafe fn scatter(to: &mut [[[[f32; STRIP]; 2]; BLOCK_STEPS]; 4], s: usize, half: usize, at: usize, scales: __m512i) {
-    // SAFETY: there is room for four floats from `at` on; the features are the caller's promise.
+unsafe fn quarters(z: __m512) -> [__m128; 4] {
+    // SAFETY: the features are the caller's promise.
     unsafe {
-        _mm_storeu_si128(to[0][s][half][at..at + 4].as_mut_ptr().cast(), _mm512_extracti32x4_epi32::<0>(scales));
-        _mm_storeu_si128(to[1][s][half][at..at + 4].as_mut_ptr().cast(), _mm512_extracti32x4_epi32::<1>(scales));
-        _mm_storeu_si128(to[2][s][half][at..at + 4].as_mut_ptr().cast(), _mm512_extracti32x4_epi32::<2>(scales));
-        _mm_storeu_si128(to[3][s][half][at..at + 4].as_mut_ptr().cast(), _mm512_extracti32x4_epi32::<3>(scales));
+        [
+            _mm512_castps512_ps128(z),
+            _mm512_extractf32x4_ps::<1>(z),
+            _mm512_extractf32x4_ps::<2>(z),
+            _mm512_extractf32x4_ps::<3>(z),
+        ]
     }
 }
 
@@ -566,7 +574,7 @@ impl Unpacked<'_, '_> {
             for g in 0..4 {
                 let mut sums = [[_mm512_setzero_ps(); 2]; T];
                 for s in 0..self.steps {
-                    let at = s * 4 + g;
+                    let (group, at) = (&self.scratch.groups[g][s], s * 4 + g);
                     for half in 0..halves {
                         let mut acc = [[_mm512_setzero_si512(); 2]; T];
                         if !MINS {
@@ -576,7 +584,7 @@ impl Unpacked<'_, '_> {
                         }
                         for quad in if HALVES { half..half + 1 } else { 0..2 } {
                             for i in 0..4 {
-                                let w = self.scratch.q[g][s][4 * quad + i].as_ptr();
+                                let w = group.q[4 * quad + i].as_ptr();
                                 let w = [_mm512_load_si512(w.cast()), _mm512_load_si512(w.add(16).cast())];
                                 for j in 0..T {
                                     let a = x.qs[j].add(s * STEP + 64 * quad + 16 * g + 4 * i);
@@ -586,7 +594,7 @@ impl Unpacked<'_, '_> {
                                 }
                             }
                         }
-                        let dw = self.scratch.d[g][s][half].as_ptr();
+                        let dw = group.d[half].as_ptr();
                         let dw = [_mm512_load_ps(dw), _mm512_load_ps(dw.add(16))];
                         for j in 0..T {
                             let da = _mm512_set1_ps(x.d[j].add(at).read());
@@ -596,7 +604,7 @@ impl Unpacked<'_, '_> {
                             }
                         }
                         if MINS {
-                            let m = self.scratch.m[g][s][half].as_ptr();
+                            let m = group.m[half].as_ptr();
                             let m = [_mm512_load_ps(m), _mm512_load_ps(m.add(16))];
                             for j in 0..T {
                                 let sum = _mm512_set1_ps(x.sum[j].add(at * halves + half).read());

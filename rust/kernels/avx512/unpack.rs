@@ -11,6 +11,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::kernels::x86;
 use crate::quant::*;
 
 /// Scales of a step of four rows: lane `4 * g + i` is that of group `g` of row `i`.
@@ -287,16 +288,6 @@ unsafe fn table(codes: &[u8; 16]) -> __m512i {
     unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(codes.as_ptr().cast())) }
 }
 
-/// Four dwords as a register.
-///
-/// # Safety
-/// - The CPU has the features of the set.
-#[inline(always)]
-unsafe fn dwords([a, b, c, d]: [u32; 4]) -> __m128i {
-    // SAFETY: the features are the caller's promise.
-    unsafe { _mm_setr_epi32(a as i32, b as i32, c as i32, d as i32) }
-}
-
 /// The types of 32 weights a block: a unit is four blocks, a step.
 ///
 /// `$d`, `$m`, `$qh`, `$qs` are byte offsets in the block; `$codes` maps nibbles to values.
@@ -542,7 +533,7 @@ unsafe fn floats(bytes: __m128i) -> __m512 {
 unsafe fn scales_6bit(p: *const u8) -> [__m512; 1] {
     // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
-        let numbers = floats(dwords(scales_mins_6bit(p.add(4).cast::<[u8; 12]>().read())));
+        let numbers = floats(x86::scales_mins_6bit(p));
         // d in the lanes of the scales, -dmin in those of the minima
         let both = p.cast::<u32>().read_unaligned() ^ 0x8000_0000;
         let both = _mm512_cvtph_ps(_mm256_set1_epi32(both as i32));
@@ -587,10 +578,7 @@ unsafe fn scales_4bit(p: *const u8) -> [__m512; 2] {
 #[inline(always)]
 unsafe fn scales_q3(p: *const u8) -> [__m512; 1] {
     // SAFETY: the bytes and the features are the caller's promise.
-    unsafe {
-        let raised = dwords(raised_scales_q3(p.add(96).cast::<[u8; 12]>().read()));
-        [_mm512_mul_ps(floats(_mm_sub_epi8(raised, _mm_set1_epi8(32))), scale(p, 108))]
-    }
+    unsafe { [_mm512_mul_ps(floats(x86::scales_q3(p)), scale(p, 108))] }
 }
 
 /// IQ4_XS: 8 scales of 6 bits, raised by 32.
@@ -601,16 +589,7 @@ unsafe fn scales_q3(p: *const u8) -> [__m512; 1] {
 #[inline(always)]
 unsafe fn scales_iq4(p: *const u8) -> [__m512; 1] {
     // SAFETY: the bytes and the features are the caller's promise.
-    unsafe {
-        let low = _mm512_set1_epi32(p.add(4).cast::<i32>().read_unaligned());
-        let high = _mm512_set1_epi32(i32::from(p.add(2).cast::<i16>().read_unaligned()));
-        let i = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0, 0, 0, 0, 0);
-        let low = _mm512_and_si512(_mm512_srlv_epi32(low, _mm512_slli_epi32::<2>(i)), _mm512_set1_epi32(15));
-        let high = _mm512_and_si512(_mm512_srlv_epi32(high, _mm512_slli_epi32::<1>(i)), _mm512_set1_epi32(3));
-        let scales = _mm512_or_si512(low, _mm512_slli_epi32::<4>(high));
-        let scales = _mm512_sub_epi32(scales, _mm512_set1_epi32(32));
-        [_mm512_mul_ps(_mm512_cvtepi32_ps(scales), scale(p, 0))]
-    }
+    unsafe { [_mm512_mul_ps(floats(x86::scales_iq4_xs(p)), scale(p, 0))] }
 }
 
 /// Bytes that hold groups 0 | 2 and 1 | 3, to first and second halves.

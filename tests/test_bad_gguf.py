@@ -247,6 +247,31 @@ assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1 << 20, "it was rea
     limited(code, path, more=(4 << 30) + 2**27)
 
 
+def test_a_hole_before_the_tensors_is_not_read(tmp_path: Path) -> None:
+    hole = 1 << 30
+    file = bad_gguf.good()
+    at = 0
+    for tensor in file.tensors.values():
+        tensor.offset = hole + at
+        at = bad_gguf.padded(at + len(tensor.data), file.alignment)
+    path = tmp_path / "hole.gguf"
+    header = file.header()
+    start = bad_gguf.padded(len(header), file.alignment)
+    with path.open("wb") as f:
+        f.write(header)
+        for tensor in file.tensors.values():
+            assert tensor.offset is not None
+            f.seek(start + tensor.offset)
+            f.write(tensor.data)
+    with llama_rs.Model(path).session() as session:
+        session.forward(TOKENS)
+        session.save(tmp_path / "session.kv")
+        session.model.load_session(tmp_path / "session.kv").close()
+    pickle.loads(pickle.dumps(session.model)).close()
+    core = llama_rs.Checkpoint(path)._core
+    assert core.resident(start, start + hole) < hole // 64  # what the kernel read ahead, at the borders
+
+
 def test_arrays_of_the_metadata_are_sequences(tmp_path: Path) -> None:
     texts = [f"token {i}" for i in range(10)]
     kv: dict[str | bytes, bad_gguf.Value] = {

@@ -2,7 +2,7 @@
 //!
 //! Sampling is a chain of steps, a file each, in the order of llama.cpp: bias and penalties change logits; `top_k`,
 //! `top_p` and `min_p` cut; then comes the temperature, then one draw. [`Candidates`] is what they work on. A new step is
-//! a file, a line in [`chain`], and rows in [`SamplingParams`] for what can be said about it.
+//! a file, a line in `chain.rs`, and rows in [`SamplingParams`] for what can be said about it.
 
 mod bias;
 mod candidates;

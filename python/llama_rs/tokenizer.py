@@ -8,6 +8,7 @@ from typing import Any
 
 from . import _core
 from .errors import ModelChangedError
+from .notes import note
 
 
 class Tokenizer:
@@ -42,10 +43,8 @@ class Tokenizer:
 
     def _encode(self, text: str, add_special: bool, parse_special: bool, at_most: int | None) -> list[int]:
         ids = self._core.encode(text, add_special, parse_special, at_most)
-        for note in self._core.take_notes():  # once each
-            import logging
-
-            logging.getLogger("llama_rs").warning("%s: %s", self._path, note)
+        for odd in self._core.take_notes():  # once each
+            note(f"{self._path}: {odd}")
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import click
@@ -60,8 +60,6 @@ def command(
     raw: bool,
     as_json: bool,
     verbose: bool,
-    add_special: bool,
-    parse_special: bool,
     **options: Any,
 ) -> None:
     """Continue the text PROMPT.
@@ -93,11 +91,8 @@ def command(
         lock=lock,
     )
     opened = time.perf_counter()
-    ids = llama.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
-    for warning in _doubts(llama, text, ids, context_length):
-        warn(warning)
     try:
-        stream = llama.stream(ids, **options)
+        stream = llama.stream(text, **options)
     except ModelFileError as e:  # of the prompt cache: the model is open
         raise click.ClickException(str(e)) from e
     if verbose:
@@ -105,8 +100,14 @@ def command(
         if (begun := _seconds_of_this_process()) is not None:
             say(f"start: {begun - (encoded - start):.2f} s for Python and its imports")
         say(f"{path}: opened in {1000 * (opened - start):.1f} ms; {llama.threads} threads, {cpu()}")
-        say(f"vocabulary: {len(ids)} tokens of prompt in {1000 * (encoded - opened):.1f} ms")
+        say(f"vocabulary: {stream.prompt_tokens} tokens of prompt in {1000 * (encoded - opened):.1f} ms")
 
+    def tokens(text: str) -> list[int]:
+        special = {name: options[name] for name in ("add_special", "parse_special")}
+        return llama.tokenizer.encode(text, **special)
+
+    for warning in _doubts(llama, text, tokens, context_length):
+        warn(warning)
     unsaved = stream.prompt_cache_error
     if unsaved:
         warn(unsaved)
@@ -136,7 +137,7 @@ def command(
         _report(stream, answer.first, interrupted=interrupt is not None)
     if interrupt:
         raise interrupt
-    if _expects_a_template(llama, ids, stream):
+    if _expects_a_template(llama, stream) and not any(map(llama.tokenizer.is_special, tokens(text)[1:])):
         warn(
             "the model ended its answer at once: it is trained for conversations, whose form is in the metadata key "
             "tokenizer.chat_template, and the prompt does not have it"
@@ -171,10 +172,10 @@ class _Answer:
             write("\n")
 
 
-def _doubts(llama: Model, text: str, ids: list[int], context_length: int | None) -> Iterator[str]:
+def _doubts(llama: Model, text: str, tokens: Callable[[str], list[int]], context_length: int | None) -> Iterator[str]:
     """What is very likely wrong with a question."""
     bos = llama.tokenizer.bos
-    if bos is not None and ids[:2] == [bos, bos]:
+    if bos is not None and tokens(text[:100])[:2] == [bos, bos]:
         yield (
             f"the prompt begins with the token {_name(llama, bos)} twice: the model expects it once, and it is added; "
             "leave it out of the text, or give --no-add-special"
@@ -190,15 +191,9 @@ def _name(llama: Model, token: int) -> str:
     return llama.tokenizer.token_bytes(token).decode(errors="backslashreplace")
 
 
-def _expects_a_template(llama: Model, ids: list[int], stream: Stream) -> bool:
-    """Whether a model of conversations was asked something else, and had nothing to say."""
-    is_special = llama.tokenizer.is_special
-    return (
-        stream.finish_reason == "stop"
-        and not stream.token_ids
-        and not any(is_special(token) for token in ids[1:])
-        and "tokenizer.chat_template" in llama.metadata
-    )
+def _expects_a_template(llama: Model, stream: Stream) -> bool:
+    """Whether a model of conversations had nothing to say."""
+    return stream.finish_reason == "stop" and not stream.token_ids and "tokenizer.chat_template" in llama.metadata
 
 
 def _report(stream: Stream, first: float | None, *, interrupted: bool) -> None:

@@ -375,6 +375,23 @@ def test_answers_are_the_same_with_any_number_of_threads_beside_a_busy_machine(
             process.wait()
 
 
+def test_sessions_are_opened_while_other_threads_compute(model_file: Path) -> None:
+    script = """
+        import sys, threading, time
+        from llama_rs import Model
+        sys.setswitchinterval(1e-4)
+        model = Model(sys.argv[1], threads=2)
+        def work():
+            for _ in range(10):
+                list(model.stream("the sea", max_tokens=20, ignore_eos=True))
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    """
+    result = run(script, model_file)  # was a hang: a lock of the engine against that of the interpreter
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_threads_keep_to_the_cores_that_the_process_may_use(model_file: Path) -> None:
     script = """
         import os, sys

@@ -11,6 +11,7 @@ mod pass;
 mod read_ahead;
 mod rope;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::arch::{Config, Mixer};
@@ -70,7 +71,8 @@ pub struct Engine {
     kernels: &'static dyn Kernels,
     ropes: Vec<Rope>,
     buffers: Mutex<Option<Box<Buffers>>>, // of the last pass
-    ahead: Mutex<ReadAhead>,
+    ahead: Mutex<ReadAhead>,              // held for a whole pass: only ever tried
+    expect_cold: AtomicBool,
 }
 
 impl Engine {
@@ -88,6 +90,7 @@ impl Engine {
             ropes: config.ropes.iter().map(|rope| Rope::new(rope, factors)).collect(),
             buffers: Mutex::new(None),
             ahead: Mutex::new(ReadAhead::new(weights)),
+            expect_cold: AtomicBool::new(false),
         })
     }
 
@@ -110,11 +113,7 @@ impl Engine {
 
     /// Looks at the file again before the next pass: what of it is not in memory is read ahead.
     pub fn expect_cold(&self) {
-        // Not waited for: a pass that reads ahead has it, perhaps one that this call has interrupted, or one of the process
-        // that forked this one.
-        if let Ok(mut ahead) = self.ahead.try_lock() {
-            ahead.restart();
-        }
+        self.expect_cold.store(true, Ordering::Relaxed);
     }
 
     /// Computes the tokens of all spans and writes the logits that they want to `logits`, a row of `vocab_size` each, in

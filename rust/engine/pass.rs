@@ -5,6 +5,7 @@
 //! SwiGLU, down. Every activation is quantised once, by the step that makes it.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use super::read_ahead::ReadAhead;
 use super::{Engine, Span, Want};
@@ -111,6 +112,9 @@ impl<'p, 's> Pass<'p, 's> {
         let weights = &engine.weights;
         // A second pass at the same time does not read ahead: the first does, for both.
         let mut ahead = engine.ahead.try_lock().ok();
+        if let Some(ahead) = ahead.as_mut().filter(|_| engine.expect_cold.swap(false, Ordering::Relaxed)) {
+            ahead.restart();
+        }
 
         self.embed(&weights.token_embedding, ahead.as_deref_mut());
         for (i, (config, layer)) in engine.config.layers.iter().zip(&weights.layers).enumerate() {

@@ -39,11 +39,15 @@ impl Matcher {
         spell: fn(String) -> String,
     ) -> Result<Self> {
         let vocabulary = texts.vocabulary;
-        let chosen = || vocabulary.ids().filter(|&id| wanted(id, texts.kind(id)));
-        let mut distinct = TextIndex::with_capacity(chosen().count())?;
+        let mut chosen = Vec::new();
+        for id in vocabulary.ids().filter(|&id| wanted(id, texts.kind(id))) {
+            reserve(&mut chosen, 1)?;
+            chosen.push(id);
+        }
+        let mut distinct = TextIndex::with_capacity(chosen.len())?;
         let (mut ids, mut patterns, mut longest) = (Vec::new(), Vec::new(), 0);
         let mut too_long = Odd::new("token of more than 64 KiB, which is looked for in no text");
-        for id in chosen() {
+        for id in chosen {
             // A copy first: what was checked stays what it is, whatever becomes of the file.
             let text = texts.get(id).unwrap_or_default();
             pace.work(16 + text.len())?;

@@ -30,6 +30,9 @@ type Candidate = Reverse<(u32, u32, u32)>;
 
 const NONE: u32 = u32::MAX;
 
+/// Symbols between two counts of the work.
+const STRIDE: usize = 1 << 10;
+
 impl Merger {
     /// Merges neighbours of the characters of `text` for as long as `priority` has one for what they make; it is given
     /// their joint text and the length of the left one. [`Self::symbols`] are what is left.
@@ -45,17 +48,19 @@ impl Merger {
         let Self { symbols, queue } = self;
         symbols.clear();
         queue.clear();
-        // `MAX_TEXT_LEN` sees to it that 32 bits will do.
-        for (start, c) in text.char_indices() {
-            let at = symbols.len() as u32;
-            reserve(symbols, 1)?;
+        let len = text.chars().count();
+        reserve(symbols, len)?;
+        for (at, (start, c)) in text.char_indices().enumerate() {
+            if at % STRIDE == 0 {
+                pace.work(STRIDE.min(len))?;
+            }
+            let at = at as u32; // `MAX_TEXT_LEN` sees to it that 32 bits will do
             symbols.push(Symbol {
                 start: start as u32,
                 len: c.len_utf8() as u32,
                 prev: at.wrapping_sub(1),
                 next: at + 1,
             });
-            pace.work(1)?;
         }
         let Some(last) = symbols.last_mut() else { return Ok(()) };
         last.next = NONE;
@@ -68,12 +73,12 @@ impl Merger {
         };
         // A heap that is made of all at once takes linear time.
         let mut candidates = std::mem::take(queue).into_vec();
-        for right in 1..symbols.len() as u32 {
-            if let Some(first) = candidate(symbols, right - 1, right) {
-                reserve(&mut candidates, 1)?;
-                candidates.push(first);
+        reserve(&mut candidates, len)?;
+        for right in 1..len {
+            if right % STRIDE == 0 {
+                pace.work(STRIDE)?;
             }
-            pace.work(1)?;
+            candidates.extend(candidate(symbols, right as u32 - 1, right as u32));
         }
         *queue = candidates.into();
         while let Some(Reverse((_, left, len))) = queue.pop() {

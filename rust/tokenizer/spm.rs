@@ -232,7 +232,7 @@ struct Index {
     by_text: TextIndex, // the tokens that text is merged into
     byte_tokens: Box<[u32; 256]>,
     longest: usize, // bytes of spelt text that a token stands for, at most; 0 if one stands for any number
-    before_space: [bool; 256], // last bytes of characters that a token has before a `▁`
+    before_space: Box<[bool; 256]>, // last bytes of characters that a token has before a `▁`
     first_normal: u32,
     user_defined: Matcher, // those of the model itself: never cut, never merged
 }
@@ -243,7 +243,7 @@ impl Index {
         let mut by_text = TextIndex::with_capacity(vocabulary.len())?;
         let mut byte_tokens = Box::new([NONE; 256]);
         let mut longest = 1;
-        let mut before_space = [false; 256];
+        let mut before_space = Box::new([false; 256]);
         let mut first_normal = NONE;
         let mut empty = Odd::new("token without a text, which no text comes to");
         let mut not_a_byte = Odd::new("byte token that is not called <0x00> to <0xFF>, which no text comes to");

@@ -286,7 +286,7 @@ unsafe fn times(to: &mut [__m256], columns: &[__m128i; 8], first: usize, by: __m
     unsafe {
         for i in 0..to.len() {
             let two = columns[(first + i) / 2];
-            let column = if (first + i) % 2 == 0 { two } else { _mm_unpackhi_epi64(two, two) };
+            let column = if (first + i).is_multiple_of(2) { two } else { _mm_unpackhi_epi64(two, two) };
             to[i] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(column)), by);
         }
     }

@@ -567,55 +567,76 @@ impl Unpacked<'_, '_> {
     #[inline(always)]
     unsafe fn tile<const HALVES: bool, const MINS: bool, const T: usize>(&self, t: usize) {
         let x = Rows::<T>::new(self.job.x, t, self.first * 4, HALVES);
-        let halves = if HALVES { 2 } else { 1 };
         // SAFETY: scratch holds `steps` steps, and the rows of activations reach as far; the caller has the
         // rows of `out` to itself, and the features.
         unsafe {
             for g in 0..4 {
                 let mut sums = [[_mm512_setzero_ps(); 2]; T];
                 for s in 0..self.steps {
-                    let (group, at) = (&self.scratch.groups[g][s], s * 4 + g);
-                    for half in 0..halves {
-                        let mut acc = [[_mm512_setzero_si512(); 2]; T];
-                        if !MINS {
-                            for j in 0..T {
-                                acc[j] = [_mm512_set1_epi32(x.bias[j].add(at * halves + half).read()); 2];
-                            }
-                        }
-                        for quad in if HALVES { half..half + 1 } else { 0..2 } {
-                            for i in 0..4 {
-                                let w = group.q[4 * quad + i].as_ptr();
-                                let w = [_mm512_load_si512(w.cast()), _mm512_load_si512(w.add(16).cast())];
-                                for j in 0..T {
-                                    let a = x.qs[j].add(s * STEP + 64 * quad + 16 * g + 4 * i);
-                                    let a = _mm512_set1_epi32(a.cast::<i32>().read_unaligned());
-                                    acc[j][0] = _mm512_dpbusd_epi32(acc[j][0], w[0], a);
-                                    acc[j][1] = _mm512_dpbusd_epi32(acc[j][1], w[1], a);
-                                }
-                            }
-                        }
-                        let dw = group.d[half].as_ptr();
-                        let dw = [_mm512_load_ps(dw), _mm512_load_ps(dw.add(16))];
-                        for j in 0..T {
-                            let da = _mm512_set1_ps(x.d[j].add(at).read());
-                            for p in 0..2 {
-                                let scale = _mm512_mul_ps(dw[p], da);
-                                sums[j][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[j][p]), scale, sums[j][p]);
-                            }
-                        }
-                        if MINS {
-                            let m = group.m[half].as_ptr();
-                            let m = [_mm512_load_ps(m), _mm512_load_ps(m.add(16))];
-                            for j in 0..T {
-                                let sum = _mm512_set1_ps(x.sum[j].add(at * halves + half).read());
-                                sums[j][0] = _mm512_fmadd_ps(m[0], sum, sums[j][0]);
-                                sums[j][1] = _mm512_fmadd_ps(m[1], sum, sums[j][1]);
-                            }
-                        }
+                    self.add::<HALVES, MINS, T>(&mut sums, &x, s, g, 0);
+                    if HALVES {
+                        self.add::<HALVES, MINS, T>(&mut sums, &x, s, g, 1);
                     }
                 }
                 for j in 0..T {
                     self.write(t + j, g, sums[j]);
+                }
+            }
+        }
+    }
+
+    /// Adds the products of group `g` of step `s`; with HALVES those of one half of it.
+    ///
+    /// # Safety
+    /// - The CPU has the features of the set.
+    /// - The block has this step, and so has `x`.
+    #[inline(always)]
+    unsafe fn add<const HALVES: bool, const MINS: bool, const T: usize>(
+        &self,
+        sums: &mut [[__m512; 2]; T],
+        x: &Rows<T>,
+        s: usize,
+        g: usize,
+        half: usize,
+    ) {
+        let (group, halves) = (&self.scratch.groups[g][s], if HALVES { 2 } else { 1 });
+        let (at, first) = (s * 4 + g, s * STEP + 16 * g);
+        // SAFETY: the rows of activations reach as far, and the features are there, by the caller's promise.
+        unsafe {
+            let mut acc = [[_mm512_setzero_si512(); 2]; T];
+            if !MINS {
+                for j in 0..T {
+                    acc[j] = [_mm512_set1_epi32(x.bias[j].add(at * halves + half).read()); 2];
+                }
+            }
+            for quad in if HALVES { half..half + 1 } else { 0..2 } {
+                for i in 0..4 {
+                    let w = group.q[4 * quad + i].as_ptr();
+                    let w = [_mm512_load_si512(w.cast()), _mm512_load_si512(w.add(16).cast())];
+                    for j in 0..T {
+                        let a = x.qs[j].add(first + 64 * quad + 4 * i);
+                        let a = _mm512_set1_epi32(a.cast::<i32>().read_unaligned());
+                        acc[j][0] = _mm512_dpbusd_epi32(acc[j][0], w[0], a);
+                        acc[j][1] = _mm512_dpbusd_epi32(acc[j][1], w[1], a);
+                    }
+                }
+            }
+            let d = group.d[half].as_ptr();
+            let d = [_mm512_load_ps(d), _mm512_load_ps(d.add(16))];
+            for j in 0..T {
+                let da = _mm512_set1_ps(x.d[j].add(at).read());
+                for p in 0..2 {
+                    let scale = _mm512_mul_ps(d[p], da);
+                    sums[j][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[j][p]), scale, sums[j][p]);
+                }
+            }
+            if MINS {
+                let m = group.m[half].as_ptr();
+                let m = [_mm512_load_ps(m), _mm512_load_ps(m.add(16))];
+                for j in 0..T {
+                    let sum = _mm512_set1_ps(x.sum[j].add(at * halves + half).read());
+                    sums[j][0] = _mm512_fmadd_ps(m[0], sum, sums[j][0]);
+                    sums[j][1] = _mm512_fmadd_ps(m[1], sum, sums[j][1]);
                 }
             }
         }

@@ -16,13 +16,13 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use llama_rs::kernels::activations::Activations;
-use llama_rs::kernels::matmul::Matmul;
-use llama_rs::kernels::{self, Context, Kernels};
-use llama_rs::mapping::{Bytes, Mapping};
-use llama_rs::quant::DType;
-use llama_rs::tensor::TensorView;
-use llama_rs::threads::{self, Interrupt};
+use llama_rs::internals::kernels::activations::Activations;
+use llama_rs::internals::kernels::matmul::Matmul;
+use llama_rs::internals::kernels::{self, Context, Kernels};
+use llama_rs::internals::mapping::{Bytes, Mapping};
+use llama_rs::internals::quant::DType;
+use llama_rs::internals::tensor::TensorView;
+use llama_rs::internals::threads::{self, Interrupt};
 
 const ROUNDS: usize = 7;
 const ROW: usize = 2048;

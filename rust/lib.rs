@@ -14,31 +14,59 @@
 //! # Ok::<(), llama_rs::Error>(())
 //! ```
 
-pub mod arch;
-pub mod checkpoint;
-pub mod engine;
-pub mod error;
-pub mod formats;
-pub mod generate;
+mod arch;
+mod checkpoint;
+mod engine;
+mod error;
+mod formats;
+mod generate;
 mod hash;
-pub mod kernels;
-pub mod kv;
-pub mod mapping;
-pub mod measure;
-pub mod model;
+mod kernels;
+mod kv;
+mod mapping;
+mod measure;
+mod model;
 #[cfg(feature = "python")]
 mod python;
-pub mod quant;
-pub mod sampling;
-pub mod session;
-pub mod tensor;
-pub mod threads;
-pub mod tokenizer;
-pub mod weights;
+mod quant;
+mod sampling;
+mod session;
+mod tensor;
+mod threads;
+mod tokenizer;
+mod weights;
 
-pub use checkpoint::Checkpoint;
+pub use arch::Config;
+pub use checkpoint::{Checkpoint, Metadata, Value};
 pub use error::{Error, FormatError, Result};
+pub use formats::open;
+pub use generate::{Answer, Event, FinishReason, Options};
+pub use mapping::{Load, LoadOptions};
 pub use model::Model;
+pub use quant::DType;
+pub use sampling::{Sampler, SamplingParams};
 pub use session::{Session, SessionOptions};
+pub use tensor::TensorView;
 pub use threads::Interrupt;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{StreamDecoder, Tokenizer};
+
+/// What the benches and the tests of this crate look at. Not part of its interface: it changes without notice.
+#[doc(hidden)]
+#[allow(missing_docs)]
+pub mod internals {
+    macro_rules! rooms {
+        ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
+    }
+    rooms! { arch checkpoint engine formats generate mapping measure quant sampling tensor threads tokenizer weights }
+
+    pub mod kernels {
+        pub use crate::kernels::*;
+
+        pub mod activations {
+            pub use crate::kernels::activations::*;
+        }
+        pub mod matmul {
+            pub use crate::kernels::matmul::*;
+        }
+    }
+}

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use llama_rs::arch::Config;
-use llama_rs::checkpoint::Value;
-use llama_rs::formats;
-use llama_rs::quant::DType;
-use llama_rs::sampling::{Rng, Sampler, SamplingParams};
-use llama_rs::weights::Weights;
+use llama_rs::internals::arch::Config;
+use llama_rs::internals::checkpoint::Value;
+use llama_rs::internals::formats;
+use llama_rs::internals::quant::DType;
+use llama_rs::internals::sampling::{Rng, Sampler, SamplingParams};
+use llama_rs::internals::weights::Weights;
 use llama_rs::{Error, Interrupt, Model, Result, Session, SessionOptions, Tokenizer};
 
 use crate::gguf_builder::{Gguf, Tensor};

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use llama_rs::quant::DType;
-use llama_rs::sampling::Rng;
+use llama_rs::internals::quant::DType;
+use llama_rs::internals::sampling::Rng;
 use llama_rs::{Error, Interrupt, Model, Session, SessionOptions};
 
 use crate::bad_gguf::TempFile;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use llama_rs::arch::ARCHITECTURES;
+use llama_rs::internals::arch::ARCHITECTURES;
 use llama_rs::{Interrupt, Model, Session, SessionOptions};
 
 use crate::bad_gguf::TempFile;

@@ -1,7 +1,7 @@
 //! Writes GGUF files, good and bad: nothing here checks anything.
 
-use llama_rs::quant::DType;
-use llama_rs::sampling::Rng;
+use llama_rs::internals::quant::DType;
+use llama_rs::internals::sampling::Rng;
 
 /// A metadata value: its type and its bytes.
 pub struct Value(pub u32, pub Vec<u8>);

@@ -1,9 +1,10 @@
 //! The tokenizer on vocabularies made by hand: its rules one by one, and every way a vocabulary can be bad.
 
-use llama_rs::sampling::Rng;
-use llama_rs::threads::Interrupt;
-use llama_rs::tokenizer::Tokenizer;
-use llama_rs::{Error, Result, formats};
+use llama_rs::internals::formats;
+use llama_rs::internals::sampling::Rng;
+use llama_rs::internals::threads::Interrupt;
+use llama_rs::internals::tokenizer::Tokenizer;
+use llama_rs::{Error, Result};
 
 use crate::bad_gguf::TempFile;
 use crate::gguf_builder::{self as build, Gguf, Value};

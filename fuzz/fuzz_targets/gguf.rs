@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use llama_rs::{Error, Interrupt, Model, Result, Session, SessionOptions, Tokenizer, formats};
+use llama_rs::internals::formats;
+use llama_rs::{Error, Interrupt, Model, Result, Session, SessionOptions, Tokenizer};
 
 fuzz_target!(|bytes: &[u8]| {
     let path = std::env::temp_dir().join(format!("llama_rs-fuzz-{}.gguf", std::process::id()));

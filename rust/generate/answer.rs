@@ -71,10 +71,10 @@ impl<T: Borrow<Tokenizer>> Decode for StreamDecoder<T> {
 /// One answer in the making.
 ///
 /// ```no_run
-/// use llama_rs::generate::{Answer, Event, Options};
+/// use llama_rs::{Answer, Event, Options};
 /// # fn compute(tokens: &[u32]) -> Vec<f32> { vec![tokens.len() as f32] }
-/// # let checkpoint = llama_rs::formats::open("model.gguf".as_ref())?;
-/// # let tokenizer = llama_rs::tokenizer::Tokenizer::from_metadata(&checkpoint.metadata)?;
+/// # let checkpoint = llama_rs::open("model.gguf".as_ref())?;
+/// # let tokenizer = llama_rs::Tokenizer::from_metadata(&checkpoint.metadata)?;
 /// let prompt = tokenizer.encode("Once upon a time", true, true)?;
 /// let mut answer = Answer::new(prompt, tokenizer.end_tokens()?, tokenizer.decoder(true), Options::default())?;
 /// while !answer.wants().is_empty() {

@@ -25,7 +25,7 @@ const CUTS: [Maker; 4] = [top_k::step, top_p::step, min_p::step, temperature::st
 /// Chooses tokens. Keeps its random numbers and its buffers from one token to the next.
 ///
 /// ```
-/// use llama_rs::sampling::{Sampler, SamplingParams};
+/// use llama_rs::{Sampler, SamplingParams};
 ///
 /// let mut sampler = Sampler::new(SamplingParams { seed: Some(7), ..Default::default() })?;
 /// let token = sampler.sample(&[0.1, 2.0, -1.0, 1.9], &[]).expect("at least one logit is a number");

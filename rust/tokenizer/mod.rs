@@ -45,8 +45,8 @@ const OTHER_ENDS: [&str; 5] = ["eot", "eom", "fim_pad", "fim_rep", "fim_sep"];
 /// The tokenizer of a model file.
 ///
 /// ```no_run
-/// let checkpoint = llama_rs::formats::open("model.gguf".as_ref())?;
-/// let tokenizer = llama_rs::tokenizer::Tokenizer::from_metadata(&checkpoint.metadata)?;
+/// let checkpoint = llama_rs::open("model.gguf".as_ref())?;
+/// let tokenizer = llama_rs::Tokenizer::from_metadata(&checkpoint.metadata)?;
 /// let ids = tokenizer.encode("Once upon a time", true, false)?;
 /// assert_eq!(tokenizer.decode(&ids, true)?, "Once upon a time");
 /// # Ok::<(), llama_rs::Error>(())

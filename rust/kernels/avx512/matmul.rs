@@ -570,6 +570,12 @@ impl Unpacked<'_, '_> {
         // SAFETY: scratch holds `steps` steps, and the rows of activations reach as far; the caller has the
         // rows of `out` to itself, and the features.
         unsafe {
+            let mut totals = [[_mm512_set1_ps(-0.0); 2]; T]; // that is what changes nothing that is added to it
+            if self.job.accumulate || self.first > 0 {
+                for j in 0..T {
+                    totals[j] = self.read(t + j);
+                }
+            }
             for g in 0..4 {
                 let mut sums = [[_mm512_setzero_ps(); 2]; T];
                 for s in 0..self.steps {
@@ -579,8 +585,13 @@ impl Unpacked<'_, '_> {
                     }
                 }
                 for j in 0..T {
-                    self.write(t + j, g, sums[j]);
+                    for p in 0..2 {
+                        totals[j][p] = _mm512_add_ps(totals[j][p], sums[j][p]);
+                    }
                 }
+            }
+            for j in 0..T {
+                self.write(t + j, totals[j]);
             }
         }
     }
@@ -642,25 +653,35 @@ impl Unpacked<'_, '_> {
         }
     }
 
-    /// Writes or adds the products of 32 rows with token `t`, those of group `g` of the steps.
+    /// Which of the 16 rows from `16 * p` on there are.
+    fn mask(&self, p: usize) -> u16 {
+        let n = self.rows.len().saturating_sub(16 * p).min(16);
+        ((1u32 << n) - 1) as u16
+    }
+
+    /// The results of 32 rows with token `t` so far.
     ///
     /// # Safety
     /// - The CPU has the features of the set.
     /// - `t` is a token of the job, and nobody else writes its results of these rows.
     #[inline(always)]
-    unsafe fn write(&self, t: usize, g: usize, sums: [__m512; 2]) {
-        for p in 0..2 {
-            let n = self.rows.len().saturating_sub(16 * p).min(16);
-            let mask = ((1u32 << n) - 1) as u16;
-            // SAFETY: masked to the rows of the strip, which lie in `out` and are the caller's own, as are the features.
-            unsafe {
-                let out = self.job.at(t, self.rows.start).wrapping_add(16 * p);
-                let mut sum = sums[p];
-                if self.job.accumulate || self.first > 0 || g > 0 {
-                    sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum);
-                }
-                _mm512_mask_storeu_ps(out, mask, sum);
-            }
+    unsafe fn read(&self, t: usize) -> [__m512; 2] {
+        let out = self.job.at(t, self.rows.start);
+        // SAFETY: masked to the rows of the strip, which lie in `out` and are the caller's own, as are the features.
+        unsafe { [_mm512_maskz_loadu_ps(self.mask(0), out), _mm512_maskz_loadu_ps(self.mask(1), out.wrapping_add(16))] }
+    }
+
+    /// Writes them.
+    ///
+    /// # Safety
+    /// - As for `read`.
+    #[inline(always)]
+    unsafe fn write(&self, t: usize, sums: [__m512; 2]) {
+        let out = self.job.at(t, self.rows.start);
+        // SAFETY: as in `read`.
+        unsafe {
+            _mm512_mask_storeu_ps(out, self.mask(0), sums[0]);
+            _mm512_mask_storeu_ps(out.wrapping_add(16), self.mask(1), sums[1]);
         }
     }
 }

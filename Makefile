@@ -32,10 +32,12 @@ test: $(MADE)/package-test $(MADE)/model $(MADE)/vocabularies ## Run all tests, 
 	cargo test
 	$(BIN)/pytest
 
-lint: $(MADE)/package-test $(MADE)/package-dev ## Check format, lints, types and the stub
+lint: $(MADE)/package-test $(MADE)/package-dev ## Check format, lints, docs, types and the stub
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --features python -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --no-deps --document-private-items
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy python tests benches

@@ -108,7 +108,10 @@ impl Session {
         self.sequence.truncate(n)
     }
 
-    /// See [`Sequence::keep_prefix`].
+    /// Keeps what there is of `tokens` already, and forgets the rest: all but the longest common prefix. Gives its length.
+    ///
+    /// The last of `tokens` is never part of it, so that something is left to compute the logits from. Nor is what
+    /// [`Session::shift`] has moved: it was computed with other tokens before it.
     pub fn keep_prefix(&mut self, tokens: &[u32]) -> usize {
         self.sequence.keep_prefix(tokens)
     }
@@ -117,7 +120,7 @@ impl Session {
     /// rotated to their new positions, without computing anything again.
     ///
     /// # Errors
-    /// [`Error::Argument`] if there are not so many; as for [`Sequence::shift`].
+    /// [`Error::Argument`] if there are not so many, [`Error::SavedSession`] if they came from a damaged file, [`Error::OutOfMemory`].
     pub fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {
         self.engine.shift(&mut self.sequence, n_keep, n_discard)
     }

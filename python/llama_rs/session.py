@@ -217,7 +217,6 @@ class Stream(Iterator[str]):
         self._generation = generation
         self._owned = owned  # the session is this stream's alone
         self._closed = False
-        self._pieces: list[str] = []
         self._prompt_cache: PromptCache | None = None
 
     def __next__(self) -> str:
@@ -228,7 +227,6 @@ class Stream(Iterator[str]):
         if piece is None:
             self.close()
             raise StopIteration
-        self._pieces.append(piece)
         return piece
 
     def _save_prompt(self) -> None:
@@ -253,7 +251,7 @@ class Stream(Iterator[str]):
     @property
     def text(self) -> str:
         """The text of the answer so far: all pieces."""
-        return "".join(self._pieces)
+        return self._generation.text
 
     @property
     def token_ids(self) -> list[int]:

@@ -187,10 +187,11 @@ impl Engine {
         Ok(())
     }
 
-    /// See [`Sequence::shift`].
+    /// Forgets `n_discard` tokens of a sequence after the first `n_keep`; those after them move down, and their keys are
+    /// rotated to their new positions.
     ///
     /// # Errors
-    /// As there.
+    /// [`Error::Argument`] if there are not so many, [`Error::SavedSession`], [`Error::OutOfMemory`].
     pub fn shift(&self, sequence: &mut Sequence, n_keep: usize, n_discard: usize) -> Result<()> {
         if n_discard > sequence.context_length() {
             let have = sequence.position();

@@ -144,7 +144,7 @@ thread_local! {
 
 /// Lets this thread take a fault of a map, until the scope is dropped; see the module.
 ///
-/// The threads of [`crate::threads`] always can. One system call, or three where the signal is blocked; none inside
+/// The threads of `threads` always can. One system call, or three where the signal is blocked; none inside
 /// another scope.
 pub fn guarded() -> Guarded {
     let mut blocked = false;

@@ -70,7 +70,7 @@ impl Memory {
         Ok(memory)
     }
 
-    /// Where it starts. For whoever shares its parts out; see [`Block`](crate::kv::Block).
+    /// Where it starts. For whoever shares its parts out; see `kv::Block`.
     pub fn as_mut_ptr(&self) -> *mut u8 {
         self.map.as_mut_ptr()
     }

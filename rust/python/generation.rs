@@ -30,6 +30,7 @@ struct Driven {
 /// What can be asked for at any time, as the last piece left it.
 #[derive(Clone)]
 struct Shown {
+    text: String,
     token_ids: Vec<u32>,
     finish: Option<FinishReason>,
     timings: Timings,
@@ -37,7 +38,8 @@ struct Shown {
 }
 
 impl Shown {
-    fn update(&mut self, driven: &Driven) {
+    fn update(&mut self, driven: &Driven, piece: &str) {
+        self.text.push_str(piece);
         let answer = driven.generation.answer();
         self.token_ids.extend_from_slice(&answer.generated()[self.token_ids.len()..]);
         self.finish = answer.finish_reason();
@@ -75,8 +77,9 @@ impl Generation {
         };
         let made = make();
         let driven = Driven { generation: made.map_err(|e| raise(py, e))?, epoch: None, ready: None };
-        let mut shown = Shown { token_ids: Vec::new(), finish: None, timings: Timings::default(), seed: 0 };
-        shown.update(&driven);
+        let mut shown =
+            Shown { text: String::new(), token_ids: Vec::new(), finish: None, timings: Timings::default(), seed: 0 };
+        shown.update(&driven, "");
         Ok(Self { driven: Lent::new(driven), shown: Mutex::new(shown) })
     }
 
@@ -97,7 +100,8 @@ impl Generation {
                 held.epoch += 1;
                 driven.epoch = Some(held.epoch);
             }
-            self.shown.lock().unwrap_or_else(PoisonError::into_inner).update(driven);
+            let text = piece.as_ref().ok().and_then(Option::as_deref).unwrap_or_default();
+            self.shown.lock().unwrap_or_else(PoisonError::into_inner).update(driven, text);
             piece
         });
         session.free_if_closed(py);
@@ -111,6 +115,12 @@ impl Generation {
             (_, Some(e)) => Err(e),
             (result, None) => result.map_err(|e| raise(py, e)),
         }
+    }
+
+    /// All pieces so far.
+    #[getter]
+    fn text(&self, py: Python<'_>) -> PyResult<String> {
+        self.shown(py, |shown| shown.text.clone())
     }
 
     #[getter]

@@ -245,6 +245,7 @@ pub use q8_0::BlockQ8_0;
 pub use tq1_0::BlockTQ1_0;
 pub use tq2_0::BlockTQ2_0;
 
+#[allow(clippy::single_component_path_imports)] // it makes a path of the macro, for other rooms
 pub(crate) use with_quantized;
 
 impl DType {

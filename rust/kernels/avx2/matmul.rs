@@ -29,6 +29,8 @@ use crate::kernels::matmul::{Matmul, STRIP};
 
 /// How far ahead of the reads of eight rows to prefetch, in bytes, at least; whole sets of rows, as in the AVX-512 kernels.
 const PREFETCH: usize = 8192;
+/// From this distance on, what is prefetched goes to the L2 cache only: in the L1 cache it would not stay until it is needed.
+const FAR: usize = 16 << 10;
 /// Tokens that share unpacked rows.
 const ROW_TOKENS: usize = 4;
 
@@ -85,6 +87,7 @@ unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: u
     let (blocks, per_block) = (row_bytes / block, U::DTYPE.block_len() / 32);
     let stride = if n == 8 { row_bytes } else { 0 };
     let ahead_by = PREFETCH.next_multiple_of(8 * row_bytes);
+    let far = ahead_by > FAR;
     // SAFETY: the matrix has these rows, and the activations as many groups; the results lie in `out`.
     unsafe {
         let w = job.w.bytes().as_ptr().add(r * row_bytes);
@@ -99,16 +102,19 @@ unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: u
             let mut sums = [_mm256_setzero_ps(); T];
             for b in first..(first + BLOCK_GROUPS / per_block).min(blocks) {
                 let ahead = w.wrapping_add(ahead_by + b * 8 * block);
-                for line in 0..(8 * block).div_ceil(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
-                }
                 let mut p = [w.add(b * block); 8];
                 for i in 1..8 {
                     p[i] = p[i].add(i * stride);
                 }
                 let mut scales = Scales::ZERO;
                 U::scales(&p, &mut scales);
+                let lines = (8 * block).div_ceil(64 * per_block);
                 for g in 0..per_block {
+                    // A few at a time: there are no more than ten to sixteen places for lines on their way.
+                    for line in 0..lines {
+                        let line = ahead.wrapping_add(64 * (g * lines + line)).cast();
+                        if far { _mm_prefetch::<_MM_HINT_T1>(line) } else { _mm_prefetch::<_MM_HINT_T0>(line) }
+                    }
                     add_group::<U, T>(&mut sums, &p, &scales, g, x, b * per_block + g);
                 }
             }

@@ -32,6 +32,8 @@ use crate::kernels::matmul::{Matmul, STRIP};
 /// stream a thread. Where two cores share one link to the memory that makes a third (Zen 5, 2 threads, Q4_0: 70 GMAC/s
 /// with four streams, 93 with one, which is 105 % of what plain loads read; Q8_0 40 and 50, Q6_K 49 and 65).
 const PREFETCH: usize = 8192;
+/// From this distance on, what is prefetched goes to the L2 cache only: in the L1 cache it would not stay until it is needed.
+const FAR: usize = 16 << 10;
 /// Tokens that share unpacked rows.
 const ROW_TOKENS: usize = 8;
 
@@ -91,6 +93,7 @@ unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: u
     let stride = if n == 4 { row_bytes } else { 0 };
     let mask = if n == 4 { 0b1111 } else { 0b0001 };
     let ahead_by = PREFETCH.next_multiple_of(4 * row_bytes);
+    let far = ahead_by > FAR;
     let (units, left) = (row_bytes / U::UNIT, row_bytes % U::UNIT);
     let steps = job.x.n().div_ceil(STEP);
     let tail = if left != 0 { units } else { usize::MAX };
@@ -108,13 +111,16 @@ unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: u
             let mut sums = [_mm512_setzero_ps(); T];
             for u in first / U::STEPS..((first + BLOCK_STEPS) / U::STEPS).min(units) {
                 let ahead = w.wrapping_add(ahead_by + u * 4 * U::UNIT);
-                for line in 0..(4 * U::UNIT).div_ceil(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
-                }
                 let p = w.add(u * U::UNIT);
                 let p = [p, p.add(stride), p.add(2 * stride), p.add(3 * stride)];
                 let shared = U::shared(&p);
+                let lines = (4 * U::UNIT).div_ceil(64 * U::STEPS);
                 for s in 0..U::STEPS {
+                    // A few at a time: there are no more than ten to sixteen places for lines on their way.
+                    for line in s * lines..(s + 1) * lines {
+                        let line = ahead.wrapping_add(64 * line).cast();
+                        if far { _mm_prefetch::<_MM_HINT_T1>(line) } else { _mm_prefetch::<_MM_HINT_T0>(line) }
+                    }
                     add_step::<U, T, false>(&mut sums, &p, 0, &shared, s, x, u * U::STEPS + s);
                 }
             }

@@ -520,36 +520,33 @@ def test_two_threads_use_one_model(model: Model) -> None:
 
 
 def test_the_interpreter_is_free_during_work(real: Model) -> None:
-    ticks: list[float] = []
+    ticks = 0
     stop = threading.Event()
 
     def tick() -> None:
+        nonlocal ticks
         while not stop.wait(0.005):
-            ticks.append(time.perf_counter())
+            ticks += 1
 
-    thread = threading.Thread(target=tick)
-    thread.start()
-    start = time.perf_counter()
     with real.session() as session:
+        thread = threading.Thread(target=tick)
+        thread.start()
+        before = ticks
         session.forward([1] * 400)
-    end = time.perf_counter()
-    stop.set()
-    thread.join()
-    during = [t for t in ticks if start < t < end]
-    assert len(during) > (end - start) / 0.1  # far less than it could: the cores are at work
+        during = ticks - before
+        stop.set()
+        thread.join()
+    assert during > 0  # far less than it could: the cores are at work
 
 
-def interrupt_after(seconds: float) -> list[float]:
-    """Sends this process a Ctrl-C in a while; when, is in the list then."""
-    sent: list[float] = []
+def interrupt_soon() -> None:
+    """Sends this process a Ctrl-C in a while."""
 
     def send() -> None:
-        time.sleep(seconds)
-        sent.append(time.perf_counter())
+        time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=send).start()
-    return sent
 
 
 @pytest.fixture
@@ -562,36 +559,41 @@ def _ctrl_c_works() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_ctrl_c_works")
 @pytest.mark.parametrize("work", ["prefill", "logits", "decode", "bench"])
-def test_ctrl_c_interrupts_within_100_ms(real: Model, work: str) -> None:
-    long = [i % 1000 + 100 for i in range(4000)]
+def test_ctrl_c_ends_work_that_would_take_hours(smollm2: Path, work: str) -> None:
+    model = Model(smollm2, context_length=1_000_000)
+    long = [i % 1000 + 100 for i in range(500_000)]
 
     def run() -> None:
         if work == "prefill":
-            real.generate(long, max_tokens=1)
+            model.generate(long, max_tokens=1)
         elif work == "logits":
-            real.logits(long[:2000])
+            model.logits(long[:10_000])  # minutes, for their logits have to fit in memory
         elif work == "decode":
-            real.generate(PROMPT, ignore_eos=True)
+            model.generate(PROMPT, ignore_eos=True)
         else:
-            real.session()._handle.bench(4000, False, 1)
+            model.bench(prompt_tokens=4000, max_tokens=0, repetitions=1_000_000)
 
-    delays = []
-    for _ in range(3):
-        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
-            sent = interrupt_after(0.3)
-            run()
-        delays.append(time.perf_counter() - sent[0])
-    assert min(delays) < 0.1, delays  # the best of three: others use this machine too
-    assert "Paris" in real.generate("The capital of France is", max_tokens=8, temperature=0).text  # all is well after
+    interrupt_soon()
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert "Paris" in model.generate("The capital of France is", max_tokens=8, temperature=0).text  # all is well after
 
 
 def test_nothing_runs_between_calls(tiny: Path) -> None:
+    def ticks() -> dict[str, int]:
+        """Of the CPU, by thread: 100 a second."""
+        found = {}
+        for task in Path("/proc/self/task").iterdir():
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            found[task.name] = int(fields[11]) + int(fields[12])
+        return {thread: n for thread, n in found.items() if thread != str(threading.get_native_id())}
+
     model = Model(tiny, threads=2)
     model.generate(PROMPT, max_tokens=8)
-    time.sleep(0.1)  # workers wait awake for a moment
-    before = time.process_time()
+    time.sleep(0.5)  # workers wait awake for a moment
+    before = ticks()
     time.sleep(0.5)
-    assert time.process_time() - before < 0.05
+    assert ticks() == before
 
 
 def test_a_fork_may_use_the_model_of_its_parent(tiny: Path) -> None:
@@ -615,10 +617,18 @@ print(here == there != "")
 # Cost
 
 
-def test_opening_a_model_is_a_matter_of_milliseconds(smollm2: Path) -> None:
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
-        Model(smollm2)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.005
+def test_opening_a_model_touches_its_header_and_nothing_else(smollm2: Path) -> None:
+    code = """
+import sys
+from llama_rs import Model
+
+def file_pages():
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[2])
+
+before = file_pages()
+model = Model(sys.argv[1])
+print(file_pages() - before)
+"""
+    touched = int(python(code, smollm2)) * os.sysconf("SC_PAGESIZE")
+    assert touched < smollm2.stat().st_size / 20

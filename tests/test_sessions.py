@@ -78,6 +78,25 @@ def test_types_of_keys_and_values_that_cannot_be(tiny: Path, tmp_path: Path) -> 
         Model(path, kv_type="q8_0").session()
 
 
+# Forked
+
+
+def test_forks_go_on_by_themselves(model: Model) -> None:
+    with model.session() as session:
+        session.forward(list(range(70)))
+        with session.fork() as a, session.fork() as b:
+            assert a.tokens == b.tokens == session.tokens
+            one, two = a.forward([1, 2, 3]), b.forward([4, 5, 6])
+            assert (a.position, b.position, session.position) == (73, 73, 70)
+            third = session.forward([1, 2, 3])
+        np.testing.assert_array_equal(one, third)
+        assert not np.array_equal(one, two)
+        session.truncate(70)
+        np.testing.assert_array_equal(session.forward([4, 5, 6]), two)
+    with model.session() as alone:
+        np.testing.assert_array_equal(alone.forward([*range(70), 4, 5, 6]), two)
+
+
 # Saved and brought back
 
 

@@ -154,6 +154,12 @@ class Session:
                 prompt_cache.compute(self, prompt)
         return stream
 
+    def fork(self) -> Session:
+        """Another session with the same tokens, at no cost: both share what was computed of them, and each goes on by itself."""
+        session = Session(self.model, self._handle.fork())
+        self.model._sessions.add(session)
+        return session
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Saves the session to a file: its tokens, all that was computed of them, and where the random numbers are.
 

@@ -151,6 +151,12 @@ impl Session {
         self.with(py, |session, _| session.shift(n_keep, n_discard))
     }
 
+    /// Another session, which shares what was computed.
+    fn fork(&self, py: Python<'_>) -> PyResult<Self> {
+        let (result, raised) = self.run(py, |held, _| Ok(held.session.fork()));
+        raised.map_or_else(|| result.map(Self::of).map_err(|e| raise(py, e)), Err)
+    }
+
     /// Saves the session, or its first `prefix` tokens.
     fn save(&self, py: Python<'_>, path: PathBuf, prefix: Option<usize>) -> PyResult<()> {
         let (result, raised) = self.run(py, |held, _| match prefix {

@@ -155,7 +155,7 @@ class Session:
         return stream
 
     def fork(self) -> Session:
-        """Another session with the same tokens, at no cost: they share what was computed, and each goes on by itself."""
+        """Another session with the same tokens, at no cost: they share what was computed, and each goes on alone."""
         session = Session(self.model, self._handle.fork())
         self.model._sessions.add(session)
         return session

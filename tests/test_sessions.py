@@ -27,6 +27,23 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+def saving_for_ever(model: object, path: object) -> subprocess.Popen[str]:
+    """A process that has begun to save a session of 200 tokens over and over."""
+    code = """if True:
+        import sys
+        from llama_rs import Model
+        session = Model(sys.argv[1], threads=1).session()
+        session.forward(list(range(200)))
+        print("ready", flush=True)
+        while True:
+            session.save(sys.argv[2])
+    """
+    process = python(code, model, path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
 @pytest.fixture(scope="module")
 def model(tiny: Path) -> Model:
     return Model(tiny, threads=1)
@@ -245,6 +262,31 @@ def test_no_file_that_is_cut_short_gets_through(model: Model, saved: Path) -> No
             model.load_session(saved)
 
 
+def test_a_session_is_not_saved_over_a_model(model: Model, tmp_path: Path) -> None:
+    other = tiny_model.write_tiny_model(tmp_path / "other.gguf")
+    before = other.read_bytes()
+    with model.session() as session:
+        session.forward([1, 2, 3])
+        with pytest.raises(OSError, match=r"other\.gguf: is a model file: not replaced by a session"):
+            session.save(other)
+    assert other.read_bytes() == before
+
+
+def test_a_saved_session_keeps_its_mode_and_nothing_stays_behind(model: Model, saved: Path) -> None:
+    saved.chmod(0o600)
+    with model.load_session(saved) as session:
+        session.forward([1])
+        session.save(saved)
+    assert saved.stat().st_mode & 0o777 == 0o600
+    for i in range(8):
+        process = saving_for_ever(model.path, saved)
+        time.sleep(0.004 * i)
+        process.terminate()
+        process.communicate()
+    left = [name for name in os.listdir(saved.parent) if name != saved.name]
+    assert len(left) <= 1  # of eight, in the moment in which it has a name and not yet its own
+
+
 def test_other_files_are_refused(model: Model, tmp_path: Path) -> None:
     with pytest.raises(SavedSessionError, match="not a saved session"):
         model.load_session(model.path)
@@ -283,19 +325,8 @@ def test_a_save_that_is_killed_leaves_the_file_as_it_was(model: Model, tmp_path:
     with model.session() as session:
         session.forward(list(range(50)))
         session.save(path)
-    code = """if True:
-        import sys
-        from llama_rs import Model
-        session = Model(sys.argv[1], threads=1).session()
-        session.forward(list(range(200)))
-        print("ready", flush=True)
-        while True:
-            session.save(sys.argv[2])
-    """
     for i in range(10):
-        process = python(code, model.path, path)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        process = saving_for_ever(model.path, path)
         time.sleep(0.003 * i)
         process.send_signal(signal.SIGKILL)
         process.communicate()

@@ -543,6 +543,9 @@ unsafe fn unpack_values<V: Vector>(out: &mut [f32], dtype: DType, values: &[u8],
 }
 
 /// Rounds to one of [`KV_TYPES`], to nearest even.
+///
+/// # Safety
+/// - The CPU has the features of `V`.
 #[inline(always)]
 unsafe fn round_to<V: Vector>(dtype: DType, out: &mut [u8], x: &[f32]) {
     assert!(dtype.row_bytes(x.len()) == Some(out.len()));
@@ -567,6 +570,9 @@ unsafe fn round_to<V: Vector>(dtype: DType, out: &mut [u8], x: &[f32]) {
 }
 
 /// Rounds to f16.
+///
+/// # Safety
+/// - The CPU has the features of `V`.
 #[inline(always)]
 unsafe fn to_f16<V: Vector>(out: &mut [u16], x: &[f32]) {
     let n = out.len();
@@ -584,6 +590,10 @@ unsafe fn to_f16<V: Vector>(out: &mut [u16], x: &[f32]) {
 }
 
 /// `c (+)= a b` with `(m, n, k)`: `a` is m x k, `b` is k x n and n a multiple of 16, all row-major with a stride.
+///
+/// # Safety
+/// - The CPU has the features of `V`.
+/// - The matrices are there, with these sizes and strides.
 #[allow(clippy::too_many_arguments)] // BLAS has them, too
 #[inline(always)]
 unsafe fn gemm<V: Vector, B: Number>(
@@ -631,6 +641,10 @@ unsafe fn gemm<V: Vector, B: Number>(
     }
 }
 
+/// A tile of `R` rows and `N` registers of columns of [`gemm`].
+///
+/// # Safety
+/// - As there.
 #[allow(clippy::too_many_arguments)]
 #[inline(always)]
 unsafe fn gemm_tile<V: Vector, B: Number, const R: usize, const N: usize>(

@@ -99,6 +99,12 @@ pub fn write(path: &Path, model: Of, sequence: &mut Sequence, state: State) -> R
         header.extend(entry(i, tokens, checksum(block)));
     }
 
+    let mut start = [0; 4];
+    if File::open(path).is_ok_and(|mut file| file.read_exact(&mut start).is_ok()) && &start == b"GGUF" {
+        let what = "is a model file: not replaced by a session, save it to another file";
+        let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, what);
+        return Err(Error::File { path: path.into(), source });
+    }
     replace_file(path, |file| {
         let fail = |source| Error::File { path: path.into(), source };
         let mut file = BufWriter::new(file);

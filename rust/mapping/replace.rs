@@ -1,8 +1,11 @@
-//! Writing a file so that nobody ever sees half of it: beside it, then renamed over it.
+//! Writing a file so that nobody ever sees half of it: without a name, or beside it, then renamed over it.
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -10,15 +13,18 @@ use super::is_mapped_here;
 use crate::error::{Error, Result};
 
 /// Writes the file at `path`, or replaces it, in one step: others see the old file or the new one, whole. Who has the
-/// old one mapped keeps it.
+/// old one mapped keeps it. Mode and owner of the old one stay, as far as the system allows.
+///
+/// Where the file system can (`O_TMPFILE`), nothing stays behind of a process that is killed while it writes.
 ///
 /// # Errors
-/// Those of `write`; [`Error::File`] if the file cannot be written, or if this process has it mapped. The file at
-/// `path` is as it was then.
+/// Those of `write`; [`Error::File`] if the file cannot be written, or if this process has it mapped. The file at `path` is as
+/// it was then.
 pub fn replace_file<T>(path: &Path, write: impl FnOnce(&mut File) -> Result<T>) -> Result<T> {
     let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf()); // through a link, not over it
     let fail = |source| Error::File { path: path.clone(), source };
-    if let Ok(old) = fs::metadata(path) {
+    let old = fs::metadata(path).ok();
+    if let Some(old) = &old {
         if !old.is_file() {
             return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file: not replaced")));
         }
@@ -27,35 +33,82 @@ pub fn replace_file<T>(path: &Path, write: impl FnOnce(&mut File) -> Result<T>) 
             return Err(fail(io::Error::new(io::ErrorKind::ResourceBusy, what)));
         }
     }
-    let (mut file, temporary) = create_beside(path).map_err(fail)?;
-    let written = write(&mut file).and_then(|value| {
-        file.sync_all().map_err(fail)?;
-        fs::rename(&temporary, path).map_err(fail)?;
-        Ok(value)
-    });
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary); // the first error is the one to report
-    } else if let Some(folder) = path.parent().and_then(|folder| File::open(folder).ok()) {
+    let mut new = New::create(path).map_err(fail)?;
+    if let Some(old) = &old {
+        // Before a byte is in it: what the old one hid, the new one hides. Changing the owner is for root.
+        let _ = fchown(&new.file, Some(old.uid()), Some(old.gid()));
+        new.file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777)).map_err(fail)?;
+    }
+    let value = write(&mut new.file)?;
+    new.file.sync_all().map_err(fail)?;
+    new.rename_to(path).map_err(fail)?;
+    if let Some(folder) = path.parent().and_then(|folder| File::open(folder).ok()) {
         let _ = folder.sync_all(); // not every file system can; the file itself is safe
     }
-    written
+    Ok(value)
 }
 
-/// A new file in the folder of `path`, with a name that nobody else uses.
-fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let name =
-        path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "is not the name of a file"))?;
-    loop {
-        let mut temporary = std::ffi::OsString::from(".");
-        temporary.push(name);
-        temporary.push(format!(".{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
-        let temporary = path.with_file_name(temporary);
-        match File::options().read(true).write(true).create_new(true).open(&temporary) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            file => return Ok((file?, temporary)),
+/// A new file in a folder: without a name, or with one that nobody else uses; that goes with it.
+struct New {
+    file: File,
+    name: Option<PathBuf>,
+    folder: PathBuf,
+}
+
+impl New {
+    fn create(path: &Path) -> io::Result<Self> {
+        if path.file_name().is_none() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "is not the name of a file"));
+        }
+        let folder =
+            path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
+        let nameless = File::options().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o666).open(&folder);
+        if let Ok(file) = nameless {
+            return Ok(Self { file, name: None, folder });
+        }
+        loop {
+            let name = unused_name(&folder);
+            match File::options().read(true).write(true).create_new(true).open(&name) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                file => return Ok(Self { file: file?, name: Some(name), folder }),
+            }
         }
     }
+
+    fn rename_to(mut self, path: &Path) -> io::Result<()> {
+        while self.name.is_none() {
+            // A link cannot replace a file, so it gets a name first, for a moment.
+            let name = unused_name(&self.folder);
+            let source = CString::new(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+            let target = CString::new(name.as_os_str().as_bytes())?;
+            let at = libc::AT_FDCWD;
+            // SAFETY: both are strings that end with a zero and live until the call returns.
+            match unsafe { libc::linkat(at, source.as_ptr(), at, target.as_ptr(), libc::AT_SYMLINK_FOLLOW) } {
+                0 => self.name = Some(name),
+                _ => match io::Error::last_os_error() {
+                    e if e.kind() == io::ErrorKind::AlreadyExists => {}
+                    e => return Err(e),
+                },
+            }
+        }
+        fs::rename(self.name.as_ref().expect("it has one by now"), path)?;
+        self.name = None; // it is another's name
+        Ok(())
+    }
+}
+
+impl Drop for New {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            let _ = fs::remove_file(name); // the first error is the one to report
+        }
+    }
+}
+
+/// A name in a folder; short, whatever the file is called.
+fn unused_name(folder: &Path) -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    folder.join(format!(".llama_rs-{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
 }
 
 #[cfg(test)]
@@ -108,6 +161,20 @@ mod tests {
         write(&link, "two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert!(link.is_symlink());
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn mode_and_long_names_stay() {
+        let folder = folder("replace-mode");
+        let path = folder.join("n".repeat(255));
+        write(&path, "one").unwrap();
+        for mode in [0o600, 0o640, 0o604] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            write(&path, "two").unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, mode);
+        }
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
         fs::remove_dir_all(folder).unwrap();
     }
 }

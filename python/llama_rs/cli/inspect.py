@@ -20,7 +20,7 @@ def command(file: str | None, model: str | None, as_json: bool) -> None:
     """Show the contents of the file MODEL.
 
     These are its metadata and its tensors. It need not be a model that llama-rs can run. Without MODEL it is the
-    default model. Shapes have rows first. Long names and values are cut; --json has everything, arrays in full.
+    default model. Shapes are rows x columns. Long names and values are cut; --json has everything, arrays in full.
 
     \b
       llama-rs inspect model.gguf

@@ -26,7 +26,7 @@ def command(file: str | None, model: str | None, rate: float | None, as_json: bo
 
     Also shows which processes use it. A row per layer, with a bar from its start to its end: what is filled in is
     in memory, shared by all processes. PSS is what a process costs: of each page that n processes share, each
-    counts one nth. Processes of other users are seen by root only. Nothing but the header is read into memory.
+    counts one nth. Only root sees processes of other users. Nothing but the header is read into memory.
 
     \b
       llama-rs status model.gguf

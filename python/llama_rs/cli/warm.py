@@ -16,7 +16,7 @@ from .arguments import find_model, json_option, model_argument
 
 @click.command("warm", cls=Command)
 @model_argument
-@click.option("--lock", is_flag=True, help="Then keep it there, until Ctrl-C or SIGTERM.")
+@click.option("--lock", is_flag=True, help="After reading, keep it there until Ctrl-C or SIGTERM.")
 @json_option
 def command(file: str | None, model: str | None, lock: bool, as_json: bool) -> None:
     """Read MODEL into memory, for all processes.

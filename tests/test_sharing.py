@@ -111,7 +111,8 @@ def status(path: Path) -> dict[str, Any]:
 def test_status_shows_what_is_missing_and_reads_nothing(cold: Path) -> None:
     assert "missing" in good("status", cold)
     first, second = status(cold), status(cold)
-    assert first["resident"] == second["resident"] < first["bytes"] / 4
+    # Nothing is read; the kernel may still drop a page.
+    assert second["resident"] <= first["resident"] < first["bytes"] / 4
     assert first["bytes"] == cold.stat().st_size
     assert sum(t["resident"] for t in first["tensors"]) <= first["resident"]
     assert [part["name"] for part in first["layers"]][:3] == ["header", "token_embd", "blk.0"]

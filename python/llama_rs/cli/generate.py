@@ -65,7 +65,7 @@ def command(
     """Continue the text PROMPT.
 
     The prompt is the argument, or the file given with -f, or else standard input. If standard input is a pipe or a
-    file, it is read before an argument, which follows after a newline: with < /dev/null a script keeps its own input out.
+    file, it is read before an argument, which follows after a newline; with < /dev/null a script keeps its input out.
 
     The answer, and nothing else, is written to standard output as it comes, and ends with a newline. Control characters
     are shown as \\x1b and the like at a terminal, and written as they are to a pipe or a file. Ctrl-C ends the answer.

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use super::sequence::Unverified;
 use super::{Block, Layout, Sequence};
 use crate::arch::{Config, Mixer};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Fingerprint};
 use crate::error::{Error, Result};
 use crate::hash::{checksum, hash};
 use crate::kernels::{BLOCK, value_row, zero_key};
@@ -290,24 +290,10 @@ impl Saved {
     }
 }
 
-/// What tells a model from others: bytes of its files, its header, and samples of every tensor, for models that were trained
-/// on have the same header. A copy has the same.
+/// What tells the model from others, as it is written: see [`Checkpoint::fingerprint`].
 fn fingerprint(checkpoint: &Checkpoint) -> Result<[u64; 3]> {
-    const SAMPLE_LEN: usize = 32;
-    let _guarded = guarded();
-    let size: usize = checkpoint.maps().iter().map(|map| map.as_slice().len()).sum();
-    let header = checkpoint.header_hash()?;
-    // A fine-tune changes nearly all numbers of a tensor that it changes: a few at its start, middle and end tell.
-    let mut samples = Vec::with_capacity(checkpoint.tensors().len() * 3 * SAMPLE_LEN);
-    for tensor in checkpoint.tensors() {
-        let bytes = tensor.view.bytes();
-        let last = bytes.len().saturating_sub(SAMPLE_LEN);
-        for at in [0, last / 2, last] {
-            samples.extend_from_slice(&bytes[at..(at + SAMPLE_LEN).min(bytes.len())]);
-        }
-    }
-    checkpoint.check()?;
-    Ok([size as u64, header, hash(&samples)])
+    let Fingerprint { size, header, weights } = checkpoint.fingerprint()?;
+    Ok([size, header, weights])
 }
 
 /// A hash of all of a config that keys and values depend on.

@@ -220,7 +220,6 @@ impl Sequence {
         self.verify()?;
         self.own(n_keep / BLOCK, (end - n_discard).div_ceil(BLOCK), end)?;
         let layout = Arc::clone(&self.layout);
-        let mut row = Vec::new(); // a value
         for layer in 0..layout.n_layers() {
             let heads = layout.heads(layer);
             let mut key = vec![0.0; heads.n_kv_heads * heads.head_dim];
@@ -232,9 +231,7 @@ impl Sequence {
                 for (head, key) in key.chunks_exact_mut(heads.head_dim).enumerate() {
                     load_key(heads, source, head, from % BLOCK, key);
                     rotate(layer, key);
-                    row.clear();
-                    row.extend_from_slice(&source[value_row(heads, head, from % BLOCK)]);
-                    values.append(&mut row);
+                    values.extend_from_slice(&source[value_row(heads, head, from % BLOCK)]);
                 }
                 let block = Arc::get_mut(&mut self.blocks[to / BLOCK]).expect("made this sequence's own above");
                 let target = &mut block.bytes_mut()[layout.at(layer)];

@@ -30,6 +30,15 @@ NOT_YET: set[str] = {
     "smollm3",
     "olmo2",
     "mistral3",
+    "mixtral",
+    "qwen2moe",
+    "qwen3moe",
+    "olmoe",
+    "granitemoe",
+    "granitemoe-shared",
+    "glm4moe",
+    "gpt-oss",
+    "gpt-oss-mxfp4",
 }
 """Cases that we do not run yet. They are refused; one that runs has to leave."""
 
@@ -49,7 +58,7 @@ def test_everything_in_a_model_has_influence(tmp_path: Path, name: str) -> None:
     case, exact = CASES[name], stored.read(name)
     for what, change in case.influences().items():
         path = case.make().changed(change).write_gguf(tmp_path / "tiny.gguf")
-        assert deviation(our_logits(path, case), exact) > 10 * case.tolerance, what
+        assert deviation(our_logits(path, case), exact) > case.visible, what
 
 
 @pytest.mark.parametrize("name", RUN)

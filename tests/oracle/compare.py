@@ -86,7 +86,7 @@ def main() -> None:
             if args.influences:
                 for what, change in case.influences().items():
                     changed = our_logits(case.make().changed(change).write_gguf(folder / "changed.gguf"), case)
-                    if not deviation(changed, exact) > 10 * case.tolerance:
+                    if not deviation(changed, exact) > case.visible:
                         print(f"    {what}: {deviation(changed, exact):.6f}")
                         failed = True
     sys.exit(failed)

@@ -27,9 +27,6 @@ from oracle.compare import deviation, selected
 
 Array = NDArray[np.float32]
 
-AGREEMENT = 0.0005
-"""How far mlx-lm and llama.cpp may be apart, in deviations of the logits."""
-
 
 def mlx_logits(case: Case, folder: Path) -> Array:
     import mlx.core as mx
@@ -66,12 +63,12 @@ def main() -> None:
             apart = deviation(found["mlx"], found["llama.cpp"]) if len(found) == 2 else np.nan
             if case.but_for and len(found) == 2:
                 other = case.make().changed(*case.but_for).write_gguf(path)
-                if deviation(found["mlx"], llama_cpp.run(other, TOKENS, case.context)) > AGREEMENT:
+                if deviation(found["mlx"], llama_cpp.run(other, TOKENS, case.context)) > case.tolerance / 2:
                     problems.append("they differ in other things too")
             cache = deviation(rounded, found["llama.cpp"]) if "llama.cpp" in found else np.nan
-            if apart > AGREEMENT and not case.differs:
+            if apart > case.tolerance / 2 and not case.differs:
                 problems.append("they differ")
-            if case.differs and not apart > AGREEMENT and "mlx" in found:
+            if case.differs and not apart > case.tolerance / 2 and "mlx" in found:
                 problems.append("they do not differ")
             if cache > case.tolerance:
                 problems.append("rounding keys and values to f16 changes too much: choose another seed")
@@ -87,7 +84,7 @@ def main() -> None:
                         failed = True
                         continue
                     by = deviation(changed, found["llama.cpp"])
-                    if not by > 10 * case.tolerance:
+                    if not by > case.visible:
                         print(f"    {what}: {by:.6f}")
                         failed = True
             if problems or truth is None:

@@ -144,14 +144,22 @@ def tensor(name: str, to: Callable[[Array], Array] | None = None) -> Change:
 
 
 def per_tensor(tiny: Tiny) -> dict[str, Change]:
-    """A change for each kind of tensor, by its name without the number of the layer: in the last layer that has it."""
-    last = {_kind(name): name for name in tiny.tensors}
+    """A change for each kind of tensor, by its name without the number of the layer: in the last layer that has it.
+
+    Layers that predict further tokens are the last resort: they are no part of the model.
+    """
+    trunk = tiny.keys.get(".block_count", 0) - tiny.keys.get(".nextn_predict_layers", 0)
+    last = {_kind(name): name for name in sorted(tiny.tensors, key=lambda name: _layer(name) < trunk)}
     return {f"tensor {kind}": tensor(name, _disturbed) for kind, name in last.items() if name not in tiny.types}
 
 
 def _kind(name: str) -> str:
     parts = name.split(".")
-    return ".".join(p for p in parts if not p.isdigit())
+    return ".".join(p for p in parts if not p.isdigit() and p != "blk")
+
+
+def _layer(name: str) -> int:
+    return next((int(part) for part in name.split(".") if part.isdigit()), 0)
 
 
 def _disturbed(x: Array) -> Array:

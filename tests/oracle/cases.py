@@ -14,6 +14,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
 from oracle.tiny import N_TOKENS, Array, Change, Tiny, key, per_tensor, tensor
 
@@ -226,22 +227,33 @@ class Decoder:
     def bias(self, gguf: str, hf: str, *shape: int, by: float = 0.5, to: Callable[[Array], Array] = as_is) -> None:
         self.put(f"{gguf}.bias", f"{hf}.bias", self.tiny.vector(f"{hf}.bias", *shape, by=by), to)
 
-    def norm(self, gguf: str, hf: str, *shape: int, around: float = 1.0) -> None:
-        value = self.tiny.vector(hf, *shape, around=around - self.offset)
+    def norm(self, gguf: str, hf: str, *shape: int, around: float = 1.0, by: float = 0.5, bias: bool = False) -> None:
+        value = self.tiny.vector(hf, *shape, around=around - self.offset, by=by)
         self.put(f"{gguf}.weight", f"{hf}.weight", value, lambda w: w + np.float32(self.offset))
+        if bias:
+            self.bias(gguf, hf, *shape)
 
-    def ends(self, *, embedding: str = "model.embed_tokens", norm: str = "model.norm", gain: float = 3.0) -> None:
+    def ends(
+        self,
+        *,
+        embedding: str = "model.embed_tokens",
+        norm: str = "model.norm",
+        gain: float = 3.0,
+        embedding_gain: float | None = None,
+        bias: bool = False,
+    ) -> None:
         """Embedding, last norm and output. Embeddings have a deviation of 1, outputs give logits one of `gain`."""
         tied = self.config["tie_word_embeddings"]
-        self.matrix("token_embd", embedding, N_TOKENS, self.dim, gain=gain if tied else self.dim**0.5)
-        self.norm("output_norm", norm, self.dim)
+        embedding_gain = embedding_gain or (gain if tied else self.dim**0.5)
+        self.matrix("token_embd", embedding, N_TOKENS, self.dim, gain=embedding_gain)
+        self.norm("output_norm", norm, self.dim, bias=bias)
         if not tied:
             self.matrix("output", "lm_head", N_TOKENS, self.dim, gain=gain)
 
-    def norms(self, names: Mapping[str, str]) -> None:
+    def norms(self, names: Mapping[str, str], *, bias: bool = False) -> None:
         for i in range(self.n_layers):
-            for hf, gguf in names.items():
-                self.norm(f"blk.{i}.{gguf}", f"model.layers.{i}.{hf}", self.dim)
+            for hf, name in names.items():
+                self.norm(f"blk.{i}.{name}", f"model.layers.{i}.{hf}", self.dim, bias=bias)
 
     def attention(
         self,
@@ -254,7 +266,7 @@ class Decoder:
         names: Mapping[str, str] | None = None,
     ) -> None:
         """Projections, `biases` for those of the letters "qkvo", norms of queries and keys per "head" or over "all"."""
-        names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj", **(names or {})}
+        names = {x: f"{x}_proj" for x in "qkvo"} | {"q_norm": "q_norm", "k_norm": "k_norm"} | dict(names or {})
         in_gguf = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
         heads = {"q": self.n_heads, "k": self.n_kv_heads, "v": self.n_kv_heads}
         for i in range(self.n_layers) if layers is None else layers:
@@ -273,7 +285,7 @@ class Decoder:
                 self.bias(f"{blk}.attn_output", f"{attn}.{names['o']}", self.dim)
             for letter in "qk" if qk_norm else "":
                 length = self.head_dim * (heads[letter] if qk_norm == "all" else 1)
-                self.norm(f"{blk}.attn_{letter}_norm", f"{attn}.{letter}_norm", length, around=1.5)
+                self.norm(f"{blk}.attn_{letter}_norm", f"{attn}.{names[f'{letter}_norm']}", length, around=1.5)
 
     def mlp(
         self,
@@ -349,9 +361,10 @@ def plain(arch: str, config: Mapping[str, Any], keys: Mapping[str, Any] | None =
     permute, seed = about.pop("permute", False), about.pop("seed", 0)
     biases, qk_norm = about.pop("biases", ""), about.pop("qk_norm", "")
     norms, offset = about.pop("norms", LLAMA_NORMS), about.pop("offset", 0.0)
+    embedding_gain = about.pop("embedding_gain", None)
     assert not about, f"unknown: {about}"
     decoder = Decoder(arch, config, keys, permute=permute, seed=seed, offset=offset)
-    decoder.ends()
+    decoder.ends(embedding_gain=embedding_gain)
     decoder.norms(norms)
     decoder.attention(biases=biases, qk_norm=qk_norm)
     decoder.mlp()
@@ -567,6 +580,142 @@ def mistral3() -> Tiny:
         ".rope.scaling.yarn_beta_slow": 1.0,
     }
     return plain("mistral3", config, keys, permute=True).tiny
+
+
+@case()
+def exaone4() -> Tiny:
+    """EXAONE 4.0 1.2B: no windows, all layers rotate."""
+    none = {"rope_scaling": None, "sliding_window": None, "sliding_window_pattern": None}
+    config = config_of("exaone4", head_dim=16, **none)
+    return plain("exaone4", config, norms=POST_NORMS, qk_norm="head").tiny
+
+
+@case(tolerance=0.005)
+def exaone4_window() -> Tiny:
+    """EXAONE 4.0 32B: llama.cpp knows it by its 64 layers. Every fourth sees all positions and does not rotate.
+
+    Most layers add little: roundings would add up to too much, and none of the layers matter enough.
+    """
+    windows = {"rope_scaling": None, "sliding_window": 12, "sliding_window_pattern": "LLLG"}
+    shape = {"num_hidden_layers": 64, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    config = config_of("exaone4", head_dim=16, num_key_value_heads=1, **shape, **windows)
+    decoder = plain("exaone4", config, {".attention.sliding_window": 12}, norms=POST_NORMS, qk_norm="head")
+    for i in range(58):
+        for hf, name in POST_NORMS.items():
+            decoder.norm(f"blk.{i}.{name}", f"model.layers.{i}.{hf}", 32, around=0.1, by=0.05)
+    return decoder.tiny
+
+
+LAYER_NORM = {".attention.layer_norm_epsilon": 1e-5, ".attention.layer_norm_rms_epsilon": None}
+
+
+def cohere_decoder(arch: str, config: Mapping[str, Any], more: Mapping[str, Any]) -> Decoder:
+    """One norm, without a bias, feeds attention and network; both are added."""
+    decoder = Decoder(arch, config, {**LAYER_NORM, ".logit_scale": 0.5, **more})
+    decoder.ends()
+    decoder.norms({"input_layernorm": "attn_norm"})
+    decoder.attention()
+    decoder.mlp()
+    return decoder
+
+
+COHERE = {"head_dim": 16, "layer_norm_eps": 1e-5, "logit_scale": 0.5, "tie_word_embeddings": True}
+
+
+@case()
+def command_r() -> Tiny:
+    return cohere_decoder("command-r", config_of("cohere", **COHERE), {}).tiny
+
+
+@case()
+def cohere2() -> Tiny:
+    windows = {"sliding_window": 12, "sliding_window_pattern": 4}
+    config = config_of("cohere2", num_hidden_layers=5, **COHERE, **windows)
+    return cohere_decoder("cohere2", config, {".attention.sliding_window": 12}).tiny
+
+
+@case()
+def glm4() -> Tiny:
+    config = config_of("glm4", partial_rotary_factor=0.5, attention_bias=True)
+    norms = {
+        "input_layernorm": "attn_norm",
+        "post_self_attn_layernorm": "post_attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "post_mlp_layernorm": "post_ffw_norm",
+    }
+    decoder = Decoder("glm4", config)
+    decoder.ends()
+    decoder.norms(norms)
+    decoder.attention(biases="qkv")
+    decoder.mlp(fused=True)
+    return decoder.tiny
+
+
+@case()
+def seed_oss() -> Tiny:
+    norms = {"input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm"}
+    config = config_of("seed_oss", attention_bias=True)
+    return plain("seed_oss", config, norms=norms, biases="qkv").tiny
+
+
+@case()
+def ernie4_5() -> Tiny:
+    return plain("ernie4_5", config_of("ernie4_5", use_bias=False, tie_word_embeddings=True)).tiny
+
+
+@case()
+def hunyuan_dense() -> Tiny:
+    scaling = {"type": "dynamic", "alpha": 50.0, "factor": 1.0}
+    config = config_of("hunyuan_v1_dense", rope_scaling=scaling, use_qk_norm=True, tie_word_embeddings=True)
+    decoder = Decoder("hunyuan-dense", config, {".rope.freq_base": 10000.0 * 50.0 ** (24 / 22)})
+    decoder.ends()
+    decoder.norms(LLAMA_NORMS)
+    decoder.attention(qk_norm="head", names={"q_norm": "query_layernorm", "k_norm": "key_layernorm"})
+    decoder.mlp()
+    return decoder.tiny
+
+
+MINICPM = {"head_dim": None, "scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 16, "num_hidden_layers": 4}
+
+
+@case()
+def minicpm() -> Tiny:
+    keys = {".embedding_scale": 12.0, ".residual_scale": 0.7, ".logit_scale": 4.0}
+    return plain("minicpm", config_of("minicpm", **MINICPM), keys, permute=True, embedding_gain=1.0).tiny
+
+
+@case(
+    truth="llama.cpp",
+    differs="llama.cpp multiplies by dim / 256 where it is not told a logit scale; Hugging Face divides by that",
+    but_for=[key(".logit_scale", 0.25)],
+)
+def minicpm_old() -> Tiny:
+    """A file that does not say the scales."""
+    keys = {".logit_scale": None}
+    config = config_of("minicpm", **MINICPM | {"dim_model_base": 256})
+    return plain("minicpm", config, keys, permute=True, embedding_gain=1.0).tiny
+
+
+@case(truth="llama.cpp")
+def starcoder2() -> Tiny:
+    """GELU is approximated with tanh; mlx-lm has the exact one, which is as good as the same."""
+    config = config_of("starcoder2", head_dim=None, norm_epsilon=1e-5, tie_word_embeddings=True)
+    decoder = Decoder("starcoder2", config, LAYER_NORM)
+    decoder.ends(bias=True)
+    decoder.norms(LLAMA_NORMS, bias=True)
+    decoder.attention(biases="qkvo")
+    decoder.mlp(gated=False, biases=True, names={"up": "c_fc", "down": "c_proj"})
+    return decoder.tiny
+
+
+@case(truth="llama.cpp")
+def arcee() -> Tiny:
+    decoder = Decoder("arcee", config_of("arcee"), permute=True)
+    decoder.ends()
+    decoder.norms(LLAMA_NORMS)
+    decoder.attention()
+    decoder.mlp(gated=False)
+    return decoder.tiny
 
 
 # -- Mixtures of experts -----------------------------------------------------------------------------------------------
@@ -786,7 +935,10 @@ def gpt_oss() -> Tiny:
     return decoder.tiny
 
 
-def mxfp4(tiny: Tiny, name: str, *shape: int, gain: float) -> tuple[Array, Array]:
+Bytes = NDArray[np.uint8]
+
+
+def mxfp4(tiny: Tiny, name: str, *shape: int, gain: float) -> tuple[Bytes, Bytes]:
     """Random blocks of 32 and their scales, as Hugging Face has them: element 2i in the low half of byte i."""
     blocks = (128 * (tiny.noise(f"{name}_blocks", *shape[:-1], shape[-1] // 32, 16) + 1)).astype(np.uint8)
     # The deviation of a random code is 2.96; scales are powers of two, two around what that needs.
@@ -795,7 +947,7 @@ def mxfp4(tiny: Tiny, name: str, *shape: int, gain: float) -> tuple[Array, Array
     return blocks, scales
 
 
-def gguf_mxfp4(blocks: Array, scales: Array) -> Array:
+def gguf_mxfp4(blocks: Bytes, scales: Bytes) -> Bytes:
     """Rows of blocks: a scale, then element i in the low half of byte i, element 16 + i in the high one."""
     codes = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*blocks.shape[:-1], 32)
     halves = codes[..., :16] | codes[..., 16:] << 4
@@ -814,9 +966,9 @@ def gpt_oss_mxfp4() -> Tiny:
             blocks, scales = mxfp4(tiny, f"{experts}.{name}", 8, rows, 64, gain=gain)
             tiny.hf[f"{experts}.{name}_blocks"], tiny.hf[f"{experts}.{name}_scales"] = blocks, scales
             packed = gguf_mxfp4(blocks, scales)
-            parts = (
-                {"ffn_down": packed} if name == "down_proj" else {"ffn_gate": packed[:, ::2], "ffn_up": packed[:, 1::2]}
-            )
+            parts = {"ffn_gate": packed[:, ::2], "ffn_up": packed[:, 1::2]}
+            if name == "down_proj":
+                parts = {"ffn_down": packed}
             for part, data in parts.items():
                 tiny.tensors[f"{blk}.{part}_exps.weight"] = data
                 tiny.types[f"{blk}.{part}_exps.weight"] = gguf.GGMLQuantizationType.MXFP4

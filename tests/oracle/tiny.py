@@ -31,9 +31,9 @@ class Tiny:
         self.keys = dict(keys)
         """Metadata; a name that begins with a dot belongs to the architecture: `.block_count`."""
         self.seed = seed
-        self.hf: dict[str, Array] = {}
+        self.hf: dict[str, Any] = {}
         """Tensors as Hugging Face has them."""
-        self.tensors: dict[str, Array] = {}
+        self.tensors: dict[str, Any] = {}
         """Tensors of the GGUF."""
         self.types: dict[str, gguf.GGMLQuantizationType] = {}
         """The types of those that are not float32."""

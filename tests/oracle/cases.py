@@ -7,7 +7,7 @@ is there. The files of a family enter theirs; who wants the whole table takes it
 
 from __future__ import annotations
 
-from oracle import dense, hybrids, mixtures
+from oracle import dense, gemma4, hybrids, latent, mixtures
 from oracle.case import CASES, TOKENS, Case
 
-__all__ = ["CASES", "TOKENS", "Case", "dense", "hybrids", "mixtures"]
+__all__ = ["CASES", "TOKENS", "Case", "dense", "gemma4", "hybrids", "latent", "mixtures"]

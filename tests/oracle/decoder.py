@@ -216,6 +216,7 @@ class Decoder:
         router: str = "gate",
         names: Mapping[str, str] | None = None,
         choice_bias: str = "",
+        bias_around: float = 0.0,
         gain: float = 2.0,
     ) -> None:
         """A router and experts: Hugging Face has a tensor for each, GGUF one for all. `choice_bias` is a name."""
@@ -224,7 +225,7 @@ class Decoder:
             blk, mlp = f"blk.{i}", f"model.layers.{i}.{part}"
             self.matrix(f"{blk}.ffn_gate_inp", f"{mlp}.{router}", n, self.dim, gain=gain)
             if choice_bias:
-                value = self.tiny.vector(f"{mlp}.{choice_bias}", n)
+                value = self.tiny.vector(f"{mlp}.{choice_bias}", n, around=bias_around)
                 self.put(f"{blk}.exp_probs_b.bias", f"{mlp}.{choice_bias}", value)
             for name, hf in names.items():
                 rows, columns, scale = (self.dim, hidden, 3.0) if name == "down" else (hidden, self.dim, 1.5)

@@ -26,12 +26,17 @@ class Case:
     """Whose logits are stored: "mlx" or "llama.cpp"."""
     differs: str = ""
     """Why mlx-lm and llama.cpp disagree, if they do; llama.cpp is right then: it is what people run."""
+    poolings: Sequence[str] = ()
+    """What is stored of an encoder instead of logits: "none", the vector of each token; "mean", "cls", "last", "rank",
+    what pooling makes of all."""
     context: int = 256
     """Positions that a session is given room for."""
     inert: Sequence[str] = ()
     """Tensors and keys that have no influence here, with the names that `every_change` gives them."""
     changes: Mapping[str, Change] = field(default_factory=dict)
     """What else has an influence, by name."""
+    only: str = ""
+    """How the names begin of the changes that are made; the rest is tried elsewhere."""
     but_for: Sequence[Change] = ()
     """The changes to the GGUF after which they agree."""
     tolerance: float = 0.002
@@ -43,7 +48,7 @@ class Case:
     @property
     def visible(self) -> float:
         """How far logits have to move for a change to count."""
-        return max(0.02, 3 * self.tolerance)
+        return max(0.01, 3 * self.tolerance)
 
     def every_change(self) -> dict[str, Change]:
         """A change of each tensor and of each key of `ALTERED`, and the case's own, by name."""
@@ -54,6 +59,7 @@ class Case:
             if name in ALTERED and value is not None
         }
         every = {**per_tensor(tiny), **keys, **self.changes}
+        every = {name: change for name, change in every.items() if name.startswith(self.only)}
         assert set(self.inert) <= set(every), f"inert, and not there: {set(self.inert) - set(every)}"
         return every
 
@@ -67,6 +73,9 @@ class Case:
 
 
 CASES: dict[str, Case] = {}
+"""Decoders."""
+ENCODERS: dict[str, Case] = {}
+"""What gives vectors for tokens and texts."""
 
 
 def case(**about: Any) -> Callable[[Callable[[], Tiny]], Callable[[], Tiny]]:
@@ -74,6 +83,16 @@ def case(**about: Any) -> Callable[[Callable[[], Tiny]], Callable[[], Tiny]]:
 
     def enter(make: Callable[[], Tiny]) -> Callable[[], Tiny]:
         CASES[make.__name__.replace("_", "-")] = Case(make, **about)
+        return make
+
+    return enter
+
+
+def encoder(poolings: Sequence[str], **about: Any) -> Callable[[Callable[[], Tiny]], Callable[[], Tiny]]:
+    """The same for encoders."""
+
+    def enter(make: Callable[[], Tiny]) -> Callable[[], Tiny]:
+        ENCODERS[make.__name__.replace("_", "-")] = Case(make, truth="llama.cpp", poolings=poolings, **about)
         return make
 
     return enter
@@ -91,6 +110,8 @@ ALTERED: dict[str, Callable[[Any], Any]] = {
     ".attention.temperature_scale": times(3),
     ".attn_logit_softcapping": times(3),
     ".embedding_scale": times(1.5),
+    ".expert_gating_func": lambda kind: 3 - kind,
+    ".expert_group_used_count": lambda n: n + 1,
     ".expert_used_count": lambda _: 1,
     ".expert_weights_norm": lambda on: not on,
     ".expert_weights_scale": times(1.5),

@@ -7,7 +7,7 @@ is there. The files of a family enter theirs; who wants the whole table takes it
 
 from __future__ import annotations
 
-from oracle import dense, gemma4, hybrids, latent, mixtures
-from oracle.case import CASES, TOKENS, Case
+from oracle import dense, encoders, gemma4, hybrids, latent, mixtures
+from oracle.case import CASES, ENCODERS, TOKENS, Case
 
-__all__ = ["CASES", "TOKENS", "Case", "dense", "gemma4", "hybrids", "latent", "mixtures"]
+__all__ = ["CASES", "ENCODERS", "TOKENS", "Case", "dense", "encoders", "gemma4", "hybrids", "latent", "mixtures"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,9 @@ Array = NDArray[np.float32]
 
 
 def deviation(ours: Array, exact: Array) -> float:
-    """The root mean square of the difference, in standard deviations of the exact logits."""
+    """The root mean square of the difference, in standard deviations of the exact logits; of one number its share."""
     assert ours.shape == exact.shape
-    return float(np.sqrt(np.mean((ours - exact) ** 2)) / exact.std())
+    return float(np.sqrt(np.mean((ours - exact) ** 2)) / (exact.std() if exact.size > 1 else np.abs(exact).max()))
 
 
 def our_logits(path: Path, case: Case) -> Array:
@@ -40,15 +41,15 @@ def our_logits(path: Path, case: Case) -> Array:
         return session.logits(TOKENS)
 
 
-def selected(beginnings: list[str]) -> dict[str, Case]:
+def selected(beginnings: list[str], cases: Mapping[str, Case] = CASES) -> dict[str, Case]:
     """Cases whose names are among these or, if none is, begin with one."""
     found = {
         name: case
-        for name, case in CASES.items()
-        if not beginnings or any(name == b or (b not in CASES and name.startswith(b)) for b in beginnings)
+        for name, case in cases.items()
+        if not beginnings or any(name == b or (b not in cases and name.startswith(b)) for b in beginnings)
     }
     if not found:
-        sys.exit(f"no such case; there are {', '.join(CASES)}")
+        sys.exit(f"no such case; there are {', '.join(cases)}")
     return found
 
 

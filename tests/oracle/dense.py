@@ -76,6 +76,12 @@ def llama_yarn() -> Tiny:
     return plain("llama", config_of("llama", rope_scaling=YARN, rope_theta=100.0), permute=True).tiny
 
 
+@case(inert=["key .attention.sliding_window"])
+def llama_window() -> Tiny:
+    """Mistral 7B: its window is in the file, and llama.cpp does not look."""
+    return plain("llama", config_of("llama"), {".attention.sliding_window": 12}, permute=True).tiny
+
+
 @case()
 def qwen2() -> Tiny:
     config = config_of("qwen2", hidden_size=80, head_dim=None, tie_word_embeddings=True)
@@ -211,6 +217,17 @@ def olmo2() -> Tiny:
 
 
 @case()
+def olmo3() -> Tiny:
+    """OLMo 3: windows in three layers of four; only the fourth has its rotations scaled."""
+    scaling = {**YARN, "original_max_position_embeddings": 32}
+    config = config_of(
+        "olmo3", num_hidden_layers=5, head_dim=None, sliding_window=12, rope_scaling=scaling, rope_theta=100.0
+    )
+    keys = {".attention.sliding_window": 12}
+    return plain("olmo2", config, keys, norms=POST_NORMS, qk_norm="all").tiny
+
+
+@case()
 def mistral3() -> Tiny:
     rope = {
         **YARN,
@@ -226,6 +243,23 @@ def mistral3() -> Tiny:
         ".rope.scaling.yarn_beta_fast": 32.0,
         ".rope.scaling.yarn_beta_slow": 1.0,
     }
+    return plain("mistral3", config, keys, permute=True).tiny
+
+
+@case(
+    changes={
+        "beta fast": key(".rope.scaling.yarn_beta_fast", 64.0),
+        "beta slow": key(".rope.scaling.yarn_beta_slow", 6.0),
+    }
+)
+def mistral3_betas() -> Tiny:
+    """A context so long that both ends of the ramp are inside the head. llama.cpp reads them of this family alone."""
+    betas = {"beta_fast": 16.0, "beta_slow": 1.5, "mscale": 1.0, "mscale_all_dim": 0.0}
+    rope = {**YARN, **betas, "original_max_position_embeddings": 512, "llama_4_scaling_beta": 0.0}
+    config = config_of(
+        "ministral3", rope_parameters=rope, rope_scaling=rope, rope_theta=100.0, max_position_embeddings=4096
+    )
+    keys = {".rope.scaling.yarn_beta_fast": 16.0, ".rope.scaling.yarn_beta_slow": 1.5}
     return plain("mistral3", config, keys, permute=True).tiny
 
 

@@ -270,7 +270,7 @@ def mamba2_layer(
     out: float = 1.0,
 ) -> None:
     """A state space; `scales` of gate, x, B, C and dt are folded into the GGUF, and `out` of what comes out of it."""
-    blk, mamba = f"blk.{i}", f"model.layers.{i}.{part}"
+    blk, mamba = f"blk.{i}", f"{decoder.stack}.{i}.{part}"
     n_heads, head_dim, n_groups, state = shape
     inner, groups = n_heads * head_dim, n_groups * state
     lengths = (inner, inner, groups, groups, n_heads)
@@ -423,3 +423,125 @@ def falcon_h1() -> Tiny:
 def falcon_h1_norm() -> Tiny:
     """Falcon H1 34B has a norm of what leaves the state space, in groups."""
     return falcon_h1_decoder(norm=True).tiny
+
+
+@case()
+def mamba2() -> Tiny:
+    """State spaces and nothing else."""
+    shape = Mamba2(n_heads=8, head_dim=16, n_groups=1, state=16)
+    config = config_of(
+        "mamba2",
+        num_attention_heads=0,
+        num_key_value_heads=0,
+        num_heads=8,
+        head_dim=16,
+        state_size=16,
+        conv_kernel=4,
+        n_groups=1,
+        layer_norm_epsilon=1e-5,
+        use_bias=False,
+        use_conv_bias=True,
+        time_step_limit=[0.0, 1e9],
+        time_step_rank=8,
+        tie_word_embeddings=True,
+    )
+    keys = {
+        ".attention.head_count_kv": None,
+        ".attention.key_length": None,
+        ".attention.value_length": None,
+        ".feed_forward_length": 0,
+        ".rope.dimension_count": None,
+        ".rope.freq_base": None,
+        **shape.keys(),
+    }
+    decoder = Decoder("mamba2", config, keys, stack="backbone.layers")
+    decoder.ends(embedding="backbone.embeddings", norm="backbone.norm_f")
+    decoder.norms({"norm": "attn_norm"})
+    for i in range(decoder.n_layers):
+        mamba2_layer(decoder, i, shape, part="mixer")
+    return decoder.tiny
+
+
+def nemotron_h_decoder(arch: str, pattern: str, keys: Mapping[str, Any], **more: Any) -> Decoder:
+    """A norm and one thing a layer: a state space (M), attention without rotations (*), or a network (- or E)."""
+    shape = Mamba2(n_heads=8, head_dim=16, n_groups=2, state=16)
+    config = config_of(
+        "nemotron_h",
+        num_hidden_layers=len(pattern),
+        hybrid_override_pattern=list(pattern),
+        attention_bias=False,
+        mamba_num_heads=8,
+        mamba_head_dim=16,
+        mamba_proj_bias=False,
+        ssm_state_size=16,
+        conv_kernel=4,
+        n_groups=2,
+        mlp_bias=False,
+        layer_norm_epsilon=1e-5,
+        use_bias=False,
+        use_conv_bias=True,
+        **more,
+    )
+    every = {
+        ".attention.head_count_kv": [2 if kind == "*" else 0 for kind in pattern],
+        ".attention.layer_norm_epsilon": 1e-5,
+        ".rope.dimension_count": None,
+        ".rope.freq_base": None,
+        **shape.keys(),
+        **keys,
+    }
+    decoder = Decoder(arch, config, every, stack="backbone.layers")
+    decoder.ends(embedding="backbone.embeddings", norm="backbone.norm_f")
+    decoder.norms({"norm": "attn_norm"})
+    for i, kind in enumerate(pattern):
+        if kind == "M":
+            mamba2_layer(decoder, i, shape, part="mixer")
+        elif kind == "*":
+            decoder.attention(layers=[i], part="mixer")
+        elif kind == "-":
+            decoder.mlp(layers=[i], part="mixer", gated=False)
+    return decoder
+
+
+# The epsilon of LayerNorm has to be there; it is the other one that counts.
+@case(inert=["key .attention.layer_norm_epsilon"])
+def nemotron_h() -> Tiny:
+    pattern = "M-M*-"
+    widths = [96 if kind == "-" else 0 for kind in pattern]
+    return nemotron_h_decoder("nemotron_h", pattern, {".feed_forward_length": widths}).tiny
+
+
+@case(inert=["key .attention.layer_norm_epsilon"])
+def nemotron_h_moe() -> Tiny:
+    """Nemotron 3: mixtures whose experts work on a shorter vector, and a network for all tokens."""
+    pattern = "MEM*E"
+    routing = {"num_experts_per_tok": 3, "n_group": 1, "topk_group": 1, "norm_topk_prob": True}
+    sizes = {"moe_intermediate_size": 48, "moe_shared_expert_intermediate_size": 80, "moe_latent_size": 40}
+    experts = {"n_routed_experts": 8, "n_shared_experts": 1, "routed_scaling_factor": 1.7}
+    keys = {
+        ".feed_forward_length": [48 if kind == "E" else 0 for kind in pattern],
+        ".expert_count": 8,
+        ".expert_used_count": 3,
+        ".expert_feed_forward_length": 48,
+        ".expert_shared_feed_forward_length": 80,
+        ".expert_shared_count": 1,
+        ".expert_weights_norm": True,
+        ".expert_weights_scale": 1.7,
+        ".moe_latent_size": 40,
+    }
+    decoder = nemotron_h_decoder("nemotron_h_moe", pattern, keys, **routing, **sizes, **experts)
+    tiny = decoder.tiny
+    for i in (i for i, kind in enumerate(pattern) if kind == "E"):
+        blk, mixer = f"blk.{i}", f"backbone.layers.{i}.mixer"
+        decoder.matrix(f"{blk}.ffn_gate_inp", f"{mixer}.gate", 8, 64, gain=2)
+        bias = f"{mixer}.gate.e_score_correction_bias"
+        decoder.put(f"{blk}.exp_probs_b.bias", bias, tiny.vector(bias, 8))
+        decoder.matrix(f"{blk}.ffn_latent_down", f"{mixer}.fc1_latent_proj", 40, 64)
+        decoder.matrix(f"{blk}.ffn_latent_up", f"{mixer}.fc2_latent_proj", 64, 40)
+        for name, rows, columns in (("up", 48, 40), ("down", 40, 48)):
+            each = [f"{mixer}.experts.{e}.{name}_proj.weight" for e in range(8)]
+            tiny.hf |= {t: tiny.matrix(t, rows, columns, gain=1.5) for t in each}
+            tiny.tensors[f"{blk}.ffn_{name}_exps.weight"] = np.stack([tiny.hf[t] for t in each])
+        decoder.matrix(f"{blk}.ffn_up_shexp", f"{mixer}.shared_experts.up_proj", 80, 64, gain=1.5)
+        decoder.matrix(f"{blk}.ffn_down_shexp", f"{mixer}.shared_experts.down_proj", 64, 80)
+    return tiny

@@ -31,10 +31,12 @@ Array = NDArray[np.float32]
 
 def mlx_logits(case: Case, folder: Path) -> Array:
     import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.utils import load_model
 
     model, _ = load_model(case.make().write_directory(folder))
-    return np.array(model(mx.array([TOKENS]))[0].astype(mx.float32))
+    logits = model(mx.array([TOKENS]), cache=make_prompt_cache(model))[0]
+    return np.array(logits.astype(mx.float32))
 
 
 def llama_cpp_answers(case: Case, path: Path, *changes: Change, kv_type: int = llama_cpp.F32) -> dict[str, Array]:

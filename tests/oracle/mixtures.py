@@ -166,6 +166,51 @@ def glm4moe() -> Tiny:
     return decoder.tiny
 
 
+def ernie4_5_moe_decoder() -> Decoder:
+    """A dense layer, then mixtures."""
+    config = config_of(
+        "ernie4_5_moe",
+        num_hidden_layers=3,
+        use_bias=False,
+        moe_num_experts=8,
+        num_local_experts=8,
+        num_experts_per_tok=3,
+        moe_k=3,
+        moe_layer_start_index=1,
+        moe_layer_interval=1,
+        moe_intermediate_size=48,
+        moe_num_shared_experts=2,
+    )
+    keys = {
+        ".expert_feed_forward_length": 48,
+        ".expert_shared_feed_forward_length": 96,
+        ".interleave_moe_layer_step": 1,
+        ".leading_dense_block_count": 1,
+    }
+    decoder = mixture("ernie4_5-moe", config, keys)
+    decoder.mlp(layers=[0])
+    decoder.experts(48, layers=[1, 2])
+    decoder.shared_expert(96, layers=[1, 2], part="mlp.shared_experts")
+    return decoder
+
+
+@case()
+def ernie4_5_moe() -> Tiny:
+    return ernie4_5_moe_decoder().tiny
+
+
+@case(
+    truth="llama.cpp",
+    differs="mlx-lm's ernie4_5_moe has no biases of choice",
+    but_for=[tensor(f"blk.{i}.exp_probs_b.bias", np.zeros_like) for i in (1, 2)],
+)
+def ernie4_5_moe_bias() -> Tiny:
+    tiny = ernie4_5_moe_decoder().tiny
+    for i in (1, 2):
+        tiny.tensors[f"blk.{i}.exp_probs_b.bias"] = tiny.vector(f"blk.{i}.exp_probs_b.bias", 8, by=0.2)
+    return tiny
+
+
 GPT_OSS_YARN = {
     "rope_type": "yarn",
     "factor": 8.0,

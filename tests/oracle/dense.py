@@ -18,7 +18,7 @@ from oracle.decoder import (
     config_of,
     plain,
 )
-from oracle.tiny import Array, Tiny, key
+from oracle.tiny import Array, Tiny, a_new_key, key
 
 
 def llama3_factors(dim: int, theta: float, scaling: Mapping[str, Any]) -> Array:
@@ -63,7 +63,12 @@ def llama_llama3_rope() -> Tiny:
     return decoder.tiny
 
 
-@case()
+def old_scale(tiny: Tiny) -> None:
+    tiny.keys[".rope.scale_linear"] = tiny.keys.pop(".rope.scaling.factor")
+    del tiny.keys[".rope.scaling.type"]
+
+
+@case(forms={"form: the old key": old_scale})
 def llama_linear() -> Tiny:
     return plain("llama", config_of("llama", rope_scaling={"type": "linear", "factor": 4.0}), permute=True).tiny
 
@@ -76,9 +81,18 @@ def llama_yarn() -> Tiny:
     return plain("llama", config_of("llama", rope_scaling=YARN, rope_theta=100.0), permute=True).tiny
 
 
-@case(inert=["key .attention.sliding_window"])
+def as_granite_swa(tiny: Tiny) -> None:
+    """The same in a family that llama.cpp knows to have windows; its sinks are too low to count."""
+    tiny.arch = "granite_swa"
+    n_layers, n_heads = tiny.keys[".block_count"], tiny.keys[".attention.head_count"]
+    tiny.keys |= {".attention.sliding_window_pattern": [True] * n_layers, ".logit_scale": 1.0}
+    sinks = np.full(n_heads, -1e9, np.float32)
+    tiny.tensors |= {f"blk.{i}.attn_sinks.weight": sinks for i in range(n_layers)}
+
+
+@case(truth="llama.cpp", differs="mlx-lm is not told of the window", as_if=[as_granite_swa])
 def llama_window() -> Tiny:
-    """Mistral 7B: its window is in the file, and llama.cpp does not look."""
+    """Mistral 7B: its window is in some files, and llama.cpp does not look."""
     return plain("llama", config_of("llama"), {".attention.sliding_window": 12}, permute=True).tiny
 
 
@@ -140,7 +154,7 @@ def phi3_longrope() -> Tiny:
 CASES["phi3-longrope-long"] = Case(
     phi3_longrope,
     context=512,
-    inert=["tensor rope_factors_short.weight", "key .rope.scaling.original_context_length"],
+    inert=["tensor rope_factors_short.weight"],
 )
 CASES["phi3-longrope-short"] = Case(
     phi3_longrope,
@@ -156,7 +170,12 @@ def gemma() -> Tiny:
     return plain("gemma", config_of("gemma", tie_word_embeddings=True), offset=1).tiny
 
 
-@case(truth="llama.cpp", differs="mlx-lm's gemma2 has no windows", but_for=[key(".attention.sliding_window", 512)])
+@case(
+    truth="llama.cpp",
+    differs="mlx-lm's gemma2 has no windows",
+    but_for=[key(".attention.sliding_window", 512)],
+    forms={"form: pattern": a_new_key(".attention.sliding_window_pattern", 2)},
+)
 def gemma2() -> Tiny:
     config = config_of(
         "gemma2",
@@ -174,7 +193,7 @@ def gemma2() -> Tiny:
     return plain("gemma2", config, keys, norms=SANDWICH_NORMS, offset=1).tiny
 
 
-@case()
+@case(forms={"form: pattern": a_new_key(".attention.sliding_window_pattern", [True] * 5 + [False, True])})
 def gemma3() -> Tiny:
     config = config_of(
         "gemma3_text",
@@ -216,7 +235,7 @@ def olmo2() -> Tiny:
     return plain("olmo2", config_of("olmo2", head_dim=None), norms=POST_NORMS, qk_norm="all").tiny
 
 
-@case()
+@case(forms={"form: pattern": a_new_key(".attention.sliding_window_pattern", [True, True, True, False, True])})
 def olmo3() -> Tiny:
     """OLMo 3: windows in three layers of four; only the fourth has its rotations scaled."""
     scaling = {**YARN, "original_max_position_embeddings": 32}
@@ -305,7 +324,7 @@ def command_r() -> Tiny:
     return cohere_decoder("command-r", config_of("cohere", **COHERE), {}).tiny
 
 
-@case()
+@case(forms={"form: pattern": a_new_key(".attention.sliding_window_pattern", 4)})
 def cohere2() -> Tiny:
     windows = {"sliding_window": 12, "sliding_window_pattern": 4}
     config = config_of("cohere2", num_hidden_layers=5, **COHERE, **windows)
@@ -363,8 +382,7 @@ def minicpm() -> Tiny:
 
 
 @case(
-    truth="llama.cpp",
-    differs="llama.cpp multiplies by dim / 256 where it is not told a logit scale; Hugging Face divides by that",
+    differs="where it is not told a logit scale, llama.cpp takes 256 / dim, and divides by it: the wrong way round",
     but_for=[key(".logit_scale", 0.25)],
 )
 def minicpm_old() -> Tiny:

@@ -9,7 +9,7 @@ import numpy as np
 
 from oracle.case import case
 from oracle.decoder import LLAMA_NORMS, Decoder, as_is, config_of
-from oracle.tiny import Array, Tiny
+from oracle.tiny import Array, Tiny, fused_experts
 
 # -- Gated delta rule --------------------------------------------------------------------------------------------------
 
@@ -142,7 +142,13 @@ QWEN_EXPERT_KEYS = {
 }
 
 
-@case()
+def recurrent_layers(tiny: Tiny) -> None:
+    """Another form: which layers have a state is said of each."""
+    n = tiny.keys.pop(".full_attention_interval")
+    tiny.keys[".attention.recurrent_layers"] = [(i + 1) % n != 0 for i in range(tiny.keys[".block_count"])]
+
+
+@case(forms={"form: a list of layers": recurrent_layers})
 def qwen35() -> Tiny:
     decoder = Qwen("qwen35", qwen_config("qwen3_5", tie_word_embeddings=True), SECTIONS, reordered=True)
     decoder.layers_of_both_kinds()
@@ -150,7 +156,7 @@ def qwen35() -> Tiny:
     return decoder.tiny
 
 
-@case()
+@case(forms={"form: a list of layers": recurrent_layers, "form: gates and ups in one": fused_experts})
 def qwen35moe() -> Tiny:
     keys = {**SECTIONS, **QWEN_EXPERT_KEYS}
     decoder = Qwen("qwen35moe", qwen_config("qwen3_5_moe", **QWEN_EXPERTS), keys, reordered=True)
@@ -167,7 +173,7 @@ def qwen35moe() -> Tiny:
     return decoder.tiny
 
 
-@case()
+@case(forms={"form: gates and ups in one": fused_experts})
 def qwen3next() -> Tiny:
     decoder = Qwen("qwen3next", qwen_config("qwen3_next", **QWEN_EXPERTS), QWEN_EXPERT_KEYS, reordered=False)
     decoder.layers_of_both_kinds()

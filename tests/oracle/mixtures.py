@@ -166,6 +166,41 @@ def glm4moe() -> Tiny:
     return decoder.tiny
 
 
+@case(truth="llama.cpp", differs="mlx-lm does not divide the weights of the chosen experts by their sum")
+def hunyuan_moe() -> Tiny:
+    config = config_of(
+        "hunyuan",
+        head_dim=None,
+        attention_bias=False,
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_topk=3,
+        moe_intermediate_size=48,
+        num_shared_expert=1,
+        use_mixed_mlp_moe=True,
+        use_qk_norm=True,
+        tie_word_embeddings=True,
+        use_cla=False,
+        cla_share_factor=2,
+        rope_scaling={"type": "dynamic", "alpha": 50.0, "factor": 1.0},
+    )
+    keys = {
+        ".expert_count": 8,
+        ".expert_used_count": 3,
+        ".expert_feed_forward_length": 48,
+        ".expert_shared_feed_forward_length": 96,
+        ".feed_forward_length": 48,
+        ".rope.freq_base": 10000.0 * 50.0 ** (16 / 14),
+    }
+    decoder = Decoder("hunyuan-moe", config, keys)
+    decoder.ends()
+    decoder.norms(LLAMA_NORMS)
+    decoder.attention(qk_norm="head", names={"q_norm": "query_layernorm", "k_norm": "key_layernorm"})
+    decoder.experts(48, router="gate.wg")
+    decoder.shared_expert(96, part="mlp.shared_mlp")
+    return decoder.tiny
+
+
 def ernie4_5_moe_decoder() -> Decoder:
     """A dense layer, then mixtures."""
     config = config_of(

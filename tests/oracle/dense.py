@@ -406,7 +406,7 @@ def starcoder2() -> Tiny:
 
 @case(truth="llama.cpp")
 def arcee() -> Tiny:
-    decoder = Decoder("arcee", config_of("arcee"), permute=True)
+    decoder = Decoder("arcee", config_of("arcee", hidden_act="relu2"), permute=True)
     decoder.ends()
     decoder.norms(LLAMA_NORMS)
     decoder.attention()

@@ -347,9 +347,15 @@ def granitehybrid_decoder(model: Mapping[str, Any]) -> Decoder:
 @case(inert=["key .rope.freq_base"])
 def granitehybrid() -> Tiny:
     """Granite 4 H Micro: a network in each layer."""
-    decoder = granitehybrid_decoder({})
-    decoder.mlp()
-    return decoder.tiny
+    decoder = granitehybrid_decoder({"num_local_experts": 0, "shared_intermediate_size": 96})
+    tiny = decoder.tiny
+    for i in range(decoder.n_layers):
+        blk, mlp = f"blk.{i}.ffn", f"model.layers.{i}.shared_mlp"
+        both = tiny.matrix(f"{mlp}.input_linear", 2 * 96, 64, gain=1.5)
+        tiny.hf[f"{mlp}.input_linear.weight"] = both
+        tiny.tensors[f"{blk}_gate.weight"], tiny.tensors[f"{blk}_up.weight"] = both[:96], both[96:]
+        decoder.matrix(f"{blk}_down", f"{mlp}.output_linear", 64, 96, gain=2)
+    return tiny
 
 
 @case(inert=["key .rope.freq_base"])

@@ -199,6 +199,30 @@ def without_defaults(tiny: Tiny) -> None:
             del keys[name]
 
 
+def in_blocks(dtype: gguf.GGMLQuantizationType) -> Change:
+    """Matrices as blocks of a type, those whose rows are long enough and that files have so."""
+
+    def change(tiny: Tiny) -> None:
+        block, _ = gguf.GGML_QUANT_SIZES[dtype]
+        for name, tensor in tiny.tensors.items():
+            fits = tensor.ndim > 1 and tensor.shape[-1] % block == 0 and name not in tiny.types
+            if fits and not any(part in name for part in FLOATS):
+                tiny.tensors[name] = gguf.quants.quantize(np.ascontiguousarray(tensor), dtype)
+                tiny.types[name] = dtype
+
+    return change
+
+
+def unpacked(tiny: Tiny) -> None:
+    """What is in blocks as float32."""
+    for name, dtype in tiny.types.items():
+        tiny.tensors[name] = gguf.quants.dequantize(tiny.tensors[name], dtype)
+    tiny.types = {}
+
+
+FLOATS = ("norm", "ffn_gate_inp", "conv", "altup", "laurel", "per_layer_model_proj", "ssm_norm", "exp_probs_b", ".bias")
+"""Parts of the names of tensors that stay floats when a file is quantized."""
+
 FORMS = {"form: one tensor for queries, keys and values": fused_qkv, "form: no defaults": without_defaults}
 """Other forms of any file."""
 

@@ -69,8 +69,8 @@ def test_what_is_no_part_of_a_model_and_other_forms_of_it_change_nothing(tmp_pat
 def test_matrices_in_blocks_are_those_matrices(tmp_path: Path, name: str) -> None:
     """Rows, experts and heads are cut out of blocks as they are cut out of floats.
 
-    Activations are rounded to 8 bits then, by half a percent at each product, and attention is sharp here; now and then a
-    router chooses another expert for it, which is why it is the median of the positions that counts. A row from the
+    Activations are rounded to 8 bits then, by half a percent at each product, and attention is sharp here; now and then
+    a router chooses another expert for it, which is why it is the median of the positions that counts. A row from the
     wrong place would change all of them, by about 1.
     """
     case = CASES[name]
@@ -84,18 +84,16 @@ def test_matrices_in_blocks_are_those_matrices(tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize("name", RUN)
 def test_a_prompt_in_pieces_has_the_same_bits(tmp_path: Path, name: str) -> None:
     """Whether they end in a batch, at its end or beyond it."""
-    case = CASES[name]
-    context = 1024
-    path = case.make().changed(key(".context_length", 4096)).write_gguf(tmp_path / "tiny.gguf")
+    tiny = CASES[name].make()
+    tiny.keys[".context_length"] = 4096
+    model = Model(tiny.write_gguf(tmp_path / "tiny.gguf"))
     tokens = (TOKENS * 15)[:700]
-    with Model(path).session(context_length=context) as session:
+    with model.session(context_length=1024) as session:
         whole = session.logits(tokens)
-    with Model(path).session(context_length=context) as session:
+    with model.session(context_length=1024) as session:
         at = 0
         for n in (1, 1, 7, 2, 37, 1, 16, 449, 1, 185):
-            np.testing.assert_array_equal(
-                session.logits(tokens[at : at + n]), whole[at : at + n], f"from {at} to {at + n}"
-            )
+            np.testing.assert_array_equal(session.logits(tokens[at : at + n]), whole[at : at + n], f"{n} at {at}")
             at += n
     assert at == len(tokens)
 

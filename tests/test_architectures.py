@@ -6,14 +6,18 @@ The models are those of `oracle.cases`, made again from their names; the logits 
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+import quality
 from llama_rs import Model, UnsupportedModelError
-from oracle import stored
+from oracle import compare, stored
 from oracle.cases import CASES, ENCODERS, TOKENS
 from oracle.compare import deviation, our_logits
 from oracle.tiny import in_blocks, unpacked
@@ -44,6 +48,15 @@ def test_logits_are_those_of_others(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     path = case.make().write_gguf(tmp_path / "tiny.gguf")
     assert deviation(our_logits(path, case), stored.read(name)) <= case.tolerance
+
+
+@pytest.mark.parametrize("cpu", quality.available_cpus())
+def test_every_kernel_set_gives_them(cpu: str) -> None:
+    command = [sys.executable, compare.__file__, *RUN]
+    result = subprocess.run(
+        command, env=os.environ | {"LLAMA_RS_CPU": cpu}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("name", RUN)

@@ -9,7 +9,7 @@ import numpy as np
 
 from oracle.case import case
 from oracle.decoder import LLAMA_NORMS, Decoder, as_is, config_of
-from oracle.tiny import Array, Tiny, fused_experts
+from oracle.tiny import Array, Tiny, fused_experts, not_tied, scaled
 
 # -- Gated delta rule --------------------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ def recurrent_layers(tiny: Tiny) -> None:
     tiny.keys[".attention.recurrent_layers"] = [(i + 1) % n != 0 for i in range(tiny.keys[".block_count"])]
 
 
-@case(forms={"form: a list of layers": recurrent_layers})
+@case(forms={"form: not tied": not_tied, "form: scales": scaled, "form: a list of layers": recurrent_layers})
 def qwen35() -> Tiny:
     decoder = Qwen("qwen35", qwen_config("qwen3_5", tie_word_embeddings=True), SECTIONS, reordered=True)
     decoder.layers_of_both_kinds()
@@ -156,7 +156,33 @@ def qwen35() -> Tiny:
     return decoder.tiny
 
 
-@case(forms={"form: a list of layers": recurrent_layers, "form: gates and ups in one": fused_experts})
+@case(inert=[f"tensor nextn.{name}.weight" for name in ("eh_proj", "enorm", "hnorm", "shared_head_norm")])
+def qwen35_mtp() -> Tiny:
+    """As it is published: with a layer that predicts one more token. It attends, whatever its number; it is no part."""
+    config = qwen_config("qwen3_5", tie_word_embeddings=True)
+    keys = {**SECTIONS, ".block_count": 6, ".nextn_predict_layers": 1}
+    decoder = Qwen("qwen35", config, keys, reordered=True)
+    decoder.layers_of_both_kinds()
+    decoder.mlp()
+    own = dict(decoder.tiny.hf)
+    for hf, name in QWEN_NORMS.items():
+        decoder.norm(f"blk.5.{name}", hf, 64)
+    decoder.gated_attention(5)
+    decoder.mlp(layers=[5])
+    decoder.matrix("blk.5.nextn.eh_proj", "eh_proj", 64, 128)
+    for name in ("enorm", "hnorm", "shared_head_norm"):
+        decoder.norm(f"blk.5.nextn.{name}", name, 64)
+    decoder.tiny.hf = own
+    return decoder.tiny
+
+
+@case(
+    forms={
+        "form: scales": scaled,
+        "form: a list of layers": recurrent_layers,
+        "form: gates and ups in one": fused_experts,
+    }
+)
 def qwen35moe() -> Tiny:
     keys = {**SECTIONS, **QWEN_EXPERT_KEYS}
     decoder = Qwen("qwen35moe", qwen_config("qwen3_5_moe", **QWEN_EXPERTS), keys, reordered=True)
@@ -212,7 +238,7 @@ def lfm2_config(model_type: str, **more: Any) -> dict[str, Any]:
 LFM2_MLP = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
-@case()
+@case(forms={"form: not tied": not_tied})
 def lfm2() -> Tiny:
     block = {
         "block_dim": 64,
@@ -437,7 +463,7 @@ def falcon_h1_norm() -> Tiny:
     return falcon_h1_decoder(norm=True).tiny
 
 
-@case()
+@case(forms={"form: scales": scaled})
 def mamba2() -> Tiny:
     """State spaces and nothing else."""
     shape = Mamba2(n_heads=8, head_dim=16, n_groups=1, state=16)
@@ -523,7 +549,7 @@ def nemotron_h() -> Tiny:
     return nemotron_h_decoder("nemotron_h", pattern, {".feed_forward_length": widths}).tiny
 
 
-@case(inert=["key .attention.layer_norm_epsilon"])
+@case(inert=["key .attention.layer_norm_epsilon"], forms={"form: scales": scaled})
 def nemotron_h_moe() -> Tiny:
     """Nemotron 3: mixtures whose experts work on a shorter vector, and a network for all tokens."""
     pattern = "MEM*E"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from oracle.case import case
 from oracle.decoder import LLAMA_NORMS, Decoder, config_of
-from oracle.tiny import Tiny, tensor
+from oracle.tiny import Tiny, scaled, tensor
 
 
 def mixture(arch: str, config: Mapping[str, Any], keys: Mapping[str, Any] | None = None, **about: Any) -> Decoder:
@@ -27,7 +27,7 @@ def mixture(arch: str, config: Mapping[str, Any], keys: Mapping[str, Any] | None
     return decoder
 
 
-@case()
+@case(forms={"form: scales": scaled})
 def mixtral() -> Tiny:
     config = config_of("mixtral", head_dim=None, num_local_experts=8, num_experts_per_tok=2)
     decoder = mixture("llama", config, permute=True)
@@ -46,7 +46,7 @@ def qwen2moe() -> Tiny:
     return decoder.tiny
 
 
-@case()
+@case(forms={"form: scales": scaled})
 def qwen3moe() -> Tiny:
     config = config_of(
         "qwen3_moe",

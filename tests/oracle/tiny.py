@@ -182,6 +182,30 @@ def _fuse(tiny: Tiny, name: str, parts: list[str], axis: int) -> None:
         tiny.tensors[name] = np.concatenate([tiny.tensors.pop(part) for part in parts], axis)
 
 
+SCALED = {
+    *(f"attn_{name}" for name in ("q", "k", "v", "output", "gate")),
+    *(f"ffn_{name}{kind}" for name in ("gate", "up", "down") for kind in ("", "_shexp", "_exps")),
+    *(f"ssm_{name}" for name in ("in", "out", "alpha", "beta")),
+}
+"""Matrices that files may have a scale of."""
+
+
+def scaled(tiny: Tiny) -> None:
+    """Another form, that of NVFP4: numbers by which what comes out of matrices is multiplied, one an expert."""
+    for name in list(tiny.tensors):
+        parts = name.split(".")
+        if name.startswith("blk.") and parts[2] in SCALED and parts[-1] == "weight":
+            n = tiny.tensors[name].shape[0] if parts[2].endswith("exps") else 1
+            scales = 2.0 ** (np.arange(n, dtype=np.float32) % 3 - 2)
+            tiny.tensors[name] = tiny.tensors[name] / scales.reshape(-1, *[1] * (tiny.tensors[name].ndim - 1))
+            tiny.tensors[name.removesuffix("weight") + "scale"] = scales
+
+
+def not_tied(tiny: Tiny) -> None:
+    """Another form: a matrix of outputs that is that of the embeddings."""
+    tiny.tensors.setdefault("output.weight", tiny.tensors["token_embd.weight"])
+
+
 def without_defaults(tiny: Tiny) -> None:
     """Another form: what says only what is so anyway is left out."""
     keys = tiny.keys

@@ -363,8 +363,8 @@ pub enum MixerWeights {
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub enum FfnWeights {
-    Dense(DenseWeights),
-    Experts(ExpertsWeights),
+    Dense(Box<DenseWeights>),
+    Experts(Box<ExpertsWeights>),
 }
 
 impl LayerWeights {
@@ -389,11 +389,13 @@ impl LayerWeights {
             ffn_norm: norm(layer.norms.ffn)?,
             ffn: match &layer.ffn {
                 Ffn::Dense(dense) => {
-                    FfnWeights::Dense(DenseWeights::load(source, &prefix, &Sizes::of_dense(dim, dense))?)
+                    FfnWeights::Dense(Box::new(DenseWeights::load(source, &prefix, &Sizes::of_dense(dim, dense))?))
                 }
-                Ffn::Experts(experts) => {
-                    FfnWeights::Experts(ExpertsWeights::load(source, &prefix, &Sizes::of_experts(dim, experts))?)
-                }
+                Ffn::Experts(experts) => FfnWeights::Experts(Box::new(ExpertsWeights::load(
+                    source,
+                    &prefix,
+                    &Sizes::of_experts(dim, experts),
+                )?)),
             },
             after_ffn: norm(layer.norms.after_ffn)?,
         })

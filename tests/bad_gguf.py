@@ -724,11 +724,6 @@ def norm_in_blocks(file: Gguf) -> None:
     file.tensors["output_norm"].dtype = 8
 
 
-@case(None)
-def norm_in_f16(file: Gguf) -> None:
-    file.tensors["output_norm"].dtype = 1
-
-
 def offset_case(name: str, offset: int, *says: str) -> None:
     def change(file: Gguf) -> None:
         file.tensors["blk.0.attn_q"].offset = offset
@@ -866,11 +861,26 @@ for _name, _key, _variant, _says in (
 ):
     key_case(_name, "unsupported", _key, _variant, _says)
 key_case("experts_of_qwen2", "unsupported", "qwen2.expert_count", u32(8), "8 experts", base=good_qwen2)
-key_case("windows_of_qwen2", "unsupported", "qwen2.attention.sliding_window", u32(16), "sliding-window", base=good_qwen2)
+key_case(
+    "windows_of_qwen2", "unsupported", "qwen2.attention.sliding_window", u32(16), "sliding-window", base=good_qwen2
+)
 key_case("windows", None, "llama.attention.sliding_window", u32(16))
-key_case("values_of_another_length", "format", "llama.attention.value_length", u32(4), "blk.0.attn_v.weight", "wrong shape")
-key_case("yarn_without_a_factor", "format", "llama.rope.scaling.type", string("yarn"), "missing key")
-key_case("no_number_of_experts_used", "format", "llama.expert_count", u32(8), "expert_used_count")
+
+
+@case("format", "blk.0.attn_v.weight", "wrong shape", "[32, 8]")
+def values_of_another_length(file: Gguf) -> None:
+    file.kv["llama.attention.value_length"] = u32(4)
+
+
+@case("format", "missing key", "llama.rope.scaling.factor")
+def yarn_without_a_factor(file: Gguf) -> None:
+    file.kv["llama.rope.scaling.type"] = string("yarn")
+
+
+@case("format", "missing key", "llama.expert_used_count")
+def no_number_of_experts_used(file: Gguf) -> None:
+    file.kv["llama.expert_count"] = u32(8)
+
 
 for _name in good().tensors:
 

@@ -10,6 +10,8 @@
 
 pub mod activations;
 mod attention;
+mod conv;
+mod linear_attention;
 pub mod matmul;
 mod ops;
 mod scalar;
@@ -32,6 +34,8 @@ use crate::error::{Error, Result};
 use crate::threads::{self, Interrupt, Queue};
 use activations::QuantizedRow;
 pub use attention::{Attention, AttentionSpan, BLOCK, Heads, KV_TYPES, load_key, value_row, zero_key};
+pub use conv::{Conv, ConvWeights, MAX_TAPS};
+pub use linear_attention::{CHUNK, KeyHead, LinearAttention, LinearHeads, LinearInputs, LinearSpan, Rule};
 use matmul::Matmul;
 
 /// A set of kernels for one instruction set.
@@ -86,6 +90,21 @@ pub trait Kernels: Sync {
     /// # Safety
     /// - No other worker runs the same task.
     unsafe fn attention(&self, job: &Attention, i: usize);
+
+    /// Task `i` of a convolution.
+    ///
+    /// # Safety
+    /// - No other worker runs the same task.
+    unsafe fn conv(&self, job: &Conv, i: usize);
+
+    /// Task `i` of a linear attention.
+    ///
+    /// # Safety
+    /// - No other worker runs the same task.
+    unsafe fn linear_attention(&self, job: &LinearAttention, i: usize);
+
+    /// `x[i] = x[i] / sqrt(sum(x^2) + eps)`.
+    fn l2_norm(&self, x: &mut [f32], eps: f32);
 }
 
 /// Which numbers of a head are rotated together.

@@ -89,6 +89,13 @@ impl LinearHeads {
         keys.checked_add(deltas)?.checked_add(self.n_heads)?.checked_mul(CHUNK)
     }
 
+    /// Where in a tail the numbers of all but the first `n` positions are.
+    pub fn tail_rest(&self, n: usize) -> impl Iterator<Item = Range<usize>> {
+        let keys = (0..self.n_key_heads).map(move |h| self.key_at(h, n).start..self.key_at(h, CHUNK).start);
+        let of_head = move |h| [self.deltas_at(h, n..CHUNK), self.sums_at(h, n..CHUNK)];
+        keys.chain((0..self.n_heads).flat_map(of_head))
+    }
+
     fn key_head(&self, h: usize) -> usize {
         match self.key_head {
             KeyHead::Divide => h / (self.n_heads / self.n_key_heads),

@@ -16,6 +16,7 @@ use crate::arch::{
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::kernels::Numbers;
 use crate::quant::DType;
 use crate::tensor::TensorView;
 
@@ -24,7 +25,7 @@ use crate::tensor::TensorView;
 pub struct Linear {
     /// `(rows, columns)`
     pub weight: TensorView,
-    /// `(rows)`, F32
+    /// `(rows)`, floats
     pub bias: Option<TensorView>,
     /// `(1)`, F32: what the product is multiplied with (NVFP4, BitNet).
     pub scale: Option<TensorView>,
@@ -33,9 +34,9 @@ pub struct Linear {
 /// The weights of a norm. Some have none.
 #[derive(Debug, Clone)]
 pub struct NormWeights {
-    /// `(dim)`, F32
+    /// `(dim)`, floats
     pub weight: TensorView,
-    /// `(dim)`, F32
+    /// `(dim)`, floats
     pub bias: Option<TensorView>,
 }
 
@@ -44,7 +45,7 @@ pub struct NormWeights {
 pub struct Stack {
     experts: Matrices,
     rows: usize,
-    /// `(n_experts, rows)`, F32
+    /// `(n_experts, rows)`, floats
     pub bias: Option<TensorView>,
     /// `(n_experts)`, F32: what the products are multiplied with.
     pub scale: Option<TensorView>,
@@ -682,7 +683,7 @@ impl<'a> Source<'a> {
     }
 
     /// The tensor called `name`, if the file has it and it is of this shape, rows first. A matrix may have any type that the
-    /// kernels read; a vector is F32.
+    /// kernels read; a vector is of floats.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Option<TensorView>> {
         let Some(i) = self.checkpoint.index_of(name) else { return Ok(None) };
         self.taken.borrow_mut()[i] = true;
@@ -698,8 +699,8 @@ impl<'a> Source<'a> {
             let supported = supported.collect::<Vec<_>>().join(", ");
             return Err(self.unsupported(format!("tensor {name} of type {dtype}; supported are {supported}")));
         }
-        if shape.len() == 1 && dtype != DType::F32 {
-            return Err(self.unsupported(format!("tensor {name} of type {dtype}; only F32 is supported there")));
+        if shape.len() == 1 && Numbers::of(view).is_none() {
+            return Err(self.unsupported(format!("tensor {name} of type {dtype}; F32, F16 and BF16 are supported there")));
         }
         Ok(Some(view.clone()))
     }

@@ -1,6 +1,6 @@
 //! Attention: queries, keys and values; their norms and rotation; keys and values to their blocks; attention; output.
 
-use super::pass::{Add, Buffers, Pass, apply_norm, linear, rescale, room};
+use super::pass::{Add, Buffers, Pass, apply_norm, floats, linear, rescale, room};
 use crate::arch::{AttentionConfig, Gate, LayerConfig, QkNorm};
 use crate::kernels::{Attention, AttentionSpan, BLOCK, Scores};
 use crate::threads::Disjoint;
@@ -120,12 +120,13 @@ impl Pass<'_, '_> {
             let blocks = piece.span.sequence.blocks(start + tokens).map(|block| &block[at.clone()]).collect();
             AttentionSpan { tokens, start, blocks }
         });
+        let sinks: Option<Vec<f32>> = w.sinks.as_ref().map(|sinks| floats(sinks).collect());
         let scores = Scores {
             scale: config.scale,
             softcap: config.softcap,
             alibi: None,
             mask: config.mask,
-            sinks: w.sinks.as_ref().map(|sinks| &sinks.bytes()[..]),
+            sinks: sinks.as_deref(),
         };
         Attention::new(heads, scores, q, spans.collect(), attended.x_mut(), parts).run(cx);
         if config.gate == Gate::BesideQueries {

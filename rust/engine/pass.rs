@@ -13,7 +13,7 @@ use crate::arch::{Ffn, LayerConfig, Mixer};
 use crate::error::{Error, Result};
 use crate::kernels::activations::Activations;
 use crate::kernels::matmul::Matmul;
-use crate::kernels::{Context, Norm};
+use crate::kernels::{Context, Norm, Numbers};
 use crate::quant;
 use crate::tensor::TensorView;
 use crate::threads::Disjoint;
@@ -224,7 +224,17 @@ impl<'p, 's> Pass<'p, 's> {
 
 /// `out = norm(x)`
 pub fn apply_norm(cx: &Context, norm: Norm, out: &mut [f32], x: &[f32], w: &NormWeights) {
-    cx.kernels.norm(norm, out, x, Some(w.weight.bytes()), w.bias.as_ref().map(|b| &b.bytes()[..]));
+    cx.kernels.norm(norm, out, x, Some(numbers(&w.weight)), w.bias.as_ref().map(numbers));
+}
+
+/// The numbers of a vector.
+pub fn numbers(view: &TensorView) -> Numbers<'_> {
+    Numbers::of(view).expect("vectors are floats: that was checked when they were found")
+}
+
+/// The numbers of a vector.
+pub fn floats(view: &TensorView) -> impl Iterator<Item = f32> {
+    numbers(view).iter()
 }
 
 /// `out = w x`, or `w x + b`. The scale of a matrix that has one is still to be multiplied with, see [`rescale`].
@@ -256,11 +266,6 @@ pub fn scale_and_shift(out: &mut [f32], w: &Linear) {
             row.iter_mut().zip(floats(bias)).for_each(|(out, bias)| *out += bias);
         }
     }
-}
-
-/// The numbers of a vector of F32.
-pub fn floats(view: &TensorView) -> impl Iterator<Item = f32> {
-    view.bytes().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
 }
 
 /// Adds a branch to the residual stream.

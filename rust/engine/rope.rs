@@ -2,6 +2,7 @@
 
 use std::f64::consts::TAU;
 
+use super::pass::floats;
 use crate::arch::{RopeConfig, RopeScaling};
 use crate::kernels::RopeStyle;
 use crate::tensor::TensorView;
@@ -100,9 +101,8 @@ impl Rope {
 }
 
 fn divided(mut frequencies: Vec<f64>, factors: Option<&TensorView>) -> Vec<f64> {
-    let factors = factors.map_or(&[][..], |factors| factors.bytes().as_chunks::<4>().0);
-    for (f, factor) in frequencies.iter_mut().zip(factors) {
-        *f /= f64::from(f32::from_le_bytes(*factor));
+    for (f, factor) in frequencies.iter_mut().zip(factors.into_iter().flat_map(floats)) {
+        *f /= f64::from(factor);
     }
     frequencies
 }

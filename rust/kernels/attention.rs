@@ -125,13 +125,13 @@ pub struct Scores<'a> {
     pub alibi: Option<f32>,
     /// Who sees whom.
     pub mask: Mask,
-    /// A score of each head that belongs to no position, `(n_heads)`, F32 as it lies in the file (gpt-oss).
-    pub sinks: Option<&'a [u8]>,
+    /// A score of each head that belongs to no position, `(n_heads)` (gpt-oss).
+    pub sinks: Option<&'a [f32]>,
 }
 
 impl Scores<'_> {
     fn sink(&self, head: usize) -> Option<f32> {
-        Some(f32::from_le_bytes(self.sinks?.as_chunks::<4>().0[head]))
+        Some(self.sinks?[head])
     }
 
     /// By what the score falls with each position of distance.
@@ -210,7 +210,7 @@ impl<'a> Attention<'a> {
         let numbers = |dim: usize| n_heads.checked_mul(dim).and_then(|n| n.checked_mul(tokens)).expect("a size");
         let fit = q.len() == numbers(head_dim) && out.len() == numbers(value_dim);
         assert!(fit, "queries and results of {tokens} tokens");
-        assert!(scores.sinks.is_none_or(|sinks| sinks.len() == 4 * n_heads), "a sink of each head");
+        assert!(scores.sinks.is_none_or(|sinks| sinks.len() == n_heads), "a sink of each head");
         for span in &spans {
             let needed = span.end().div_ceil(BLOCK);
             assert!(span.blocks.len() >= needed && span.blocks.iter().all(|b| b.len() == layer_bytes), "blocks");
@@ -851,15 +851,15 @@ mod tests {
 
     /// Plain attention, and one of each option.
     fn options(i: usize, sinks: &[f32]) -> Scores<'_> {
-        let plain = Scores { scale: 0.3, softcap: None, alibi: None, mask: Mask::Causal, sinks: None };
+        let plain = Scores { scale: 0.1, softcap: None, alibi: None, mask: Mask::Causal, sinks: None };
         match i % 7 {
             0 => plain,
             1 => Scores { mask: Mask::Window(90), ..plain },
             2 => Scores { mask: Mask::Chunk(70), softcap: Some(1.5), ..plain },
-            3 => Scores { sinks: Some(bytemuck::cast_slice(sinks)), mask: Mask::Window(1), ..plain },
+            3 => Scores { sinks: Some(sinks), mask: Mask::Window(1), ..plain },
             4 => Scores { mask: Mask::All, alibi: Some(8.0), ..plain },
             5 => Scores { mask: Mask::Around(40), softcap: Some(2.0), ..plain },
-            _ => Scores { sinks: Some(bytemuck::cast_slice(sinks)), alibi: Some(4.0), ..plain },
+            _ => Scores { sinks: Some(sinks), alibi: Some(4.0), ..plain },
         }
     }
 
@@ -942,7 +942,7 @@ mod tests {
             }
             weights.push((score, value));
         }
-        let sink = scores.sinks.map(|sinks| f64::from(bytemuck::pod_collect_to_vec::<u8, f32>(sinks)[head]));
+        let sink = scores.sinks.map(|sinks| f64::from(sinks[head]));
         let max = weights.iter().map(|(s, _)| *s).chain(sink).fold(f64::NEG_INFINITY, f64::max);
         let total: f64 = weights.iter().map(|(s, _)| *s).chain(sink).map(|s| (s - max).exp()).sum();
         let sum = |i: usize| weights.iter().map(|(s, v)| (s - max).exp() * f64::from(v[i])).sum::<f64>();

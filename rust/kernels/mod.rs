@@ -31,6 +31,8 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
+use crate::quant::DType;
+use crate::tensor::TensorView;
 use crate::threads::{self, Interrupt, Queue};
 use activations::QuantizedRow;
 pub use attention::{Attention, AttentionSpan, BLOCK, Heads, KV_TYPES, Mask, Scores, load_key, value_row, zero_key};
@@ -65,11 +67,11 @@ pub trait Kernels: Sync {
     /// - No other worker writes the results of the same rows and tokens at the same time.
     unsafe fn strip(&self, job: &Matmul, rows: Range<usize>, tokens: Range<usize>);
 
-    /// `out = norm(x) * (w + offset) + b`; `w` and `b` are F32 as they lie in the file.
+    /// `out = norm(x) * (w + offset) + b`.
     ///
     /// # Panics
     /// If the lengths differ.
-    fn norm(&self, norm: Norm, out: &mut [f32], x: &[f32], w: Option<&[u8]>, b: Option<&[u8]>);
+    fn norm(&self, norm: Norm, out: &mut [f32], x: &[f32], w: Option<Numbers>, b: Option<Numbers>);
 
     /// `out[i] = activation(gate[i]) * up[i]`, or without the factor (GLU, Shazeer 2020).
     ///
@@ -134,6 +136,61 @@ pub struct Norm {
     pub eps: f32,
     /// What is added to the weights. 1 in Hugging Face's files of Gemma, which keep `w` for `1 + w`.
     pub offset: f32,
+}
+
+/// A vector of floats as it lies in the file, of whatever type.
+#[derive(Debug, Clone, Copy)]
+pub struct Numbers<'a> {
+    bytes: &'a [u8],
+    dtype: DType, // F32, F16 or BF16
+}
+
+impl<'a> Numbers<'a> {
+    /// Those of a tensor; `None` if it is not of a float type.
+    pub fn of(view: &'a TensorView) -> Option<Self> {
+        let is_float = matches!(view.dtype(), DType::F32 | DType::F16 | DType::BF16);
+        is_float.then(|| Self { bytes: view.bytes(), dtype: view.dtype() })
+    }
+
+    /// How many.
+    pub fn len(self) -> usize {
+        self.bytes.len() / if self.dtype == DType::F32 { 4 } else { 2 }
+    }
+
+    /// Number `i`.
+    ///
+    /// # Panics
+    /// If there is no such number.
+    pub fn get(self, i: usize) -> f32 {
+        let at = |i: usize| u16::from_le_bytes(*self.bytes[2 * i..].first_chunk().expect("two bytes"));
+        match self.dtype {
+            DType::F32 => f32::from_le_bytes(*self.bytes[4 * i..].first_chunk().expect("four bytes")),
+            DType::F16 => half::f16::from_bits(at(i)).to_f32(),
+            _ => half::bf16::from_bits(at(i)).to_f32(),
+        }
+    }
+
+    /// All of them.
+    pub fn iter(self) -> impl Iterator<Item = f32> + use<'a> {
+        (0..self.len()).map(move |i| self.get(i))
+    }
+
+    /// A register of those from `i` on.
+    ///
+    /// # Safety
+    /// - The CPU has the features of `V`, and there are `V::LANES` numbers from `i` on.
+    #[inline(always)]
+    unsafe fn load<V: vector::Vector>(self, i: usize) -> V {
+        let p = self.bytes.as_ptr();
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.dtype {
+                DType::F32 => V::load(p.add(4 * i).cast()),
+                DType::F16 => V::load_f16(p.add(2 * i).cast()),
+                _ => V::load_bf16(p.add(2 * i).cast()),
+            }
+        }
+    }
 }
 
 /// What a norm divides by.

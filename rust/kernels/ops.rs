@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::matmul::{Matmul, STRIP};
 use super::vector::{Bf16, Number, One, Vector, exp};
-use super::{Activation, Norm, NormKind, RopeStyle};
+use super::{Activation, Norm, NormKind, Numbers, RopeStyle};
 use crate::quant::DType;
 
 /// A norm of a row, see [`super::Kernels::norm`].
@@ -17,9 +17,8 @@ use crate::quant::DType;
 /// # Safety
 /// - The CPU has the features of `V`.
 #[inline(always)]
-pub unsafe fn norm<V: Vector>(norm: Norm, out: &mut [f32], x: &[f32], w: Option<&[u8]>, b: Option<&[u8]>) {
+pub unsafe fn norm<V: Vector>(norm: Norm, out: &mut [f32], x: &[f32], w: Option<Numbers>, b: Option<Numbers>) {
     let n = out.len();
-    let (w, b) = (w.map(|w| w.as_chunks::<4>().0), b.map(|b| b.as_chunks::<4>().0));
     assert!(x.len() == n && w.is_none_or(|w| w.len() == n) && b.is_none_or(|b| b.len() == n), "a norm of {n}");
     let whole = n - n % V::LANES;
     // SAFETY: `i + LANES <= whole <= n`; the features are the caller's promise.
@@ -51,20 +50,20 @@ pub unsafe fn norm<V: Vector>(norm: Norm, out: &mut [f32], x: &[f32], w: Option<
         for i in (0..whole).step_by(V::LANES) {
             let mut v = V::load(x.as_ptr().add(i)).sub(centre).mul(V::splat(scale));
             if let Some(w) = w {
-                v = v.mul(V::load(w.as_ptr().add(i).cast()).add(V::splat(norm.offset)));
+                v = v.mul(w.load::<V>(i).add(V::splat(norm.offset)));
             }
             if let Some(b) = b {
-                v = v.add(V::load(b.as_ptr().add(i).cast()));
+                v = v.add(b.load::<V>(i));
             }
             v.store(out.as_mut_ptr().add(i));
         }
         for i in whole..n {
             let mut v = (x[i] - mean) * scale;
             if let Some(w) = w {
-                v *= f32::from_le_bytes(w[i]) + norm.offset;
+                v *= w.get(i) + norm.offset;
             }
             if let Some(b) = b {
-                v += f32::from_le_bytes(b[i]);
+                v += b.get(i);
             }
             out[i] = v;
         }
@@ -388,9 +387,9 @@ unsafe fn float_tile<V: Vector, W: Number, const R: usize, const T: usize>(
 /// features of the set.
 macro_rules! float_kernels {
     ($vector:ty, $features:ident) => {
-        fn norm(&self, norm: crate::kernels::Norm, out: &mut [f32], x: &[f32], w: Option<&[u8]>, b: Option<&[u8]>) {
+        fn norm(&self, norm: crate::kernels::Norm, out: &mut [f32], x: &[f32], w: Option<crate::kernels::Numbers>, b: Option<crate::kernels::Numbers>) {
             $features! {
-                fn run(norm: crate::kernels::Norm, out: &mut [f32], x: &[f32], w: Option<&[u8]>, b: Option<&[u8]>) {
+                fn run(norm: crate::kernels::Norm, out: &mut [f32], x: &[f32], w: Option<crate::kernels::Numbers>, b: Option<crate::kernels::Numbers>) {
                     // SAFETY: the features are those of this function.
                     unsafe { crate::kernels::ops::norm::<$vector>(norm, out, x, w, b) }
                 }

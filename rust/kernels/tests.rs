@@ -413,7 +413,8 @@ fn norms_and_activations_equal_plain_arithmetic() {
         let x: Vec<f32> = (0..n).map(|_| random.float() * 4.0 + 1.0).collect();
         let w: Vec<f32> = (0..n).map(|_| random.float() * 40.0).collect();
         let b: Vec<f32> = (0..n).map(|_| random.float()).collect();
-        let (w_bytes, b_bytes) = (bytemuck::cast_slice(&w), bytemuck::cast_slice(&b));
+        let [w_view, b_view] = [&w, &b].map(|x| vector_of(x));
+        let (w_numbers, b_numbers) = (Numbers::of(&w_view).unwrap(), Numbers::of(&b_view).unwrap());
         for kernels in all() {
             let mut out = vec![0.0; n];
             for kind in [NormKind::Rms, NormKind::Layer] {
@@ -422,7 +423,7 @@ fn norms_and_activations_equal_plain_arithmetic() {
                 let square = x.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / n as f64;
                 for (offset, with_w, with_b) in [(0.0, true, false), (1.0, true, true), (0.0, false, false)] {
                     let norm = Norm { kind, eps: 1e-5, offset };
-                    kernels.norm(norm, &mut out, &x, with_w.then_some(w_bytes), with_b.then_some(b_bytes));
+                    kernels.norm(norm, &mut out, &x, with_w.then_some(w_numbers), with_b.then_some(b_numbers));
                     for i in 0..n {
                         let w = if with_w { f64::from(w[i]) + f64::from(offset) } else { 1.0 };
                         let b = if with_b { f64::from(b[i]) } else { 0.0 };
@@ -448,6 +449,35 @@ fn norms_and_activations_equal_plain_arithmetic() {
             for i in 0..n {
                 let expected = 5.0 * (f64::from(w[i]) / 5.0).tanh();
                 assert!(close(out[i], expected, 1e-6), "{} softcap: {} {expected}", kernels.name(), out[i]);
+            }
+        }
+    }
+}
+
+/// A vector as it lies in a file: F32.
+fn vector_of(x: &[f32]) -> TensorView {
+    let bytes = bytemuck::cast_slice(x).to_vec();
+    let mapping = Mapping::from_vec(bytes, Path::new("test"));
+    TensorView::new(Bytes::new(&mapping, 0..4 * x.len()).unwrap(), DType::F32, &[x.len()]).unwrap()
+}
+
+#[test]
+fn a_norm_reads_weights_of_any_float_type() {
+    let mut random = Random(21);
+    for n in [5, 16, 35, 64] {
+        let x: Vec<f32> = (0..n).map(|_| random.float()).collect();
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let w = matrix(dtype, 1, n, &mut random, &Random::float);
+            let mut floats = vec![0.0; n];
+            dequantize(dtype, w.row(0), &mut floats);
+            let (same, norm) = (vector_of(&floats), Norm { kind: NormKind::Rms, eps: 1e-5, offset: 1.0 });
+            for kernels in all() {
+                let run = |w| {
+                    let mut out = vec![0.0; n];
+                    kernels.norm(norm, &mut out, &x, Numbers::of(w), None);
+                    out
+                };
+                assert_eq!(run(&w), run(&same), "{} {dtype} {n}", kernels.name());
             }
         }
     }

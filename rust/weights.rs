@@ -155,14 +155,14 @@ impl Slot for TensorView {
     }
 }
 
-/// Numbers that are used as they are, F32; files differ in what dimensions they give them.
+/// Numbers that are used as they are, floats; files differ in what dimensions they give them.
 #[derive(Debug, Clone)]
 pub struct Floats(TensorView);
 
 impl Floats {
     /// The numbers as they lie in the file, of the declared shape.
-    pub fn bytes(&self) -> &[u8] {
-        self.0.bytes()
+    pub fn numbers(&self) -> Numbers<'_> {
+        Numbers::of(&self.0).expect("floats: that was checked when they were found")
     }
 }
 
@@ -700,7 +700,9 @@ impl<'a> Source<'a> {
             return Err(self.unsupported(format!("tensor {name} of type {dtype}; supported are {supported}")));
         }
         if shape.len() == 1 && Numbers::of(view).is_none() {
-            return Err(self.unsupported(format!("tensor {name} of type {dtype}; F32, F16 and BF16 are supported there")));
+            return Err(
+                self.unsupported(format!("tensor {name} of type {dtype}; F32, F16 and BF16 are supported there"))
+            );
         }
         Ok(Some(view.clone()))
     }
@@ -712,9 +714,11 @@ impl<'a> Source<'a> {
         let view = &self.checkpoint.tensors()[i].view;
         let [there, asked] =
             [view.shape(), shape].map(|dims| dims.iter().copied().filter(|&d| d != 1).collect::<Vec<_>>());
-        if view.dtype() != DType::F32 {
+        if Numbers::of(view).is_none() {
             let dtype = view.dtype();
-            return Err(self.unsupported(format!("tensor {name} of type {dtype}; only F32 is supported there")));
+            return Err(
+                self.unsupported(format!("tensor {name} of type {dtype}; F32, F16 and BF16 are supported there"))
+            );
         }
         if !there.iter().rev().eq(&asked) && there != [asked.iter().product::<usize>()] {
             let shape: Vec<usize> = shape.iter().rev().copied().collect();

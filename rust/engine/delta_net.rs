@@ -69,14 +69,14 @@ impl Pass<'_, '_> {
                 alpha.copy_from_slice(&from[shared..]);
             }
         }
-        let rates = rates(w.a.bytes(), w.dt.bytes(), config.log_decays);
+        let rates = rates(&w.a, &w.dt, config.log_decays);
         for (alpha, beta) in alpha.chunks_exact_mut(n_heads).zip(beta.chunks_exact_mut(n_heads)) {
             alpha.iter_mut().zip(&rates).for_each(|(alpha, (a, dt))| *alpha = a * softplus(*alpha + dt));
             beta.iter_mut().for_each(|beta| *beta = sigmoid(*beta));
         }
 
         // convolution; norms of queries and keys
-        let conv = ConvWeights { taps: w.conv.bytes(), bias: None, n_taps: config.n_taps, silu: true };
+        let conv = ConvWeights { taps: w.conv.numbers(), bias: None, n_taps: config.n_taps, silu: true };
         let row = |t: usize| &inputs[t * channels..(t + 1) * channels];
         let memories = convolve(cx, &mut self.pieces, i, conv, &row, convolved);
         let rows = Disjoint::new(convolved);
@@ -100,7 +100,7 @@ impl Pass<'_, '_> {
             let mut normed = vec![0.0; value_dim];
             let own = Norm { kind: NormKind::Rms, eps: norm.eps, offset: 0.0 }; // files agree about this one
             for (row, (head, gate)) in row.chunks_exact_mut(value_dim).zip(heads) {
-                cx.kernels.norm(own, &mut normed, head, Some(w.norm.bytes()), None);
+                cx.kernels.norm(own, &mut normed, head, Some(w.norm.numbers()), None);
                 cx.kernels.activate(Activation::Silu, row, gate, Some(&normed));
             }
         });

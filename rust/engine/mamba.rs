@@ -32,7 +32,7 @@ impl Pass<'_, '_> {
 
         // time steps and decays
         let (steps, decays) = (room(beta, n * n_heads), room(alpha, n * n_heads));
-        let rates = rates(w.a.bytes(), w.dt.bytes(), config.log_decays);
+        let rates = rates(&w.a, &w.dt, config.log_decays);
         let rows = steps.chunks_exact_mut(n_heads).zip(decays.chunks_exact_mut(n_heads));
         for ((steps, decays), from) in rows.zip(fused.chunks_exact(width)) {
             for (((step, decay), from), (a, dt)) in
@@ -44,8 +44,8 @@ impl Pass<'_, '_> {
         }
 
         // convolution; the state space, of which the keys are B and the queries C
-        let bias = w.conv_bias.as_ref().map(|bias| bias.bytes());
-        let conv = ConvWeights { taps: w.conv.bytes(), bias, n_taps: config.n_taps, silu: true };
+        let bias = w.conv_bias.as_ref().map(|bias| bias.numbers());
+        let conv = ConvWeights { taps: w.conv.numbers(), bias, n_taps: config.n_taps, silu: true };
         let row = |t: usize| &fused[t * width + inner..t * width + inner + channels];
         let memories = convolve(cx, &mut self.pieces, i, conv, &row, convolved);
         let out = room(out, n * inner);
@@ -55,7 +55,7 @@ impl Pass<'_, '_> {
         LinearAttention::new(config.heads, from, spans, out).run(cx);
 
         // values past the state; gate; norm of each group; output
-        let skips: Vec<f32> = w.d.bytes().as_chunks::<4>().0.iter().map(|d| f32::from_le_bytes(*d)).collect();
+        let skips: Vec<f32> = w.d.numbers().iter().collect();
         let group = inner / n_key_heads;
         hidden.reset(n, inner, &[&w.out.weight]);
         hidden.fill(cx, &|t, row| {
@@ -71,7 +71,8 @@ impl Pass<'_, '_> {
                     cx.kernels.activate(Activation::Silu, &mut gated, gate, Some(&y));
                     let own = Norm { kind: NormKind::Rms, eps: norm.eps, offset: 0.0 };
                     let groups = row.chunks_exact_mut(group).zip(gated.chunks_exact(group));
-                    for ((row, gated), weights) in groups.zip(weights.bytes().chunks_exact(4 * group)) {
+                    for (g, (row, gated)) in groups.enumerate() {
+                        let weights = weights.numbers().part(g * group..(g + 1) * group);
                         cx.kernels.norm(own, row, gated, Some(weights), None);
                     }
                 }

@@ -3,6 +3,7 @@
 use super::pass::Piece;
 use crate::kernels::{Context, Conv, ConvWeights};
 use crate::kv::LayerMemory;
+use crate::weights::Floats;
 
 /// The convolution of a layer over the batch, whose inputs are the rows that `row` gives; they are remembered. Gives what
 /// the layer has of each sequence.
@@ -25,11 +26,10 @@ pub fn convolve<'p, 'r>(
     memories
 }
 
-/// The rates of a layer's heads: `(a, b)` of each, `a` below zero.
-pub fn rates(a: &[u8], dt: &[u8], log_decays: bool) -> Vec<(f32, f32)> {
-    let numbers = |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect::<Vec<_>>();
-    let a = numbers(a).into_iter().map(|a| if log_decays { -a.exp() } else { a });
-    a.zip(numbers(dt)).collect()
+/// What decays are made of: of each head `a`, below zero, and what is added to the time step.
+pub fn rates(a: &Floats, dt: &Floats, log_decays: bool) -> Vec<(f32, f32)> {
+    let a = a.numbers().iter().map(|a| if log_decays { -a.exp() } else { a });
+    a.zip(dt.numbers().iter()).collect()
 }
 
 /// `ln(1 + exp(x))`

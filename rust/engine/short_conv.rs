@@ -32,7 +32,7 @@ impl Pass<'_, '_> {
             let (b, rest) = bcx[3 * t * dim..3 * (t + 1) * dim].split_at(dim);
             row.iter_mut().zip(b).zip(&rest[dim..]).for_each(|((row, b), y)| *row = b * y);
         });
-        let conv = ConvWeights { taps: w.conv.bytes(), bias: None, n_taps: config.n_taps, silu: false };
+        let conv = ConvWeights { taps: w.conv.numbers(), bias: None, n_taps: config.n_taps, silu: false };
         convolve(cx, &mut self.pieces, i, conv, &|t| &inputs[t * dim..(t + 1) * dim], convolved);
         hidden.reset(n, dim, &[&w.out.weight]);
         hidden.fill(cx, &|t, row| {

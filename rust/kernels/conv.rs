@@ -8,8 +8,8 @@
 
 use std::ops::Range;
 
-use super::Context;
 use super::vector::{One, Vector, exp};
+use super::{Context, Numbers};
 use crate::threads::Disjoint;
 
 /// Most taps of a convolution.
@@ -20,10 +20,10 @@ const TILE: usize = 256;
 /// What a convolution computes with.
 #[derive(Clone, Copy)]
 pub struct ConvWeights<'a> {
-    /// F32 as it lies in the file, `(channels, n_taps)`; the last tap is that of the token itself.
-    pub taps: &'a [u8],
-    /// F32 as it lies in the file, `(channels)`.
-    pub bias: Option<&'a [u8]>,
+    /// `(channels, n_taps)`; the last tap is that of the token itself.
+    pub taps: Numbers<'a>,
+    /// `(channels)`
+    pub bias: Option<Numbers<'a>>,
     /// Taps of a channel.
     pub n_taps: usize,
     /// Whether `x / (1 + exp(-x))` follows.
@@ -47,9 +47,9 @@ impl<'a> Conv<'a> {
     /// If the shapes do not fit.
     pub fn new(weights: ConvWeights<'a>, spans: Vec<Vec<&'a [f32]>>, out: &'a mut [f32]) -> Self {
         let n_taps = weights.n_taps;
-        assert!((1..=MAX_TAPS).contains(&n_taps) && weights.taps.len().is_multiple_of(4 * n_taps), "taps");
-        let channels = weights.taps.len() / (4 * n_taps);
-        assert!(weights.bias.is_none_or(|bias| bias.len() == 4 * channels), "bias");
+        assert!((1..=MAX_TAPS).contains(&n_taps) && weights.taps.len().is_multiple_of(n_taps), "taps");
+        let channels = weights.taps.len() / n_taps;
+        assert!(weights.bias.is_none_or(|bias| bias.len() == channels), "bias");
         assert!(spans.iter().flatten().all(|row| row.len() == channels), "rows of inputs");
         let mut first = Vec::with_capacity(spans.len());
         let mut tokens = 0;
@@ -81,18 +81,18 @@ pub unsafe fn conv<V: Vector>(job: &Conv, i: usize) {
     let (span, start) = (i / tiles, i % tiles * TILE);
     let end = job.channels.min(start + TILE);
     let n = end - start;
+    let mut rows = [0.0f32; TILE * MAX_TAPS];
+    let rows = &mut rows[..n * job.n_taps];
+    job.weights.taps.part(start * job.n_taps..end * job.n_taps).read(rows);
     let mut taps = [[0.0f32; TILE]; MAX_TAPS];
-    let rows = job.weights.taps.as_chunks::<4>().0[start * job.n_taps..end * job.n_taps].chunks_exact(job.n_taps);
-    for (channel, row) in rows.enumerate() {
+    for (channel, row) in rows.chunks_exact(job.n_taps).enumerate() {
         for (taps, tap) in taps.iter_mut().zip(row) {
-            taps[channel] = f32::from_le_bytes(*tap);
+            taps[channel] = *tap;
         }
     }
     let mut bias = [0.0f32; TILE];
-    if let Some(bytes) = job.weights.bias {
-        for (bias, bytes) in bias.iter_mut().zip(&bytes.as_chunks::<4>().0[start..end]) {
-            *bias = f32::from_le_bytes(*bytes);
-        }
+    if let Some(numbers) = job.weights.bias {
+        numbers.part(start..end).read(&mut bias[..n]);
     }
     let whole = n - n % V::LANES;
     for (t, rows) in job.spans[span].windows(job.n_taps).enumerate() {
@@ -141,13 +141,20 @@ unsafe fn token<V: Vector>(
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::kernels;
+    use crate::mapping::{Bytes, Mapping};
+    use crate::quant::DType;
     use crate::sampling::Rng;
+    use crate::tensor::TensorView;
     use crate::threads::Interrupt;
 
-    fn bytes(numbers: &[f32]) -> Vec<u8> {
-        numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
+    fn view(numbers: &[f32]) -> TensorView {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let map = Mapping::from_vec(bytes, Path::new("test"));
+        TensorView::new(Bytes::new(&map, 0..4 * numbers.len()).unwrap(), DType::F32, &[numbers.len()]).unwrap()
     }
 
     #[test]
@@ -160,8 +167,9 @@ mod tests {
         {
             let (taps, bias, rows) =
                 (random(n_taps * channels), random(channels), random((n_taps - 1 + tokens) * channels));
-            let (taps_bytes, bias_bytes) = (bytes(&taps), bytes(&bias));
-            let weights = ConvWeights { taps: &taps_bytes, bias: biased.then_some(&bias_bytes), n_taps, silu };
+            let (taps_view, bias_view) = (view(&taps), view(&bias));
+            let (of_taps, of_bias) = (Numbers::of(&taps_view).unwrap(), Numbers::of(&bias_view).unwrap());
+            let weights = ConvWeights { taps: of_taps, bias: biased.then_some(of_bias), n_taps, silu };
             let rows: Vec<&[f32]> = rows.chunks_exact(channels).collect();
             for kernels in kernels::all() {
                 let cx = Context { kernels, threads: 2, interrupt: &interrupt };

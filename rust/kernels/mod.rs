@@ -170,6 +170,23 @@ impl<'a> Numbers<'a> {
         }
     }
 
+    /// Those of a range.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn part(self, range: Range<usize>) -> Self {
+        let size = if self.dtype == DType::F32 { 4 } else { 2 };
+        Self { bytes: &self.bytes[size * range.start..size * range.end], ..self }
+    }
+
+    /// Writes all of them.
+    ///
+    /// # Panics
+    /// If `out` is of another length.
+    pub fn read(self, out: &mut [f32]) {
+        crate::quant::dequantize(self.dtype, self.bytes, out);
+    }
+
     /// All of them.
     pub fn iter(self) -> impl Iterator<Item = f32> + use<'a> {
         (0..self.len()).map(move |i| self.get(i))

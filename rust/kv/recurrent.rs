@@ -374,3 +374,62 @@ impl<'a> LayerMemory<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::{AttentionConfig, Mixer, ShortConvConfig, plain};
+    use crate::quant::DType;
+
+    fn recurrent() -> Recurrent {
+        let mut config = plain(2, 1024, AttentionConfig::new(2, 2, 16), 64);
+        config.layers[0].mixer = Mixer::ShortConv(ShortConvConfig { n_taps: 3 });
+        Recurrent::new(&Arc::new(Layout::new(&config, DType::F16).unwrap()))
+    }
+
+    /// Adds positions, in batches of these lengths.
+    fn go_on(recurrent: &mut Recurrent, mut position: usize, batches: &[usize]) -> usize {
+        recurrent.begin_pass(position).unwrap();
+        for &tokens in batches {
+            recurrent.begin_batch(position, tokens).unwrap();
+            recurrent.end_batch();
+            position += tokens;
+        }
+        recurrent.end_pass();
+        position
+    }
+
+    #[test]
+    fn snapshots_are_few_and_rarer_the_further_back() {
+        let mut recurrent = recurrent();
+        let mut position = go_on(&mut recurrent, 0, &[512, 512, 300]);
+        for _ in 0..3000 {
+            position = go_on(&mut recurrent, position, &[1]);
+            let at: Vec<usize> = recurrent.snapshots.iter().map(|state| state.at).collect();
+            assert!(at.len() <= MOST && at.is_sorted() && at.iter().all(|at| at.is_multiple_of(BLOCK)), "{at:?}");
+            assert!(*at.last().unwrap() == position / BLOCK * BLOCK);
+        }
+        // Wherever one goes back to, not much more than that way has to be computed again.
+        let at: Vec<usize> = recurrent.snapshots.iter().map(|state| state.at).collect();
+        for n in 1..position {
+            let found = at.iter().rev().find(|&&at| at <= n).copied().unwrap_or(0);
+            assert!(n - found <= 3 * (position - n) + 2 * BLOCK, "{n} of {position}: {at:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_gone_back_to_is_a_snapshot_or_in_the_tail() {
+        let mut recurrent = recurrent();
+        let position = go_on(&mut recurrent, 0, &[200]);
+        assert_eq!(recurrent.truncate(195, position), 195); // in the tail
+        assert_eq!(recurrent.truncate(192, 195), 192);
+        let fork = recurrent.fork();
+        assert_eq!(recurrent.truncate(191, 192), 0); // the snapshot of 192 is too new
+        let position = go_on(&mut recurrent, 0, &[100, 90]);
+        assert_eq!(recurrent.truncate(150, position), 128);
+        assert_eq!(recurrent.truncate(70, 128), 64);
+        let mut fork = fork; // which still has its own
+        assert_eq!(fork.truncate(192, 192), 192);
+        assert_eq!(fork.saved(192).map(|(at, ..)| at), Some(192));
+    }
+}

@@ -743,11 +743,14 @@ impl<'a> Source<'a> {
 
     fn linear(&self, prefix: &str, declared: &Declared, sizes: &Sizes) -> Result<Option<Linear>> {
         let shape = (declared.shape)(sizes);
+        let rows_of = |part: &&str| (declared_as(part).expect("what is fused is declared").shape)(sizes)[0];
         let fused = FUSED.iter().find(|(name, parts)| {
+            let rows = self.checkpoint.tensor(&format!("{prefix}{name}.weight")).map(TensorView::n_rows);
             parts.contains(&declared.name)
                 && !self.has(&format!("{prefix}{}.weight", parts[0]))
-                && self.has(&format!("{prefix}{name}.weight"))
                 && declared_as(parts[0]).is_some_and(|first| (first.needed)(sizes) != Need::No)
+                // One of the parts may have the same name.
+                && rows.is_some_and(|rows| !parts.contains(name) || rows == parts.iter().map(rows_of).sum::<usize>())
         });
         let Some((name, parts)) = fused else {
             let name = format!("{prefix}{}", declared.name);
@@ -755,7 +758,6 @@ impl<'a> Source<'a> {
             let bias = self.tensor(&format!("{name}.bias"), &shape[..1])?;
             return Ok(Some(Linear { weight, bias, scale: self.scale(&name, 1)? }));
         };
-        let rows_of = |part: &&str| (declared_as(part).expect("what is fused is declared").shape)(sizes)[0];
         let start: usize = parts.iter().take_while(|part| **part != declared.name).map(rows_of).sum();
         let (name, rows) = (format!("{prefix}{name}"), parts.iter().map(rows_of).sum());
         let Some(all) = self.tensor(&format!("{name}.weight"), &[rows, shape[1]])? else { return Ok(None) };

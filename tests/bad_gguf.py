@@ -719,7 +719,12 @@ type_case("type_1000", "format", 1000, "unknown tensor type", "got 1000")
 type_case("type_negative", "format", 2**32 - 1, "unknown tensor type", "got 4294967295")
 
 
-@case("unsupported", "output_norm.weight", "F16")
+@case("unsupported", "output_norm.weight", "Q8_0", "F32, F16 and BF16")
+def norm_in_blocks(file: Gguf) -> None:
+    file.tensors["output_norm"].dtype = 8
+
+
+@case(None)
 def norm_in_f16(file: Gguf) -> None:
     file.tensors["output_norm"].dtype = 1
 
@@ -846,23 +851,26 @@ key_case("hidden_dims_too_many", "format", "llama.feed_forward_length", unsigned
 
 # What runs otherwise than we would run it, and what is no model.
 for _name, _key, _variant, _says in (
-    ("unknown_architecture", "general.architecture", string("gemma3"), "architecture gemma3; llama and qwen2 are"),
+    ("unknown_architecture", "general.architecture", string("gemma5"), "architecture gemma5; arcee, "),
     ("architecture_without_a_name", "general.architecture", string(""), "architecture ;"),
     ("architecture_in_capitals", "general.architecture", string("LLAMA"), "architecture LLAMA"),
     ("lora_adapter", "general.type", string("adapter"), "a LoRA adapter and no model"),
     ("projector", "general.type", string("mmproj"), "a projector for images or sound and no model"),
     ("projector_of_old", "general.architecture", string("clip"), "a projector for images or sound and no model"),
     ("importance_matrix", "general.type", string("imatrix"), "an importance matrix"),
-    ("rope_scaling_yarn", "llama.rope.scaling.type", string("yarn"), "rope scaling yarn"),
+    ("rope_scaling_dynamic", "llama.rope.scaling.type", string("dynamic"), "rope scaling dynamic"),
     ("attention_factor", "llama.rope.scaling.attn_factor", f32(1.25), "attn_factor = 1.25"),
-    ("experts", "llama.expert_count", u32(8), "8 experts"),
     ("encoder", "llama.attention.causal", boolean(0), "causal"),
-    ("sliding_window", "llama.attention.sliding_window", u32(16), "sliding-window"),
-    ("values_of_another_length", "llama.attention.value_length", u32(4), "values of length 4"),
     ("unknown_vocabulary", "tokenizer.ggml.model", string("rwkv"), "rwkv"),
     ("unknown_pre_tokenizer", "tokenizer.ggml.pre", string("poetry"), "poetry"),
 ):
     key_case(_name, "unsupported", _key, _variant, _says)
+key_case("experts_of_qwen2", "unsupported", "qwen2.expert_count", u32(8), "8 experts", base=good_qwen2)
+key_case("windows_of_qwen2", "unsupported", "qwen2.attention.sliding_window", u32(16), "sliding-window", base=good_qwen2)
+key_case("windows", None, "llama.attention.sliding_window", u32(16))
+key_case("values_of_another_length", "format", "llama.attention.value_length", u32(4), "blk.0.attn_v.weight", "wrong shape")
+key_case("yarn_without_a_factor", "format", "llama.rope.scaling.type", string("yarn"), "missing key")
+key_case("no_number_of_experts_used", "format", "llama.expert_count", u32(8), "expert_used_count")
 
 for _name in good().tensors:
 
@@ -870,28 +878,20 @@ for _name in good().tensors:
         del file.tensors[name]
 
     named(f"without_{_name}", "format", _without, "missing tensor", f"({_name}.weight)")
-for _name in ("attn_q", "attn_k", "attn_v"):
-
-    def _without_bias(file: Gguf, name: str = _name) -> None:
-        del file.tensors[f"blk.0.{name}.bias"]
-
-    named(
-        f"qwen2_without_{_name}_bias",
-        "format",
-        _without_bias,
-        "missing tensor",
-        f"(blk.0.{_name}.bias)",
-        base=good_qwen2,
-    )
 
 
-@case("unsupported", "tensor blk.0.attn_q.bias; a plain llama has none")
+@case("unsupported", "tensor blk.0.attn_q_norm.weight; a plain llama has none")
 def tensor_of_another_architecture(file: Gguf) -> None:
-    file.tensors["bias"] = Tensor("blk.0.attn_q.bias", [32], bytes(128))
+    file.tensors["norm"] = Tensor("blk.0.attn_q_norm.weight", [8], bytes(32))
 
 
-@case("unsupported", "tensor blk.0.attn_output.bias; a plain qwen2 has none", base=good_qwen2)
+@case("unsupported", "tensor blk.0.attn_verse.bias; a plain qwen2 has none", base=good_qwen2)
 def tensor_of_no_architecture(file: Gguf) -> None:
+    file.tensors["bias"] = Tensor("blk.0.attn_verse.bias", [32], bytes(128))
+
+
+@case(None)
+def biases_of_any_architecture(file: Gguf) -> None:
     file.tensors["bias"] = Tensor("blk.0.attn_output.bias", [32], bytes(128))
 
 

@@ -108,8 +108,8 @@ impl<'a> Keys<'a> {
     pub fn decoder(&self, style: RopeStyle, kind: NormKind) -> Result<Config> {
         let (n_layers, n_predict_layers) = self.n_layers()?;
         let dim = self.required_size(DIM).and_then(|n| self.at_most(DIM, n, MAX_DIM))?;
-        let context_length = self.required_size(CONTEXT_LENGTH)?;
         let attention = self.attention(dim, n_layers)?;
+        let context_length = self.required_size(CONTEXT_LENGTH)?;
         let hidden_dims = self.per_layer(HIDDEN_DIM, n_layers)?;
         let hidden_dims = match hidden_dims {
             Some(dims) => dims,
@@ -535,7 +535,6 @@ impl<'a> Keys<'a> {
             Some(factor) => Some((ROPE_SCALING_FACTOR, factor)),
             None => self.f32(ROPE_SCALE_LINEAR)?.map(|factor| (ROPE_SCALE_LINEAR, factor)),
         };
-        let factor = factor.filter(|(_, factor)| *factor != 0.0);
         if let Some((name, factor)) = factor {
             self.check(name, factor, factor > 0.0 && factor.is_finite(), "a number above 0")?;
         }

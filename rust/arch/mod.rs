@@ -474,7 +474,7 @@ macro_rules! architectures {
     };
 }
 architectures! {
-    arcee cohere2 command_r ernie4_5 ernie4_5_moe exaone4 falcon_h1 gemma gemma2 gemma3 glm4 glm4moe gpt_oss granite granitehybrid granitemoe hunyuan_dense hunyuan_moe lfm2 lfm2moe llama minicpm mistral3 olmo2 olmoe phi3 qwen2 qwen2moe qwen3 qwen35 qwen35moe qwen3moe qwen3next seed_oss smollm3 starcoder2
+    arcee cohere2 command_r ernie4_5 exaone4 falcon_h1 gemma gemma2 gemma3 glm4 glm4moe gpt_oss granite granitehybrid granitemoe hunyuan_dense lfm2 lfm2moe llama minicpm mistral3 olmo2 olmoe phi3 qwen2 qwen2moe qwen3 qwen35 qwen35moe qwen3moe qwen3next seed_oss smollm3 starcoder2
 }
 
 /// What a GGUF file may hold that is no model, by its `general.type`.
@@ -504,8 +504,9 @@ impl Architecture {
         }
         Self::named(&name).ok_or_else(|| {
             let name: String = name.chars().take(40).flat_map(char::escape_debug).collect();
-            let names: Vec<_> = ARCHITECTURES.iter().map(|architecture| architecture.name).collect();
-            unsupported(format!("architecture {name}; supported are {}", names.join(", ")))
+            let (last, others) = ARCHITECTURES.split_last().expect("there are some");
+            let others: Vec<_> = others.iter().map(|architecture| architecture.name).collect();
+            unsupported(format!("architecture {name}; {} and {} are supported", others.join(", "), last.name))
         })
     }
 }

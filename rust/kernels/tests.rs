@@ -297,12 +297,6 @@ fn no_safe_call_makes_a_product_out_of_bounds() {
         let said = panic_of(|| Activations::default().reset(tokens, n, &[]));
         assert!(said.contains("fit into memory"), "{said}");
     }
-
-    // Different numbers of tokens in one region.
-    let one = activations(kernels, &random_rows(1, 64, &mut random), &w);
-    let (mut a, mut b) = ([0.0; 10], [0.0; 5]);
-    let jobs = [Matmul::new(&mut a, &w, &x), Matmul::new(&mut b, &w, &one)];
-    panic_of(|| context(kernels, 1, &Interrupt::never()).matmul(&jobs));
 }
 
 #[test]

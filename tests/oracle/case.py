@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from oracle.tiny import N_TOKENS, Change, Tiny, key, per_tensor
+from oracle.tiny import FORMS, N_TOKENS, Change, Tiny, key, per_tensor
 
 TOKENS = [int(t) for t in np.random.PCG64(7).random_raw(48) % N_TOKENS]
 """The prompt of all cases."""
@@ -25,7 +25,8 @@ class Case:
     truth: str = "mlx"
     """Whose logits are stored: "mlx" or "llama.cpp"."""
     differs: str = ""
-    """Why mlx-lm and llama.cpp disagree, if they do; llama.cpp is right then: it is what people run."""
+    """Why mlx-lm and llama.cpp disagree, if they do. Then `truth` says who is right: most often llama.cpp, which is
+    what people run."""
     poolings: Sequence[str] = ()
     """What is stored of an encoder instead of logits: "none", the vector of each token; "mean", "cls", "last", "rank",
     what pooling makes of all."""
@@ -39,6 +40,10 @@ class Case:
     """How the names begin of the changes that are made; the rest is tried elsewhere."""
     but_for: Sequence[Change] = ()
     """The changes to the GGUF after which they agree."""
+    as_if: Sequence[Change] = ()
+    """How to say to llama.cpp what it does not understand otherwise."""
+    forms: Mapping[str, Change] = field(default_factory=dict)
+    """Other forms of the same file, by name, besides `FORMS`."""
     tolerance: float = 0.002
     """How far logits may be from the stored ones: the root mean square of the difference, in deviations of the logits.
 
@@ -67,9 +72,11 @@ class Case:
         """Those that logits must show."""
         return {name: change for name, change in self.every_change().items() if name not in self.inert}
 
-    def inert_changes(self) -> dict[str, Change]:
+    def without_influence(self) -> dict[str, Change]:
         """Those that logits must not show."""
-        return {name: change for name, change in self.every_change().items() if name in self.inert}
+        inert = {name: change for name, change in self.every_change().items() if name in self.inert}
+        # llama.cpp aborts on such a form of an encoder.
+        return inert | (dict(self.forms) if self.poolings else {**FORMS, **self.forms})
 
 
 CASES: dict[str, Case] = {}

@@ -7,7 +7,9 @@ is there. The files of a family enter theirs; who wants the whole table takes it
 
 from __future__ import annotations
 
-from oracle import dense, encoders, gemma4, hybrids, latent, mixtures
+from oracle import dense, encoders, gemma3n, gemma4, hybrids, latent, mixtures
 from oracle.case import CASES, ENCODERS, TOKENS, Case
 
-__all__ = ["CASES", "ENCODERS", "TOKENS", "Case", "dense", "encoders", "gemma4", "hybrids", "latent", "mixtures"]
+FAMILIES = [dense, mixtures, hybrids, gemma3n, gemma4, latent, encoders]
+
+__all__ = ["CASES", "ENCODERS", "FAMILIES", "TOKENS", "Case"]

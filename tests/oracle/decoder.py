@@ -95,6 +95,7 @@ class Decoder:
         *,
         permute: bool = False,
         offset: float = 0.0,
+        stack: str = "model.layers",
         seed: int = 0,
     ) -> None:
         self.config = config
@@ -103,6 +104,8 @@ class Decoder:
         """Whether the GGUF has the rows of queries and keys in pairs."""
         self.offset = offset
         """What is added to the weights of norms: 1 where the Hugging Face file holds them without it."""
+        self.stack = stack
+        """What the names of layers begin with, at Hugging Face."""
         self.dim = int(config["hidden_size"])
         self.n_layers = int(config["num_hidden_layers"])
         self.n_heads = int(config["num_attention_heads"])
@@ -146,7 +149,7 @@ class Decoder:
     def norms(self, names: Mapping[str, str], *, bias: bool = False) -> None:
         for i in range(self.n_layers):
             for hf, name in names.items():
-                self.norm(f"blk.{i}.{name}", f"model.layers.{i}.{hf}", self.dim, bias=bias)
+                self.norm(f"blk.{i}.{name}", f"{self.stack}.{i}.{hf}", self.dim, bias=bias)
 
     def attention(
         self,
@@ -157,13 +160,14 @@ class Decoder:
         qk_norm: str = "",
         gain: float = 1.5,
         names: Mapping[str, str] | None = None,
+        part: str = "self_attn",
     ) -> None:
         """Projections, `biases` for those of the letters "qkvo", norms of queries and keys per "head" or over "all"."""
         names = {x: f"{x}_proj" for x in "qkvo"} | {"q_norm": "q_norm", "k_norm": "k_norm"} | dict(names or {})
         in_gguf = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
         heads = {"q": self.n_heads, "k": self.n_kv_heads, "v": self.n_kv_heads}
         for i in range(self.n_layers) if layers is None else layers:
-            blk, attn = f"blk.{i}", f"model.layers.{i}.self_attn"
+            blk, attn = f"blk.{i}", f"{self.stack}.{i}.{part}"
             if fused:
                 rows = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
                 self.matrix(f"{blk}.attn_qkv", f"{attn}.qkv_proj", rows, self.dim, gain=gain)
@@ -195,7 +199,7 @@ class Decoder:
         hidden = hidden or int(self.config["intermediate_size"])
         names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj", **(names or {})}
         for i in range(self.n_layers) if layers is None else layers:
-            blk, mlp = f"blk.{i}.ffn", f"model.layers.{i}.{part}"
+            blk, mlp = f"blk.{i}.ffn", f"{self.stack}.{i}.{part}"
             if fused:
                 self.matrix(f"{blk}_up", f"{mlp}.gate_up_proj", 2 * hidden, self.dim, gain=1.5)
             for name in () if fused else ("gate", "up") if gated else ("up",):
@@ -222,7 +226,7 @@ class Decoder:
         """A router and experts: Hugging Face has a tensor for each, GGUF one for all. `choice_bias` is a name."""
         names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj", **(names or {})}
         for i in range(self.n_layers) if layers is None else layers:
-            blk, mlp = f"blk.{i}", f"model.layers.{i}.{part}"
+            blk, mlp = f"blk.{i}", f"{self.stack}.{i}.{part}"
             self.matrix(f"{blk}.ffn_gate_inp", f"{mlp}.{router}", n, self.dim, gain=gain)
             if choice_bias:
                 value = self.tiny.vector(f"{mlp}.{choice_bias}", n, around=bias_around)
@@ -238,12 +242,12 @@ class Decoder:
     ) -> None:
         """A network for every token beside the experts; `gate` is the name of what it is weighted by."""
         for i in range(self.n_layers) if layers is None else layers:
-            blk, mlp = f"blk.{i}.ffn", f"model.layers.{i}.{part}"
+            blk, mlp = f"blk.{i}.ffn", f"{self.stack}.{i}.{part}"
             self.matrix(f"{blk}_gate_shexp", f"{mlp}.gate_proj", hidden, self.dim, gain=1.5)
             self.matrix(f"{blk}_up_shexp", f"{mlp}.up_proj", hidden, self.dim, gain=1.5)
             self.matrix(f"{blk}_down_shexp", f"{mlp}.down_proj", self.dim, hidden, gain=2)
             if gate:
-                self.matrix(f"{blk}_gate_inp_shexp", f"model.layers.{i}.{gate}", 1, self.dim, to=lambda w: w[0])
+                self.matrix(f"{blk}_gate_inp_shexp", f"{self.stack}.{i}.{gate}", 1, self.dim, to=lambda w: w[0])
 
     def rope_freqs(self, factors: Array) -> None:
         """Factors of the frequencies: only GGUF has them as a tensor."""

@@ -18,7 +18,7 @@ from oracle.decoder import (
     config_of,
     plain,
 )
-from oracle.tiny import Array, Tiny, key
+from oracle.tiny import Array, Tiny, a_new_key, key, not_tied, scaled
 
 
 def llama3_factors(dim: int, theta: float, scaling: Mapping[str, Any]) -> Array:
@@ -32,12 +32,16 @@ def llama3_factors(dim: int, theta: float, scaling: Mapping[str, Any]) -> Array:
     return np.asarray(factors, np.float32)
 
 
-@case()
+def unused_factor(tiny: Tiny) -> None:
+    tiny.keys |= {".rope.scaling.type": "none", ".rope.scaling.factor": 4.0}
+
+
+@case(forms={"form: scales": scaled})
 def llama() -> Tiny:
     return plain("llama", config_of("llama"), permute=True).tiny
 
 
-@case()
+@case(forms={"form: a factor that is not used": unused_factor})
 def llama_biases() -> Tiny:
     config = config_of("llama", attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
     decoder = Decoder("llama", config, permute=True)
@@ -48,7 +52,7 @@ def llama_biases() -> Tiny:
     return decoder.tiny
 
 
-@case()
+@case(forms={"form: not tied": not_tied})
 def llama_llama3_rope() -> Tiny:
     scaling = {
         "rope_type": "llama3",
@@ -63,7 +67,12 @@ def llama_llama3_rope() -> Tiny:
     return decoder.tiny
 
 
-@case()
+def old_scale(tiny: Tiny) -> None:
+    tiny.keys[".rope.scale_linear"] = tiny.keys.pop(".rope.scaling.factor")
+    del tiny.keys[".rope.scaling.type"]
+
+
+@case(forms={"form: the old key": old_scale})
 def llama_linear() -> Tiny:
     return plain("llama", config_of("llama", rope_scaling={"type": "linear", "factor": 4.0}), permute=True).tiny
 
@@ -76,13 +85,28 @@ def llama_yarn() -> Tiny:
     return plain("llama", config_of("llama", rope_scaling=YARN, rope_theta=100.0), permute=True).tiny
 
 
-@case()
+def as_granite_swa(tiny: Tiny) -> None:
+    """The same in a family that llama.cpp knows to have windows; its sinks are too low to count."""
+    tiny.arch = "granite_swa"
+    n_layers, n_heads = tiny.keys[".block_count"], tiny.keys[".attention.head_count"]
+    tiny.keys |= {".attention.sliding_window_pattern": [True] * n_layers, ".logit_scale": 1.0}
+    sinks = np.full(n_heads, -1e9, np.float32)
+    tiny.tensors |= {f"blk.{i}.attn_sinks.weight": sinks for i in range(n_layers)}
+
+
+@case(truth="llama.cpp", differs="mlx-lm is not told of the window", as_if=[as_granite_swa])
+def llama_window() -> Tiny:
+    """Mistral 7B: its window is in some files, and llama.cpp does not look."""
+    return plain("llama", config_of("llama"), {".attention.sliding_window": 12}, permute=True).tiny
+
+
+@case(forms={"form: not tied": not_tied})
 def qwen2() -> Tiny:
     config = config_of("qwen2", hidden_size=80, head_dim=None, tie_word_embeddings=True)
     return plain("qwen2", config, biases="qkv").tiny
 
 
-@case()
+@case(forms={"form: scales": scaled})
 def qwen3() -> Tiny:
     return plain("qwen3", config_of("qwen3", rope_theta=1e6), qk_norm="head").tiny
 
@@ -134,7 +158,7 @@ def phi3_longrope() -> Tiny:
 CASES["phi3-longrope-long"] = Case(
     phi3_longrope,
     context=512,
-    inert=["tensor rope_factors_short.weight", "key .rope.scaling.original_context_length"],
+    inert=["tensor rope_factors_short.weight"],
 )
 CASES["phi3-longrope-short"] = Case(
     phi3_longrope,
@@ -150,42 +174,85 @@ def gemma() -> Tiny:
     return plain("gemma", config_of("gemma", tie_word_embeddings=True), offset=1).tiny
 
 
-@case(truth="llama.cpp", differs="mlx-lm's gemma2 has no windows", but_for=[key(".attention.sliding_window", 512)])
+MANY_LAYERS = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+
+
+def quiet(decoder: Decoder, n: int, names: Mapping[str, str]) -> Decoder:
+    """Lets the first layers add little, so that the few last ones matter, and roundings do not add up."""
+    for i in range(n):
+        for hf, name in names.items():
+            decoder.norm(f"blk.{i}.{name}", f"model.layers.{i}.{hf}", decoder.dim, around=0.1, by=0.05)
+    return decoder
+
+
+def gemma2_decoder(**more: Any) -> Decoder:
+    caps = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}
+    config = config_of("gemma2", tie_word_embeddings=True, **caps, **more)
+    keys = {".attn_logit_softcapping": 3.0, ".final_logit_softcapping": 4.0, ".attention.sliding_window": 12}
+    return plain("gemma2", config, keys, norms=SANDWICH_NORMS, offset=1)
+
+
+@case(
+    truth="llama.cpp",
+    differs="mlx-lm's gemma2 has no windows",
+    but_for=[key(".attention.sliding_window", 512)],
+    forms={"form: pattern": a_new_key(".attention.sliding_window_pattern", 2)},
+)
 def gemma2() -> Tiny:
-    config = config_of(
-        "gemma2",
-        num_hidden_layers=4,
-        tie_word_embeddings=True,
-        attn_logit_softcapping=3.0,
-        final_logit_softcapping=4.0,
-        query_pre_attn_scalar=24,
-    )
-    keys = {
-        ".attn_logit_softcapping": 3.0,
-        ".final_logit_softcapping": 4.0,
-        ".attention.sliding_window": 12,
-    }
-    return plain("gemma2", config, keys, norms=SANDWICH_NORMS, offset=1).tiny
+    return gemma2_decoder(num_hidden_layers=4, query_pre_attn_scalar=24).tiny
 
 
-@case()
-def gemma3() -> Tiny:
+@case(
+    truth="llama.cpp",
+    differs="mlx-lm's gemma2 has no windows",
+    but_for=[key(".attention.sliding_window", 512)],
+    tolerance=0.005,
+)
+def gemma2_27b() -> Tiny:
+    """llama.cpp knows it by its 46 layers; its scores are divided by the root of `dim / n_heads`."""
+    decoder = gemma2_decoder(num_hidden_layers=46, query_pre_attn_scalar=16, **MANY_LAYERS)
+    return quiet(decoder, 40, POST_NORMS).tiny
+
+
+def gemma3_decoder(**more: Any) -> Decoder:
     config = config_of(
         "gemma3_text",
-        num_hidden_layers=7,
         tie_word_embeddings=True,
-        query_pre_attn_scalar=24,
         sliding_window=12,
         sliding_window_pattern=6,
         rope_theta=1e6,
         rope_local_base_freq=10000.0,
         rope_scaling={"rope_type": "linear", "factor": 8.0},
+        **more,
     )
     keys = {".attention.sliding_window": 12}
-    return plain("gemma3", config, keys, norms=SANDWICH_NORMS, offset=1, qk_norm="head").tiny
+    return plain("gemma3", config, keys, norms=SANDWICH_NORMS, offset=1, qk_norm="head")
 
 
-@case()
+@case(
+    forms={
+        "form: pattern": a_new_key(".attention.sliding_window_pattern", 6),
+        "form: windows of each layer": a_new_key(".attention.sliding_window_pattern", [True] * 5 + [False, True]),
+        "form: not tied": not_tied,
+    }
+)
+def gemma3() -> Tiny:
+    return gemma3_decoder(num_hidden_layers=7, query_pre_attn_scalar=24).tiny
+
+
+@case(tolerance=0.005)
+def gemma3_27b() -> Tiny:
+    """llama.cpp knows it by its 62 layers; its scores are divided by the root of `dim / n_heads`."""
+    decoder = gemma3_decoder(num_hidden_layers=62, query_pre_attn_scalar=16, **MANY_LAYERS)
+    return quiet(decoder, 56, POST_NORMS).tiny
+
+
+@case(forms={"form: not tied": not_tied})
 def granite() -> Tiny:
     scales = {
         "embedding_multiplier": 3.0,
@@ -199,6 +266,13 @@ def granite() -> Tiny:
     return plain("granite", config, keys, permute=True).tiny
 
 
+@case(truth="llama.cpp", differs="mlx-lm's granite always rotates", inert=["key .rope.freq_base"])
+def granite_without_rotations() -> Tiny:
+    tiny = granite()
+    tiny.keys[".rope.scaling.finetuned"] = False
+    return tiny
+
+
 @case()
 def smollm3() -> Tiny:
     config = config_of("smollm3", num_hidden_layers=5, tie_word_embeddings=True)
@@ -210,7 +284,18 @@ def olmo2() -> Tiny:
     return plain("olmo2", config_of("olmo2", head_dim=None), norms=POST_NORMS, qk_norm="all").tiny
 
 
-@case()
+@case(forms={"form: pattern": a_new_key(".attention.sliding_window_pattern", [True, True, True, False, True])})
+def olmo3() -> Tiny:
+    """OLMo 3: windows in three layers of four; only the fourth has its rotations scaled."""
+    scaling = {**YARN, "original_max_position_embeddings": 32}
+    config = config_of(
+        "olmo3", num_hidden_layers=5, head_dim=None, sliding_window=12, rope_scaling=scaling, rope_theta=100.0
+    )
+    keys = {".attention.sliding_window": 12}
+    return plain("olmo2", config, keys, norms=POST_NORMS, qk_norm="all").tiny
+
+
+@case(forms={"form: scales": scaled})
 def mistral3() -> Tiny:
     rope = {
         **YARN,
@@ -229,6 +314,23 @@ def mistral3() -> Tiny:
     return plain("mistral3", config, keys, permute=True).tiny
 
 
+@case(
+    changes={
+        "beta fast": key(".rope.scaling.yarn_beta_fast", 64.0),
+        "beta slow": key(".rope.scaling.yarn_beta_slow", 6.0),
+    }
+)
+def mistral3_betas() -> Tiny:
+    """A context so long that both ends of the ramp are inside the head. llama.cpp reads them of this family alone."""
+    betas = {"beta_fast": 16.0, "beta_slow": 1.5, "mscale": 1.0, "mscale_all_dim": 0.0}
+    rope = {**YARN, **betas, "original_max_position_embeddings": 512, "llama_4_scaling_beta": 0.0}
+    config = config_of(
+        "ministral3", rope_parameters=rope, rope_scaling=rope, rope_theta=100.0, max_position_embeddings=4096
+    )
+    keys = {".rope.scaling.yarn_beta_fast": 16.0, ".rope.scaling.yarn_beta_slow": 1.5}
+    return plain("mistral3", config, keys, permute=True).tiny
+
+
 @case()
 def exaone4() -> Tiny:
     """EXAONE 4.0 1.2B: no windows, all layers rotate."""
@@ -239,18 +341,11 @@ def exaone4() -> Tiny:
 
 @case(tolerance=0.005)
 def exaone4_window() -> Tiny:
-    """EXAONE 4.0 32B: llama.cpp knows it by its 64 layers. Every fourth sees all positions and does not rotate.
-
-    Most layers add little: roundings would add up to too much, and none of the layers matter enough.
-    """
+    """EXAONE 4.0 32B: llama.cpp knows it by its 64 layers. Every fourth sees all positions and does not rotate."""
     windows = {"rope_scaling": None, "sliding_window": 12, "sliding_window_pattern": "LLLG"}
-    shape = {"num_hidden_layers": 64, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
-    config = config_of("exaone4", head_dim=16, num_key_value_heads=1, **shape, **windows)
+    config = config_of("exaone4", head_dim=16, num_hidden_layers=64, **MANY_LAYERS, **windows)
     decoder = plain("exaone4", config, {".attention.sliding_window": 12}, norms=POST_NORMS, qk_norm="head")
-    for i in range(58):
-        for hf, name in POST_NORMS.items():
-            decoder.norm(f"blk.{i}.{name}", f"model.layers.{i}.{hf}", 32, around=0.1, by=0.05)
-    return decoder.tiny
+    return quiet(decoder, 58, POST_NORMS).tiny
 
 
 def cohere_decoder(arch: str, config: Mapping[str, Any], more: Mapping[str, Any]) -> Decoder:
@@ -271,7 +366,23 @@ def command_r() -> Tiny:
     return cohere_decoder("command-r", config_of("cohere", **COHERE), {}).tiny
 
 
-@case()
+@case(tolerance=0.005)
+def command_r_plus() -> Tiny:
+    """llama.cpp knows it by its 64 layers, or more: queries and keys go through a LayerNorm of each head's own."""
+    config = config_of("cohere", num_hidden_layers=64, use_qk_norm=True, **MANY_LAYERS, **COHERE)
+    decoder = cohere_decoder("command-r", config, {})
+    tiny = decoder.tiny
+    for i in range(64):
+        for letter, n in (("q", 2), ("k", 1)):
+            hf = f"model.layers.{i}.self_attn.{letter}_norm.weight"
+            decoder.put(f"blk.{i}.attn_{letter}_norm.weight", hf, tiny.vector(hf, n, 16, around=1))
+        for name, hf in (("attn_output", "self_attn.o_proj"), ("ffn_down", "mlp.down_proj")) if i < 58 else ():
+            loud = tiny.hf[f"model.layers.{i}.{hf}.weight"]
+            decoder.put(f"blk.{i}.{name}.weight", f"model.layers.{i}.{hf}.weight", loud * np.float32(0.03))
+    return tiny
+
+
+@case(forms={"form: scales": scaled, "form: pattern": a_new_key(".attention.sliding_window_pattern", 4)})
 def cohere2() -> Tiny:
     windows = {"sliding_window": 12, "sliding_window_pattern": 4}
     config = config_of("cohere2", num_hidden_layers=5, **COHERE, **windows)
@@ -329,8 +440,7 @@ def minicpm() -> Tiny:
 
 
 @case(
-    truth="llama.cpp",
-    differs="llama.cpp multiplies by dim / 256 where it is not told a logit scale; Hugging Face divides by that",
+    differs="where it is not told a logit scale, llama.cpp takes 256 / dim, and divides by it: the wrong way round",
     but_for=[key(".logit_scale", 0.25)],
 )
 def minicpm_old() -> Tiny:
@@ -354,7 +464,7 @@ def starcoder2() -> Tiny:
 
 @case(truth="llama.cpp")
 def arcee() -> Tiny:
-    decoder = Decoder("arcee", config_of("arcee"), permute=True)
+    decoder = Decoder("arcee", config_of("arcee", hidden_act="relu2"), permute=True)
     decoder.ends()
     decoder.norms(LLAMA_NORMS)
     decoder.attention()

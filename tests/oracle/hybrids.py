@@ -9,7 +9,7 @@ import numpy as np
 
 from oracle.case import case
 from oracle.decoder import LLAMA_NORMS, Decoder, as_is, config_of
-from oracle.tiny import Array, Tiny
+from oracle.tiny import Array, Tiny, fused_experts, not_tied, scaled
 
 # -- Gated delta rule --------------------------------------------------------------------------------------------------
 
@@ -142,7 +142,13 @@ QWEN_EXPERT_KEYS = {
 }
 
 
-@case()
+def recurrent_layers(tiny: Tiny) -> None:
+    """Another form: which layers have a state is said of each."""
+    n = tiny.keys.pop(".full_attention_interval")
+    tiny.keys[".attention.recurrent_layers"] = [(i + 1) % n != 0 for i in range(tiny.keys[".block_count"])]
+
+
+@case(forms={"form: not tied": not_tied, "form: scales": scaled, "form: a list of layers": recurrent_layers})
 def qwen35() -> Tiny:
     decoder = Qwen("qwen35", qwen_config("qwen3_5", tie_word_embeddings=True), SECTIONS, reordered=True)
     decoder.layers_of_both_kinds()
@@ -150,7 +156,33 @@ def qwen35() -> Tiny:
     return decoder.tiny
 
 
-@case()
+@case(inert=[f"tensor nextn.{name}.weight" for name in ("eh_proj", "enorm", "hnorm", "shared_head_norm")])
+def qwen35_mtp() -> Tiny:
+    """As it is published: with a layer that predicts one more token. It attends, whatever its number; it is no part."""
+    config = qwen_config("qwen3_5", tie_word_embeddings=True)
+    keys = {**SECTIONS, ".block_count": 6, ".nextn_predict_layers": 1}
+    decoder = Qwen("qwen35", config, keys, reordered=True)
+    decoder.layers_of_both_kinds()
+    decoder.mlp()
+    own = dict(decoder.tiny.hf)
+    for hf, name in QWEN_NORMS.items():
+        decoder.norm(f"blk.5.{name}", hf, 64)
+    decoder.gated_attention(5)
+    decoder.mlp(layers=[5])
+    decoder.matrix("blk.5.nextn.eh_proj", "eh_proj", 64, 128)
+    for name in ("enorm", "hnorm", "shared_head_norm"):
+        decoder.norm(f"blk.5.nextn.{name}", name, 64)
+    decoder.tiny.hf = own
+    return decoder.tiny
+
+
+@case(
+    forms={
+        "form: scales": scaled,
+        "form: a list of layers": recurrent_layers,
+        "form: gates and ups in one": fused_experts,
+    }
+)
 def qwen35moe() -> Tiny:
     keys = {**SECTIONS, **QWEN_EXPERT_KEYS}
     decoder = Qwen("qwen35moe", qwen_config("qwen3_5_moe", **QWEN_EXPERTS), keys, reordered=True)
@@ -167,7 +199,7 @@ def qwen35moe() -> Tiny:
     return decoder.tiny
 
 
-@case()
+@case(forms={"form: gates and ups in one": fused_experts})
 def qwen3next() -> Tiny:
     decoder = Qwen("qwen3next", qwen_config("qwen3_next", **QWEN_EXPERTS), QWEN_EXPERT_KEYS, reordered=False)
     decoder.layers_of_both_kinds()
@@ -206,7 +238,7 @@ def lfm2_config(model_type: str, **more: Any) -> dict[str, Any]:
 LFM2_MLP = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
-@case()
+@case(forms={"form: not tied": not_tied})
 def lfm2() -> Tiny:
     block = {
         "block_dim": 64,
@@ -270,7 +302,7 @@ def mamba2_layer(
     out: float = 1.0,
 ) -> None:
     """A state space; `scales` of gate, x, B, C and dt are folded into the GGUF, and `out` of what comes out of it."""
-    blk, mamba = f"blk.{i}", f"model.layers.{i}.{part}"
+    blk, mamba = f"blk.{i}", f"{decoder.stack}.{i}.{part}"
     n_heads, head_dim, n_groups, state = shape
     inner, groups = n_heads * head_dim, n_groups * state
     lengths = (inner, inner, groups, groups, n_heads)
@@ -341,9 +373,15 @@ def granitehybrid_decoder(model: Mapping[str, Any]) -> Decoder:
 @case(inert=["key .rope.freq_base"])
 def granitehybrid() -> Tiny:
     """Granite 4 H Micro: a network in each layer."""
-    decoder = granitehybrid_decoder({})
-    decoder.mlp()
-    return decoder.tiny
+    decoder = granitehybrid_decoder({"num_local_experts": 0, "shared_intermediate_size": 96})
+    tiny = decoder.tiny
+    for i in range(decoder.n_layers):
+        blk, mlp = f"blk.{i}.ffn", f"model.layers.{i}.shared_mlp"
+        both = tiny.matrix(f"{mlp}.input_linear", 2 * 96, 64, gain=1.5)
+        tiny.hf[f"{mlp}.input_linear.weight"] = both
+        tiny.tensors[f"{blk}_gate.weight"], tiny.tensors[f"{blk}_up.weight"] = both[:96], both[96:]
+        decoder.matrix(f"{blk}_down", f"{mlp}.output_linear", 64, 96, gain=2)
+    return tiny
 
 
 @case(inert=["key .rope.freq_base"])
@@ -423,3 +461,125 @@ def falcon_h1() -> Tiny:
 def falcon_h1_norm() -> Tiny:
     """Falcon H1 34B has a norm of what leaves the state space, in groups."""
     return falcon_h1_decoder(norm=True).tiny
+
+
+@case(forms={"form: scales": scaled})
+def mamba2() -> Tiny:
+    """State spaces and nothing else."""
+    shape = Mamba2(n_heads=8, head_dim=16, n_groups=1, state=16)
+    config = config_of(
+        "mamba2",
+        num_attention_heads=0,
+        num_key_value_heads=0,
+        num_heads=8,
+        head_dim=16,
+        state_size=16,
+        conv_kernel=4,
+        n_groups=1,
+        layer_norm_epsilon=1e-5,
+        use_bias=False,
+        use_conv_bias=True,
+        time_step_limit=[0.0, 1e9],
+        time_step_rank=8,
+        tie_word_embeddings=True,
+    )
+    keys = {
+        ".attention.head_count_kv": None,
+        ".attention.key_length": None,
+        ".attention.value_length": None,
+        ".feed_forward_length": 0,
+        ".rope.dimension_count": None,
+        ".rope.freq_base": None,
+        **shape.keys(),
+    }
+    decoder = Decoder("mamba2", config, keys, stack="backbone.layers")
+    decoder.ends(embedding="backbone.embeddings", norm="backbone.norm_f")
+    decoder.norms({"norm": "attn_norm"})
+    for i in range(decoder.n_layers):
+        mamba2_layer(decoder, i, shape, part="mixer")
+    return decoder.tiny
+
+
+def nemotron_h_decoder(arch: str, pattern: str, keys: Mapping[str, Any], **more: Any) -> Decoder:
+    """A norm and one thing a layer: a state space (M), attention without rotations (*), or a network (- or E)."""
+    shape = Mamba2(n_heads=8, head_dim=16, n_groups=2, state=16)
+    config = config_of(
+        "nemotron_h",
+        num_hidden_layers=len(pattern),
+        hybrid_override_pattern=list(pattern),
+        attention_bias=False,
+        mamba_num_heads=8,
+        mamba_head_dim=16,
+        mamba_proj_bias=False,
+        ssm_state_size=16,
+        conv_kernel=4,
+        n_groups=2,
+        mlp_bias=False,
+        layer_norm_epsilon=1e-5,
+        use_bias=False,
+        use_conv_bias=True,
+        **more,
+    )
+    every = {
+        ".attention.head_count_kv": [2 if kind == "*" else 0 for kind in pattern],
+        ".attention.layer_norm_epsilon": 1e-5,
+        ".rope.dimension_count": None,
+        ".rope.freq_base": None,
+        **shape.keys(),
+        **keys,
+    }
+    decoder = Decoder(arch, config, every, stack="backbone.layers")
+    decoder.ends(embedding="backbone.embeddings", norm="backbone.norm_f")
+    decoder.norms({"norm": "attn_norm"})
+    for i, kind in enumerate(pattern):
+        if kind == "M":
+            mamba2_layer(decoder, i, shape, part="mixer")
+        elif kind == "*":
+            decoder.attention(layers=[i], part="mixer")
+        elif kind == "-":
+            decoder.mlp(layers=[i], part="mixer", gated=False)
+    return decoder
+
+
+# The epsilon of LayerNorm has to be there; it is the other one that counts.
+@case(inert=["key .attention.layer_norm_epsilon"])
+def nemotron_h() -> Tiny:
+    pattern = "M-M*-"
+    widths = [96 if kind == "-" else 0 for kind in pattern]
+    return nemotron_h_decoder("nemotron_h", pattern, {".feed_forward_length": widths}).tiny
+
+
+@case(inert=["key .attention.layer_norm_epsilon"], forms={"form: scales": scaled})
+def nemotron_h_moe() -> Tiny:
+    """Nemotron 3: mixtures whose experts work on a shorter vector, and a network for all tokens."""
+    pattern = "MEM*E"
+    routing = {"num_experts_per_tok": 3, "n_group": 1, "topk_group": 1, "norm_topk_prob": True}
+    sizes = {"moe_intermediate_size": 48, "moe_shared_expert_intermediate_size": 80, "moe_latent_size": 40}
+    experts = {"n_routed_experts": 8, "n_shared_experts": 1, "routed_scaling_factor": 1.7}
+    keys = {
+        ".feed_forward_length": [48 if kind == "E" else 0 for kind in pattern],
+        ".expert_count": 8,
+        ".expert_used_count": 3,
+        ".expert_feed_forward_length": 48,
+        ".expert_shared_feed_forward_length": 80,
+        ".expert_shared_count": 1,
+        ".expert_weights_norm": True,
+        ".expert_weights_scale": 1.7,
+        ".moe_latent_size": 40,
+    }
+    decoder = nemotron_h_decoder("nemotron_h_moe", pattern, keys, **routing, **sizes, **experts)
+    tiny = decoder.tiny
+    for i in (i for i, kind in enumerate(pattern) if kind == "E"):
+        blk, mixer = f"blk.{i}", f"backbone.layers.{i}.mixer"
+        decoder.matrix(f"{blk}.ffn_gate_inp", f"{mixer}.gate", 8, 64, gain=2)
+        bias = f"{mixer}.gate.e_score_correction_bias"
+        decoder.put(f"{blk}.exp_probs_b.bias", bias, tiny.vector(bias, 8))
+        decoder.matrix(f"{blk}.ffn_latent_down", f"{mixer}.fc1_latent_proj", 40, 64)
+        decoder.matrix(f"{blk}.ffn_latent_up", f"{mixer}.fc2_latent_proj", 64, 40)
+        for name, rows, columns in (("up", 48, 40), ("down", 40, 48)):
+            each = [f"{mixer}.experts.{e}.{name}_proj.weight" for e in range(8)]
+            tiny.hf |= {t: tiny.matrix(t, rows, columns, gain=1.5) for t in each}
+            tiny.tensors[f"{blk}.ffn_{name}_exps.weight"] = np.stack([tiny.hf[t] for t in each])
+        decoder.matrix(f"{blk}.ffn_up_shexp", f"{mixer}.shared_experts.up_proj", 80, 64, gain=1.5)
+        decoder.matrix(f"{blk}.ffn_down_shexp", f"{mixer}.shared_experts.down_proj", 64, 80)
+    return tiny

@@ -7,7 +7,7 @@ from typing import Any
 
 from oracle.case import case
 from oracle.decoder import LLAMA_NORMS, Decoder, config_of
-from oracle.tiny import Array, Tiny
+from oracle.tiny import Array, Tiny, fused_experts
 
 NOPE, ROPE, VALUE, LORA, Q_LORA = 16, 8, 20, 24, 28
 """Lengths: of a head without and with rotation, of a value, of what is kept, of what queries come from."""
@@ -113,7 +113,7 @@ def deepseek_v3(absorbed: bool) -> Tiny:
     return decoder.tiny
 
 
-@case()
+@case(forms={"form: gates and ups in one": fused_experts})
 def deepseek2() -> Tiny:
     """DeepSeek V3."""
     return deepseek_v3(absorbed=True)

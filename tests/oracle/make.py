@@ -31,14 +31,16 @@ Array = NDArray[np.float32]
 
 def mlx_logits(case: Case, folder: Path) -> Array:
     import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.utils import load_model
 
     model, _ = load_model(case.make().write_directory(folder))
-    return np.array(model(mx.array([TOKENS]))[0].astype(mx.float32))
+    logits = model(mx.array([TOKENS]), cache=make_prompt_cache(model))[0]
+    return np.array(logits.astype(mx.float32))
 
 
 def llama_cpp_answers(case: Case, path: Path, *changes: Change, kv_type: int = llama_cpp.F32) -> dict[str, Array]:
-    case.make().changed(*changes).write_gguf(path)
+    case.make().changed(*case.as_if, *changes).write_gguf(path)
     if not case.poolings:
         return {"logits": llama_cpp.run(path, TOKENS, case.context, kv_type=kv_type)}
     return {pooling: llama_cpp.run(path, TOKENS, case.context, pooling=pooling) for pooling in case.poolings}
@@ -77,15 +79,16 @@ def make(name: str, case: Case, folder: Path) -> tuple[dict[str, Array], list[st
     return answers, problems
 
 
-def without_influence(case: Case, folder: Path, answers: dict[str, Array]) -> list[str]:
-    """The changes that llama.cpp's answers do not show, and should."""
-    unseen: list[str] = []
-    for what, change in case.influences().items():
+def wrong_changes(case: Case, folder: Path) -> list[str]:
+    """The changes that llama.cpp's answers do not show and should, or show and should not."""
+    answers = llama_cpp_answers(case, folder / "tiny.gguf")
+    wrong: list[str] = []
+    for what, change in {**case.influences(), **case.without_influence()}.items():
         changed = llama_cpp_answers(case, folder / "tiny.gguf", change)
         by = max(deviation(changed[kind], answers[kind]) for kind in answers)
-        if not by > case.visible:
-            unseen.append(f"{what}: {by:.6f}")
-    return unseen
+        if by > case.visible if what in case.without_influence() else not by > case.visible:
+            wrong.append(f"{what}: {by:.6f}")
+    return wrong
 
 
 def main() -> None:
@@ -101,14 +104,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as tmp:
             try:
                 answers, problems = make(name, case, Path(tmp))
-                unseen = without_influence(case, Path(tmp), answers) if args.influences else []
+                wrong = wrong_changes(case, Path(tmp)) if args.influences else []
             except RuntimeError as error:
                 print(f"{name:24} {error}")
                 failed = True
                 continue
-        for what in unseen:
+        for what in wrong:
             print(f"    {what}")
-        failed |= bool(problems or unseen)
+        failed |= bool(problems or wrong)
         if not problems and not args.check:
             stored.write(name, answers)
     sys.exit(failed)

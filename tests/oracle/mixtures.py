@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from oracle.case import case
 from oracle.decoder import LLAMA_NORMS, Decoder, config_of
-from oracle.tiny import Tiny, tensor
+from oracle.tiny import Tiny, scaled, tensor
 
 
 def mixture(arch: str, config: Mapping[str, Any], keys: Mapping[str, Any] | None = None, **about: Any) -> Decoder:
@@ -27,7 +27,7 @@ def mixture(arch: str, config: Mapping[str, Any], keys: Mapping[str, Any] | None
     return decoder
 
 
-@case()
+@case(forms={"form: scales": scaled})
 def mixtral() -> Tiny:
     config = config_of("mixtral", head_dim=None, num_local_experts=8, num_experts_per_tok=2)
     decoder = mixture("llama", config, permute=True)
@@ -46,7 +46,7 @@ def qwen2moe() -> Tiny:
     return decoder.tiny
 
 
-@case()
+@case(forms={"form: scales": scaled})
 def qwen3moe() -> Tiny:
     config = config_of(
         "qwen3_moe",
@@ -164,6 +164,86 @@ def glm4moe() -> Tiny:
         decoder.norm(f"blk.3.nextn.{name}", name, 64)
     decoder.tiny.hf = own
     return decoder.tiny
+
+
+@case(truth="llama.cpp", differs="mlx-lm does not divide the weights of the chosen experts by their sum")
+def hunyuan_moe() -> Tiny:
+    config = config_of(
+        "hunyuan",
+        head_dim=None,
+        attention_bias=False,
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_topk=3,
+        moe_intermediate_size=48,
+        num_shared_expert=1,
+        use_mixed_mlp_moe=True,
+        use_qk_norm=True,
+        tie_word_embeddings=True,
+        use_cla=False,
+        cla_share_factor=2,
+        rope_scaling={"type": "dynamic", "alpha": 50.0, "factor": 1.0},
+    )
+    keys = {
+        ".expert_count": 8,
+        ".expert_used_count": 3,
+        ".expert_feed_forward_length": 48,
+        ".expert_shared_feed_forward_length": 96,
+        ".feed_forward_length": 48,
+        ".rope.freq_base": 10000.0 * 50.0 ** (16 / 14),
+    }
+    decoder = Decoder("hunyuan-moe", config, keys)
+    decoder.ends()
+    decoder.norms(LLAMA_NORMS)
+    decoder.attention(qk_norm="head", names={"q_norm": "query_layernorm", "k_norm": "key_layernorm"})
+    decoder.experts(48, router="gate.wg")
+    decoder.shared_expert(96, part="mlp.shared_mlp")
+    return decoder.tiny
+
+
+def ernie4_5_moe_decoder() -> Decoder:
+    """A dense layer, then mixtures."""
+    config = config_of(
+        "ernie4_5_moe",
+        num_hidden_layers=3,
+        use_bias=False,
+        moe_num_experts=8,
+        num_local_experts=8,
+        num_experts_per_tok=3,
+        moe_k=3,
+        moe_layer_start_index=1,
+        moe_layer_interval=1,
+        moe_intermediate_size=48,
+        moe_num_shared_experts=2,
+    )
+    keys = {
+        ".expert_feed_forward_length": 48,
+        ".expert_shared_feed_forward_length": 96,
+        ".interleave_moe_layer_step": 1,
+        ".leading_dense_block_count": 1,
+    }
+    decoder = mixture("ernie4_5-moe", config, keys)
+    decoder.mlp(layers=[0])
+    decoder.experts(48, layers=[1, 2])
+    decoder.shared_expert(96, layers=[1, 2], part="mlp.shared_experts")
+    return decoder
+
+
+@case()
+def ernie4_5_moe() -> Tiny:
+    return ernie4_5_moe_decoder().tiny
+
+
+@case(
+    truth="llama.cpp",
+    differs="mlx-lm's ernie4_5_moe has no biases of choice",
+    but_for=[tensor(f"blk.{i}.exp_probs_b.bias", np.zeros_like) for i in (1, 2)],
+)
+def ernie4_5_moe_bias() -> Tiny:
+    tiny = ernie4_5_moe_decoder().tiny
+    for i in (1, 2):
+        tiny.tensors[f"blk.{i}.exp_probs_b.bias"] = tiny.vector(f"blk.{i}.exp_probs_b.bias", 8, by=0.2)
+    return tiny
 
 
 GPT_OSS_YARN = {

@@ -13,7 +13,7 @@ from . import _core
 from .checkpoint import Checkpoint, Metadata, Tensor, Tensors
 from .errors import ModelChangedError, ModelClosedError, ModelNotFoundError
 from .lazy import Lazy
-from .notes import note
+from .notes import counted, note
 from .options import GenerateOptions, KvType, Load, SamplingParams, default_threads, merged
 from .prompt_cache import PromptCache
 from .session import Completion, Session, Stream
@@ -226,15 +226,16 @@ class Model:
             prompt_cache: a file that holds the computed prompt. What it has of this prompt, from the first token on, is
                 not computed again; any number of processes share it in memory. It is made when it is not there, and
                 replaced by one with this prompt when that has a sixteenth more, or when less than half of the prompt
-                was in it. When it cannot be written the answer comes all the same, and the logger ``llama_rs`` says so,
-                or :attr:`Stream.prompt_cache_error`.
-            prompt_cache_readonly: use the file as it is: it has to be there.
+                was in it. When it cannot be used or written (it is damaged, of another model, or no such file at all)
+                it is left as it is, the answer comes all the same, and the logger ``llama_rs`` says so, or
+                :attr:`Stream.prompt_cache_error`.
+            prompt_cache_readonly: use the file as it is: it has to be there, and to be a cache of this model.
             options: the fields of :class:`SamplingParams`, which says what they mean: ``max_tokens``, ``temperature``,
                 ``seed``, ``stop`` and so on. They override ``sampling``.
 
         Raises:
             ContextOverflowError: if the prompt does not fit in the context.
-            SavedSessionError: if the prompt cache is not one, or is one of another model.
+            SavedSessionError: if the prompt cache may only be read, and is not one, or is one of another model.
             ValueError: if an argument is out of range.
         """
         stream = self.stream(
@@ -279,7 +280,7 @@ class Model:
         of the prompt.
 
         Raises:
-            ValueError: if one of the two has no tokens.
+            ValueError: if one of the two is empty.
         """
         if isinstance(prompt, str) and isinstance(continuation, str):
             encode = self.tokenizer.encode
@@ -292,7 +293,7 @@ class Model:
             before, whole = list(prompt), [*prompt, *continuation]
         if not before or len(whole) == len(before):
             which = "continuation" if before else "prompt"
-            raise ValueError(f"the {which} has no tokens: it must have at least one")
+            raise ValueError(f"the {which} is empty: it must have at least one token")
         with self.session(context_length=len(whole)) as session:
             nll = session._handle.negative_log_likelihood(whole, len(before))
         return Score(whole[len(before) :], [-x for x in nll])
@@ -325,7 +326,8 @@ class Model:
             raise ValueError(f"context_length is {context_length}, it must be 4 or more")
         if len(ids) < context_length:
             raise ValueError(
-                f"the text has {len(ids)} tokens, too few for a window of {context_length}: choose a smaller one"
+                f"the text has {counted(len(ids), 'token')}, too few for a window of {context_length}: "
+                "choose a smaller one"
             )
         begin = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.encode("")[:1] == [tokenizer.bos] else []
         n_windows = len(ids) // context_length
@@ -410,13 +412,15 @@ class Model:
         if self._open is not None:
             views = self._handle.checkpoint().views()
             if views:
-                raise BufferError(f"{self.path}: cannot close the model, {views} views of its tensors are alive")
+                what = f"{counted(views, 'view')} of its tensors in use"
+                raise BufferError(f"{self.path}: cannot close the model, {what}")
             for session in list(self._sessions):
-                session.close()
+                session._handle.close(True)
             self._open = None
             self._tokenizer = None
 
     def __enter__(self) -> Model:
+        _ = self._handle  # raises if it is closed
         return self
 
     def __exit__(

@@ -190,7 +190,7 @@ def default_threads() -> int:
         ValueError: if the variable is no such number.
     """
     text = os.environ.get("LLAMA_RS_THREADS", "").strip()
-    if text in ("", "0"):
+    if not text:
         return _core.available_threads()
     most = PARAMETERS["threads"].maximum
     assert isinstance(most, int), "the table has it"

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Unpack
 
 from . import _core
+from .errors import SavedSessionError
 from .lazy import Lazy
 from .notes import note
 from .options import FinishReason, GenerateOptions, SamplingParams, merged
@@ -192,9 +193,10 @@ class Session:
 
     def close(self) -> None:
         """Frees the cache. A call that uses it ends with a :class:`ModelClosedError`, as every later one does."""
-        self._handle.close()
+        self._handle.close(False)
 
     def __enter__(self) -> Session:
+        _ = self._handle.position  # raises if it is closed
         return self
 
     def __exit__(
@@ -229,7 +231,13 @@ class Stream(Iterator[str]):
         if self._closed:
             raise StopIteration
         self._save_prompt()
-        piece = self._generation.next(self._session._handle)
+        try:
+            piece = self._generation.next(self._session._handle)
+        except SavedSessionError as e:
+            if self._prompt_cache is None or not self._prompt_cache.is_dispensable(e):
+                raise
+            self._session.truncate(0)  # and anew, without it
+            piece = self._generation.next(self._session._handle)
         if piece is None:
             self.close()
             raise StopIteration
@@ -246,8 +254,12 @@ class Stream(Iterator[str]):
         return self._prompt_cache.error if self._prompt_cache else None
 
     def _completion(self) -> Completion:
-        for _ in self:
-            pass
+        if self._prompt_cache:
+            next(self, None)  # with what is to be done about the cache
+            self._save_prompt()
+        if not self._closed:
+            self._generation.finish(self._session._handle)
+            self.close()
         if self.prompt_cache_error:
             note(self.prompt_cache_error)
         finish_reason = self.finish_reason

@@ -96,7 +96,7 @@ fn try_raise(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             ("ContextOverflowError", (format!("at least {message}"), *at_least, *at_most).into_pyobject(py)?)
         }
         Error::SessionBusy(_) => ("SessionBusyError", (message,).into_pyobject(py)?),
-        Error::Closed => ("ModelClosedError", (message,).into_pyobject(py)?),
+        Error::Closed { .. } => ("ModelClosedError", (message,).into_pyobject(py)?),
         _ => ("LlamaError", (message,).into_pyobject(py)?),
     };
     let class = py.import("llama_rs.errors")?.getattr(class)?;

@@ -19,6 +19,7 @@ import click
 from .. import __version__, errors, notes
 from ..output import say, settle, standard_output, warn
 from .arguments import find_model as find_model
+from .arguments import in_options
 
 COMMANDS = ("generate", "tokenize", "inspect", "perplexity", "bench", "status", "warm")
 EXIT_FAILURE, EXIT_USAGE, EXIT_BAD_MODEL, EXIT_UNSUPPORTED_MODEL = 1, 2, 3, 4
@@ -114,7 +115,10 @@ def _run(arguments: list[str], on_interrupt: Callable[..., object] | None) -> in
         return EXIT_INTERRUPTED
     except click.UsageError as e:
         command = e.ctx.command_path if e.ctx else "llama-rs"
-        return _fail(EXIT_USAGE, f"{e.format_message().rstrip('.')} (see {command} --help)")
+        hint = f"see {command} --help"
+        if isinstance(e, click.NoSuchOption) and e.ctx and _takes_a_text(e.ctx.command):
+            hint = f"a text that begins with a dash goes after --, see {command} --help"
+        return _fail(EXIT_USAGE, f"{e.format_message().rstrip('.')} ({hint})")
     except click.ClickException as e:
         return _fail(EXIT_FAILURE, e.format_message())
     except (errors.ModelFileError, errors.ModelFormatError) as e:
@@ -124,7 +128,7 @@ def _run(arguments: list[str], on_interrupt: Callable[..., object] | None) -> in
     except errors.LlamaError as e:
         return _fail(EXIT_FAILURE, str(e))
     except ValueError as e:  # an argument that the library finds out of range
-        return _fail(EXIT_USAGE, str(e))
+        return _fail(EXIT_USAGE, in_options(str(e)))
     except MemoryError as e:
         return _fail(EXIT_FAILURE, str(e) or "out of memory")
     except BrokenPipeError:
@@ -132,6 +136,10 @@ def _run(arguments: list[str], on_interrupt: Callable[..., object] | None) -> in
     except OSError as e:
         return _fail(EXIT_FAILURE, f"{e.filename or 'standard output'}: {e.strerror}")
     return 0
+
+
+def _takes_a_text(command: click.Command) -> bool:
+    return any(isinstance(p, click.Argument) and p.name in ("prompt", "text") for p in command.params)
 
 
 def _fail(code: int, message: str) -> int:

@@ -207,7 +207,7 @@ def test_a_model_is_refused_for_what_its_sessions_could_not_be(tiny: Path) -> No
             Model(tiny, **options)
 
 
-@pytest.mark.parametrize("value", ["-3", "abc", "1.5", "257", "9" * 5000, "٣"])
+@pytest.mark.parametrize("value", ["-3", "0", "abc", "1.5", "257", "9" * 5000, "٣"])
 def test_a_wrong_environment_variable_names_itself(tiny: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_RS_THREADS", value)
     with pytest.raises(ValueError, match=r"LLAMA_RS_THREADS is .*, it must be a whole number from 1 to 256"):

@@ -76,7 +76,8 @@ class PromptCache:
     def is_dispensable(self, error: LlamaError) -> bool:
         """Whether the answer goes on without the file, which ``error`` is about. If so it is not written either."""
         if self._is_to_be_written:
-            self._give_up(str(error))
+            self._is_to_be_written = False
+            self.error = f"{error}; it is not used, and not replaced"
             return True
         return False
 

@@ -131,7 +131,7 @@ def in_options(message: str) -> str:
     """A message of the library with the options of the command line for its parameters: ``--keep`` for ``n_keep``."""
     import re
 
-    spelt = {name: SPELLINGS.get(name, (f"--{name.replace('_', '-')}",))[-1] for name in PARAMETERS}
+    spelt = {name: max(SPELLINGS.get(name, (f"--{name.replace('_', '-')}",)), key=len) for name in PARAMETERS}
     message = re.sub(r"^\w+(?= is )", lambda m: spelt.get(m[0], m[0]), message)
     return re.sub(r"\b[a-z]+_\w+\b", lambda m: spelt.get(m[0], m[0]), message)
 

@@ -578,13 +578,12 @@ def test_bench(tiny: Path) -> None:
 
 def test_one_is_not_many_and_a_bench_beyond_the_training_is_said(tiny: Path) -> None:
     trained = Model(tiny).config.context_length
-    done = run("bench", "-m", tiny, "-t", "1", "-p", trained + 1, "-n", "0", "-r", "1")
+    done = run("bench", "-m", tiny, "-t", "1", "-p", str(trained + 1), "-n", "0", "-r", "1")
     assert b", 1 thread, " in done.stdout
     message = f"warning: a context of {trained + 1} tokens is more than the {trained} that the model was trained for"
     assert done.stderr.decode() == message + "\n"
-    said = run(
-        "generate", "-m", tiny, "-n", "1", "-v", "--ignore-eos", "-t", "1", "--no-add-special", "a"
-    ).stderr.decode()
+    one = ("-n", "1", "-t", "1", "--no-add-special", "--ignore-eos", "-v", "a")
+    said = run("generate", "-m", tiny, *one).stderr.decode()
     assert "; 1 thread, " in said
     assert "vocabulary: 1 token of prompt" in said
     assert "answer: 1 token in" in said

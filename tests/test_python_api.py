@@ -438,7 +438,7 @@ def test_a_closed_model_says_so(tiny: Path) -> None:
     session = Model(tiny).session()
     session.close()
     session.model.close()
-    with pytest.raises(ModelClosedError, match="^the session is closed$"):
+    with pytest.raises(ModelClosedError, match=r"^the session is closed$"):
         session.forward([1])
 
 

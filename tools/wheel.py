@@ -1,4 +1,4 @@
-"""Finishes a wheel that maturin built: nothing of the folder it was built in, links that work, the same bytes each time.
+"""Finishes a wheel that maturin built: no word of the folder it was built in, links that work, the same bytes always.
 
     python tools/wheel.py BUILT.whl DIRECTORY [--repository https://...]
 

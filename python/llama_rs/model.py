@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint, Metadata, Tensor, Tensors
 from .errors import ModelChangedError, ModelClosedError, ModelNotFoundError
 from .lazy import Lazy
 from .notes import counted, note
-from .options import GenerateOptions, KvType, Load, SamplingParams, default_threads, merged
+from .options import GenerateOptions, KvType, Load, Messages, SamplingParams, default_threads, merged
 from .prompt_cache import PromptCache
 from .session import Completion, Session, Stream
 from .tokenizer import Tokenizer
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from . import residency as _residency
+    from .chat import ChatTemplate
 else:
     np, npt, _residency = Lazy("numpy"), Lazy("numpy.typing"), Lazy("llama_rs.residency")
 
@@ -153,6 +154,7 @@ class Model:
         self.kv_type = kv_type
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._tokenizer: Tokenizer | None = None
+        self._templates: dict[bool, ChatTemplate] = {}  # for tools, and without
 
     @property
     def _handle(self) -> _core.Model:
@@ -262,6 +264,77 @@ class Model:
             return self.session()._stream(prompt, params, owned=True)
         cache = PromptCache(prompt_cache, readonly=prompt_cache_readonly)
         return cache.open(self)._stream(prompt, params, owned=True, prompt_cache=cache)
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Answers a conversation, in the form that the model was trained for: by the chat template in its file.
+
+        Nothing that a message says becomes a control token. To go on with a conversation without computing it again,
+        use :meth:`Session.chat`.
+
+        Args:
+            messages: dicts with ``role`` (``system``, ``user``, ``assistant``, ...) and ``content``, and whatever else
+                the template uses; or text, which is one message of the user.
+            tools: descriptions of functions, as the template takes them.
+            template_options: other variables of the template, such as ``enable_thinking``.
+            sampling: how the answer is made.
+            options: the fields of :class:`SamplingParams`. They override ``sampling``.
+
+        Raises:
+            ContextOverflowError: if the conversation does not fit in the context.
+            UnsupportedModelError: if the model has no chat template, or one that cannot be used.
+            ValueError: if the template refuses the messages, or an argument is out of range.
+        """
+        stream = self.stream_chat(
+            messages, tools=tools, template_options=template_options, sampling=sampling, **options
+        )
+        return stream._completion()
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Stream:
+        """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of text."""
+        params = merged(sampling, options)
+        prompt = self._chat_prompt(messages, tools, template_options, self.context_length)
+        return self.session()._stream(prompt, params, owned=True)
+
+    def chat_prompt(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The tokens that :meth:`chat` asks with; ``tokenizer.decode`` shows them as text."""
+        return self._chat_prompt(messages, tools, template_options, None)
+
+    def _chat_prompt(
+        self,
+        messages: Messages,
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any] | None,
+        at_most: int | None,
+    ) -> list[int]:
+        from .chat import ChatTemplate
+
+        for_tools = tools is not None
+        if for_tools not in self._templates:
+            self._templates[for_tools] = ChatTemplate(self, for_tools=for_tools)
+        template = self._templates[for_tools]
+        return template.encode(messages, at_most=at_most or 1 << 32, tools=tools, options=options)
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits of every token given those before it, ``(n_tokens, vocab_size)``.
@@ -393,7 +466,7 @@ class Model:
     def __copy__(self) -> Model:
         handle = self._handle
         copy = Model.__new__(Model)
-        copy.__dict__.update(self.__dict__, _open=handle, _sessions=weakref.WeakSet())
+        copy.__dict__.update(self.__dict__, _open=handle, _sessions=weakref.WeakSet(), _templates={})
         return copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
@@ -418,6 +491,7 @@ class Model:
                 session._handle.close(True)
             self._open = None
             self._tokenizer = None
+            self._templates = {}
 
     def __enter__(self) -> Model:
         _ = self._handle  # raises if it is closed

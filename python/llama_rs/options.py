@@ -24,6 +24,10 @@ Load = Literal["mmap", "read"]
 OnOverflow = Literal["stop", "shift"]
 """What to do when the context is full."""
 
+Messages = str | Sequence[Mapping[str, Any]]
+"""A conversation: mappings with ``role`` and ``content``, and whatever else the template of the model uses. Text alone
+is one message of the user."""
+
 
 class Parameter(NamedTuple):
     """A row of the table of parameters."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Unpack
 
 from . import _core
 from .errors import SavedSessionError
 from .lazy import Lazy
 from .notes import note
-from .options import FinishReason, GenerateOptions, SamplingParams, merged
+from .options import FinishReason, GenerateOptions, Messages, SamplingParams, merged
 from .prompt_cache import PromptCache
 
 if TYPE_CHECKING:
@@ -134,6 +134,35 @@ class Session:
         :class:`SessionBusyError`.
         """
         return self._stream(prompt, merged(sampling, options), owned=False)
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Answers a conversation, as :meth:`Model.chat` does; what the session has of it is not computed again."""
+        stream = self.stream_chat(
+            messages, tools=tools, template_options=template_options, sampling=sampling, **options
+        )
+        return stream._completion()
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Stream:
+        """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of text."""
+        params = merged(sampling, options)
+        prompt = self.model._chat_prompt(messages, tools, template_options, self.context_length)
+        return self._stream(prompt, params, owned=False)
 
     def _stream(
         self,

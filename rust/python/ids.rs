@@ -40,7 +40,7 @@ pub fn token_ids(what: &str, value: &Bound<'_, PyAny>, vocab_size: usize, room: 
             Ok(id) if (id as usize) < vocab_size => ids.push(id),
             _ if index(&item).is_some() => return Err(unknown(&item, vocab_size)),
             _ if item.is_instance_of::<PyDict>() => {
-                let remedy = "; for chat messages, write them as text in the template of the model";
+                let remedy = "; chat(messages) answers messages";
                 return refuse("a sequence of dict", remedy);
             }
             _ => return refuse(&format!("a sequence of {}", type_name(&item)), ""),

@@ -5,6 +5,7 @@
 //! ([`lend`]).
 
 mod array;
+mod chat;
 mod checkpoint;
 mod exit;
 mod floats;
@@ -40,6 +41,8 @@ mod _core {
 
     #[pymodule_export]
     use super::array::Array;
+    #[pymodule_export]
+    use super::chat::Chat;
     #[pymodule_export]
     use super::generation::Generation;
     #[pymodule_export]

@@ -21,7 +21,7 @@ from ..output import say, settle, standard_output, warn
 from .arguments import find_model as find_model
 from .arguments import in_options
 
-COMMANDS = ("generate", "tokenize", "inspect", "perplexity", "bench", "status", "warm")
+COMMANDS = ("chat", "generate", "tokenize", "inspect", "perplexity", "bench", "status", "warm")
 EXIT_FAILURE, EXIT_USAGE, EXIT_BAD_MODEL, EXIT_UNSUPPORTED_MODEL = 1, 2, 3, 4
 EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 130, 141  # what a shell says of a process that SIGINT or SIGPIPE ended
 COMPLETION_VARIABLE = "_LLAMA_RS_COMPLETE"
@@ -61,6 +61,7 @@ def cli(context: click.Context) -> None:
     """Run LLaMA language models on this computer, from GGUF files as they are.
 
     \b
+      llama-rs chat                             talk with a model
       llama-rs generate "Once upon a time"      continue a text
       llama-rs inspect model.gguf               show what a model file contains
       llama-rs status model.gguf                show how much of it is in memory

@@ -150,7 +150,7 @@ def command(
     if _expects_a_template(llama, stream) and not any(map(llama.tokenizer.is_special, tokens(text)[1:])):
         warn(
             "the model ended its answer at once: it is trained for conversations, whose form is in the metadata key "
-            "tokenizer.chat_template, and the prompt does not have it"
+            "tokenizer.chat_template, and the prompt does not have it; llama-rs chat writes it"
         )
 
 

@@ -42,7 +42,8 @@ def main() -> int:
     arguments.directory.mkdir(parents=True, exist_ok=True)
     target = arguments.directory / arguments.built.name
     write(target, files, modes)
-    told = [name for name, content in files.items() if any(os.fsencode(p) in content for p in (ROOT, Path.home()))]
+    places = [os.fsencode(place) + b"/" for place in (ROOT, Path.home())]
+    told = [name for name, content in files.items() if any(place in content for place in places)]
     if told:
         target.unlink()
         sys.exit(f"{target}: says where it was built, in {', '.join(told)}")

@@ -22,6 +22,7 @@ from llama_rs import Checkpoint, Model, UnsupportedModelError, _core
 from tiny_model import write_tiny_model
 
 NOW = 1_700_000_000
+QUESTION = "What is gravity?"
 TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",
@@ -394,24 +395,27 @@ def test_a_prompt_is_the_text_of_the_template_in_tokens_and_begins_once(model: M
     assert model.chat_prompt("Hello") == model.chat_prompt([{"role": "user", "content": "Hello"}])
     for template in ("{{ bos_token }}a{{ messages[0].content }}", "a{{ messages[0].content }}"):
         path = write_tiny_model(tmp_path / "tiny.gguf")
-        with with_template(path, tmp_path / "chat.gguf", template) as tiny:
+        with with_template(path, tmp_path / "chat.gguf", template, adds_bos=True) as tiny:
             begin = tiny.tokenizer.encode("")
             assert len(begin) == 1
             assert tiny.chat_prompt("hell") == tiny.tokenizer.encode("ahell")
 
 
-def with_template(path: Path, target: Path, template: str | None, **others: str) -> Model:
+def with_template(path: Path, target: Path, template: str | None, *, adds_bos: bool = False, **others: str) -> Model:
     """A model with another template."""
     import gguf
 
     reader, writer = gguf.GGUFReader(path), gguf.GGUFWriter(target, "llama")
     for field in reader.fields.values():
-        if not field.name.startswith(("GGUF.", "general.architecture", "tokenizer.chat_template")):
+        if not field.name.startswith(("GGUF.", "general.architecture", "tokenizer.chat_template")) and (
+            field.name != "tokenizer.ggml.add_bos_token"
+        ):
             kinds = field.types
             writer.add_key_value(field.name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
     for name, text in {"": template, **{f".{name}": text for name, text in others.items()}}.items():
         if text is not None:
             writer.add_string(f"tokenizer.chat_template{name}", text)
+    writer.add_add_bos_token(adds_bos)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_shape=tensor.data.shape, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
@@ -428,18 +432,16 @@ def write_gguf_without_chatml(path: Path, target: Path) -> Path:
 
 
 def test_answers_are_those_to_the_prompt(model: Model) -> None:
-    question = [{"role": "user", "content": "What is the capital of France?"}]
-    options = llama_rs.SamplingParams(temperature=0, max_tokens=24)
+    question = [{"role": "user", "content": QUESTION}]
+    options = llama_rs.SamplingParams(temperature=0, max_tokens=24, seed=1)
     done = model.chat(question, sampling=options)
-    assert "Paris" in done.text
-    assert done.finish_reason == "stop"
+    assert "ravity is" in done.text
     assert done == model.generate(model.chat_prompt(question), sampling=options)._replace(timings=done.timings)
-    assert "".join(model.stream_chat("What is the capital of France?", sampling=options)) == done.text
+    assert "".join(model.stream_chat(QUESTION, sampling=options)) == done.text
     with model.session() as session:
         assert session.chat(question, sampling=options).text == done.text
-        more = [*question, {"role": "assistant", "content": done.text}, {"role": "user", "content": "And of Italy?"}]
+        more = [*question, {"role": "assistant", "content": done.text}, {"role": "user", "content": "Who found that?"}]
         again = session.chat(more, sampling=options)
-        assert "Rome" in again.text
         assert again.timings.cached_tokens > done.prompt_tokens
         assert "".join(session.stream_chat(more, sampling=options)) == again.text
     assert again.text == model.chat(more, sampling=options).text
@@ -499,15 +501,15 @@ def run(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[
 
 def test_a_question_and_its_answer(smollm2: Path) -> None:
     common = ("-m", smollm2, "-n", "24", "--temp", "0")
-    done = run(*common, "What is the capital of France?")
+    done = run(*common, QUESTION)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "The capital of France is Paris.\n"
-    assert run(*common, stdin="What is the capital of France?\n").stdout == done.stdout
-    told = run(*common, "--system", "You answer in French.", "What is the capital of France?")
+    assert "ravity is" in done.stdout
+    assert run(*common, stdin=f"{QUESTION}\n").stdout == done.stdout
+    told = run(*common, "--system", "You are a sailor.", QUESTION)
     expected = Model(smollm2).chat(
         [
-            {"role": "system", "content": "You answer in French."},
-            {"role": "user", "content": "What is the capital of France?"},
+            {"role": "system", "content": "You are a sailor."},
+            {"role": "user", "content": QUESTION},
         ],
         temperature=0,
         max_tokens=24,
@@ -545,9 +547,9 @@ def converse(smollm2: Path, lines: Sequence[str]) -> str:
 
 def test_a_conversation_at_a_terminal(smollm2: Path) -> None:
     lines = [
-        "What is the capital \\",
-        "of France?",
-        "And of Italy?",
+        "What is \\",
+        "gravity?",
+        "Who found that?",
         "/nonsense",
         "/help",
         "/system You are a keeper.",
@@ -556,8 +558,7 @@ def test_a_conversation_at_a_terminal(smollm2: Path) -> None:
         "/exit",
     ]
     shown = converse(smollm2, lines)
-    assert "The capital of France is Paris." in shown
-    assert "Rome" in shown
+    assert "ravity is" in shown
     assert "there is no /nonsense" in shown
     assert "Ctrl-C stops an answer" in shown
     assert "Traceback" not in shown

@@ -46,7 +46,7 @@ def command(
 
     \b
       llama-rs chat
-      llama-rs chat -n 64 "What is the capital of France?"
+      llama-rs chat -n 64 "What is gravity?"
       git diff | llama-rs chat --system "You review code." "What is wrong with this change?"
     """
     path = find_model(model)

@@ -524,25 +524,37 @@ def test_a_model_without_a_template_is_4(tiny: Path, tmp_path: Path) -> None:
     assert "has no chat template" in done.stderr
 
 
-def converse(smollm2: Path, lines: Sequence[str]) -> str:
-    """What a terminal shows of a conversation."""
-    pid, terminal = pty.fork()
-    if not pid:
-        os.environ["TERM"] = "dumb"
-        command = [sys.executable, "-m", "llama_rs", "chat", "-m", str(smollm2), "-n", "24", "--temp", "0"]
-        os.execv(command[0], command)
-    shown = b""
-    for line in lines:
-        os.write(terminal, f"{line}\n".encode())
-    try:
-        while data := os.read(terminal, 4096):
-            shown += data
-    except OSError:  # it has ended
-        pass
-    _, status = os.waitpid(pid, 0)
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(status) == 0, shown
-    return shown.decode().replace("\r\n", "\n")
+class Terminal:
+    """A conversation at a terminal."""
+
+    def __init__(self, model: Path, *options: str) -> None:
+        self.pid, self.terminal = pty.fork()
+        if not self.pid:
+            os.environ["TERM"] = "dumb"
+            command = [sys.executable, "-m", "llama_rs", "chat", "-m", str(model), "--temp", "0", *options]
+            os.execv(command[0], command)
+        self.shown = ""
+        self.seen = 0  # of it
+
+    def type(self, text: str) -> None:
+        os.write(self.terminal, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Reads until the terminal shows this, after what it showed before."""
+        while (at := self.shown.find(text, self.seen)) < 0:
+            self.shown += os.read(self.terminal, 4096).decode(errors="replace")
+        self.seen = at + len(text)
+
+    def end(self) -> int:
+        """Reads what is left; gives the exit code."""
+        try:
+            while data := os.read(self.terminal, 4096):
+                self.shown += data.decode(errors="replace")
+        except OSError:  # it has ended
+            pass
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.terminal)
+        return os.waitstatus_to_exitcode(status)
 
 
 def test_a_conversation_at_a_terminal(smollm2: Path) -> None:
@@ -557,8 +569,26 @@ def test_a_conversation_at_a_terminal(smollm2: Path) -> None:
         "",
         "/exit",
     ]
-    shown = converse(smollm2, lines)
-    assert "ravity is" in shown
-    assert "there is no /nonsense" in shown
-    assert "Ctrl-C stops an answer" in shown
-    assert "Traceback" not in shown
+    terminal = Terminal(smollm2, "-n", "24")
+    for line in lines:
+        terminal.type(f"{line}\n")
+    assert terminal.end() == 0
+    assert "ravity is" in terminal.shown
+    assert "there is no /nonsense" in terminal.shown
+    assert "Ctrl-C stops an answer" in terminal.shown
+    assert "Traceback" not in terminal.shown
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_conversation(smollm2: Path) -> None:
+    terminal = Terminal(smollm2, "-c", "4096")
+    for _ in range(3):
+        terminal.wait_for("> ")
+        terminal.type("Tell me a very long story about the sea.\n")
+        terminal.wait_for("about the sea.")  # the echo
+        terminal.wait_for(" the ")
+        terminal.type("\x03")
+        terminal.wait_for("[stopped]")
+    terminal.wait_for("> ")
+    terminal.type("\x03")
+    assert terminal.end() == 130
+    assert "Traceback" not in terminal.shown

@@ -173,6 +173,10 @@ class Interrupts:
         if self.outside:
             signal.signal(signal.SIGINT, self.outside)
 
+    def forget(self) -> None:
+        """Has the next Ctrl-C be as the first, for a command that goes on after one."""
+        self.interrupted = None
+
     def _interrupt(self, *_: object) -> None:
         now = time.monotonic()
         if self.interrupted is None:

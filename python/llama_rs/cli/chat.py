@@ -105,6 +105,7 @@ def answered(llama: Model, session: Session, messages: list[dict[str, str]], opt
             show(llama, stream)
         except KeyboardInterrupt:
             say("[stopped]")
+            click.get_current_context().obj.forget()
     except ContextOverflowError as e:
         say(f"{e}; /clear begins anew")
         return None

@@ -15,6 +15,7 @@
 //! ```
 
 mod arch;
+mod chat;
 mod checkpoint;
 mod engine;
 mod error;
@@ -57,7 +58,7 @@ pub mod internals {
     macro_rules! rooms {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
-    rooms! { arch checkpoint engine formats generate mapping measure quant sampling tensor threads tokenizer weights }
+    rooms! { arch chat checkpoint engine formats generate hash mapping measure quant sampling tensor threads tokenizer weights }
 
     pub mod kernels {
         pub use crate::kernels::*;

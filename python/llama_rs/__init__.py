@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .options import GenerateOptions, SamplingParams
     from .options import KvType as KvType
     from .options import Load as Load
+    from .options import Messages as Messages
     from .options import OnOverflow as OnOverflow
     from .session import Completion, Session, Stream, Timings
     from .tokenizer import Tokenizer
@@ -61,7 +62,8 @@ __all__ = [
     "Warmed",
 ]
 
-_LITERALS = ("FinishReason", "KvType", "Load", "OnOverflow")  # public too: words that have no docstring of their own
+# Public too: words and unions, which have no docstring of their own.
+_LITERALS = ("FinishReason", "KvType", "Load", "Messages", "OnOverflow")
 
 # Where those names are, the quickest to import first.
 _HOMES = ("errors", "options", "tokenizer", "checkpoint", "session", "model")

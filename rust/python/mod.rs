@@ -5,6 +5,7 @@
 //! ([`lend`]).
 
 mod array;
+mod chat;
 mod checkpoint;
 mod exit;
 mod floats;
@@ -40,6 +41,8 @@ mod _core {
 
     #[pymodule_export]
     use super::array::Array;
+    #[pymodule_export]
+    use super::chat::Chat;
     #[pymodule_export]
     use super::generation::Generation;
     #[pymodule_export]
@@ -96,7 +99,7 @@ fn try_raise(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             ("ContextOverflowError", (format!("at least {message}"), *at_least, *at_most).into_pyobject(py)?)
         }
         Error::SessionBusy(_) => ("SessionBusyError", (message,).into_pyobject(py)?),
-        Error::Closed => ("ModelClosedError", (message,).into_pyobject(py)?),
+        Error::Closed { .. } => ("ModelClosedError", (message,).into_pyobject(py)?),
         _ => ("LlamaError", (message,).into_pyobject(py)?),
     };
     let class = py.import("llama_rs.errors")?.getattr(class)?;

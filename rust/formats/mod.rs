@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod gguf;
+mod huggingface;
+mod safetensors;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -31,8 +33,8 @@ pub type OpenPart<'a> = dyn Fn(&Path) -> Result<Arc<Mapping>> + 'a;
 /// The formats that we read.
 pub const FORMATS: &[Format] = &[gguf::FORMAT];
 
-/// Opens the model file at `path`: maps it, reads and checks its header, and nothing else. Any part of a model that is
-/// split opens all of it.
+/// Opens the model at `path`, a file or a directory: maps it, reads and checks its header, and nothing else. Any part of a
+/// model that is split opens all of it.
 ///
 /// # Errors
 /// [`Error::File`] if it cannot be mapped, [`Error::Format`] if it is not a valid model file,
@@ -56,9 +58,13 @@ pub fn open_with<T>(
     let open = |load: Load| -> Result<(Checkpoint, T)> {
         let options = LoadOptions { load, ..LoadOptions::default() };
         let open = |path: &Path| Mapping::open_with(path, options, interrupt);
-        let map = open(path)?;
-        let format = map.checked(|| identify(&map))?;
-        let checkpoint = (format.open)(&map, &open)?;
+        let checkpoint = if path.is_dir() {
+            huggingface::open(path, &open)?
+        } else {
+            let map = open(path)?;
+            let format = map.checked(|| identify(&map))?;
+            (format.open)(&map, &open)?
+        };
         let accepted = checkpoint.checked(|| accept(&checkpoint))?;
         Ok((checkpoint, accepted))
     };
@@ -113,10 +119,8 @@ const LOOK_ALIKES: &[(&[u8], &str)] = &[
 
 /// Says what the file is instead.
 fn look_alike(data: &[u8]) -> Option<&'static str> {
-    if let Some((len, [b'{', ..])) = data.split_first_chunk::<8>()
-        && u64::from_le_bytes(*len) < data.len() as u64
-    {
-        return Some("a safetensors file: convert it to GGUF first");
+    if safetensors::probe(data) {
+        return Some("a safetensors file: name the directory that it is in, with its config.json");
     }
     let text = data.strip_prefix(b"\xef\xbb\xbf").unwrap_or(data); // a byte-order mark
     let text = text[..text.len().min(64)].trim_ascii_start();

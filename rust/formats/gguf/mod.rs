@@ -20,10 +20,11 @@
 mod split;
 mod write;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::Format;
-use crate::checkpoint::{Array, Entry, MAX_ARRAY_DEPTH, Metadata, TensorInfo, Value, ValueType};
+use crate::checkpoint::{Array, Entry, MAX_ARRAY_DEPTH, Metadata, Pairs, TensorInfo, Value, ValueType};
 use crate::error::{Error, FormatError, Result};
 use crate::mapping::{Bytes, Mapping};
 use crate::quant::DType;
@@ -72,6 +73,25 @@ pub(super) fn parse(mapping: &Arc<Mapping>) -> Result<File> {
     let entries = (0..n_tensors).map(|_| r.tensor_entry(alignment)).collect::<Result<Vec<_>>>()?;
     let header = r.pos;
     Ok(File { metadata, tensors: r.place(entries, alignment)?, header })
+}
+
+/// The metadata and the small vectors of a model whose directory has them in another form, in memory.
+pub(super) fn made(
+    pairs: &Pairs,
+    vectors: &[(String, Vec<f32>)],
+    path: &Path,
+) -> Result<(Metadata, Vec<TensorInfo>, Arc<Mapping>)> {
+    let planned = vectors.iter().map(|(name, values)| Planned {
+        name: name.clone(),
+        dtype: DType::F32,
+        shape: vec![values.len()],
+    });
+    let bytes = write::to_vec(pairs, &planned.collect::<Vec<_>>(), |i| bytemuck::cast_slice(&vectors[i].1))?;
+    let map = Mapping::from_vec(bytes, path);
+    let File { metadata, tensors, .. } = parse(&map)?;
+    // Where they stand here is no place in the file.
+    let tensors = tensors.into_iter().map(|tensor| TensorInfo::new(tensor.name().into(), None, tensor.view));
+    Ok((metadata.without_places(), tensors.collect(), map))
 }
 
 /// Types that are not in the table of [`DType`], but have a name.
@@ -213,7 +233,7 @@ impl<'a> Reader<'a> {
             let (key, at) = self.name("metadata key", MAX_KEY_LEN)?;
             let value = self.value_type().and_then(|kind| Ok((kind, self.value(kind, 0)?)));
             let (kind, value) = value.map_err(|e| blame(e, &key))?;
-            entries.push(Entry { key, at, kind, value });
+            entries.push(Entry { key, at: Some(at), kind, value });
         }
         Metadata::new(self.mapping.path(), entries)
     }

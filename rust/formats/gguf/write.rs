@@ -127,6 +127,16 @@ pub fn write(
     })
 }
 
+/// A file in memory, whose tensor `i` has the bytes `data(i)`.
+pub(super) fn to_vec<'a>(pairs: &Pairs, tensors: &[Planned], data: impl Fn(usize) -> &'a [u8]) -> Result<Vec<u8>> {
+    let mut out = header(pairs, tensors)?;
+    for i in 0..tensors.len() {
+        out.resize(out.len().next_multiple_of(DEFAULT_ALIGNMENT), 0);
+        out.extend_from_slice(data(i));
+    }
+    Ok(out)
+}
+
 /// The file before its data. The alignment is the default one: a pair that says another must not be there.
 fn header(pairs: &Pairs, tensors: &[Planned]) -> Result<Vec<u8>> {
     assert!(!pairs.contains("general.alignment"), "files are written with the default alignment");

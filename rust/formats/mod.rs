@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 
 pub mod gguf;
-mod split;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -17,14 +17,19 @@
 
 #![forbid(unsafe_code)]
 
+mod split;
+mod write;
+
 use std::sync::Arc;
 
-use super::{Format, split};
+use super::Format;
 use crate::checkpoint::{Array, Entry, MAX_ARRAY_DEPTH, Metadata, TensorInfo, Value, ValueType};
 use crate::error::{Error, FormatError, Result};
 use crate::mapping::{Bytes, Mapping};
 use crate::quant::DType;
 use crate::tensor::TensorView;
+
+pub use write::{Planned, Sink, write};
 
 /// The row in the table.
 pub const FORMAT: Format = Format { name: "GGUF", probe: |data| data.starts_with(b"GGUF"), open: split::open };
@@ -206,8 +211,9 @@ impl<'a> Reader<'a> {
         let mut entries = Vec::new();
         for _ in 0..n {
             let (key, at) = self.name("metadata key", MAX_KEY_LEN)?;
-            let value = self.value_type().and_then(|kind| self.value(kind, 0)).map_err(|e| blame(e, &key))?;
-            entries.push(Entry { key, at, value });
+            let value = self.value_type().and_then(|kind| Ok((kind, self.value(kind, 0)?)));
+            let (kind, value) = value.map_err(|e| blame(e, &key))?;
+            entries.push(Entry { key, at, kind, value });
         }
         Metadata::new(self.mapping.path(), entries)
     }

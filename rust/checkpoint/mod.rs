@@ -4,6 +4,8 @@
 //! there are. Names are copies, because a file may be written over while it is mapped: what was checked is what is used.
 //! Values and tensors are ranges of the maps.
 
+mod pairs;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +14,8 @@ use crate::hash::hash;
 use crate::mapping::{Bytes, LoadOptions, Mapping, guarded};
 use crate::tensor::TensorView;
 use crate::threads::Interrupt;
+
+pub use pairs::Pairs;
 
 /// Deepest nesting of arrays.
 pub const MAX_ARRAY_DEPTH: usize = 4;
@@ -247,6 +251,11 @@ impl ValueType {
         [U8, I8, U16, I16, U32, I32, F32, Bool, String, Array, U64, I64, F64]
     };
 
+    /// The id in a GGUF file.
+    pub fn id(self) -> u32 {
+        Self::ALL.iter().position(|kind| *kind == self).expect("it has all") as u32
+    }
+
     /// Bytes of a value of this type; `None` for strings and arrays, which differ.
     pub fn size(self) -> Option<usize> {
         use ValueType::*;
@@ -417,6 +426,8 @@ pub struct Entry {
     pub key: Box<str>,
     /// Where it stands in the file.
     pub at: usize,
+    /// The type of the value, which says how wide an integer is.
+    pub kind: ValueType,
     /// The value.
     pub value: Value,
 }

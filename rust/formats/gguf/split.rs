@@ -10,8 +10,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::gguf;
-use super::{OpenPart, identify};
+use super::super::{OpenPart, identify};
+use super::parse;
 use crate::checkpoint::{Checkpoint, Metadata, Value};
 use crate::error::{Error, FormatError, Result};
 use crate::mapping::Mapping;
@@ -22,7 +22,7 @@ const N_TENSORS: &str = "split.tensors.count";
 
 /// What the file holds; if it is a part of a model, what all parts hold.
 pub fn open(map: &Arc<Mapping>, open_part: &OpenPart) -> Result<Checkpoint> {
-    let file = map.checked(|| gguf::parse(map))?;
+    let file = map.checked(|| parse(map))?;
     let Some(count @ 2..) = file.metadata.usize(COUNT)? else {
         return Checkpoint::new(file.metadata, file.tensors, vec![(Arc::clone(map), file.header)]);
     };
@@ -43,7 +43,7 @@ pub fn open(map: &Arc<Mapping>, open_part: &OpenPart) -> Result<Checkpoint> {
             Some(part) => part,
             None => {
                 let part = open_part(&name.part(i)).map_err(|e| name.missing(e, map.path(), i))?;
-                let file = part.checked(|| identify(&part).and_then(|_| gguf::parse(&part)))?;
+                let file = part.checked(|| identify(&part).and_then(|_| parse(&part)))?;
                 (part, file)
             }
         });

@@ -29,6 +29,7 @@ mod model;
 #[cfg(feature = "python")]
 mod python;
 mod quant;
+mod quantize;
 mod sampling;
 mod session;
 mod tensor;
@@ -57,7 +58,7 @@ pub mod internals {
     macro_rules! rooms {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
-    rooms! { arch checkpoint engine formats generate mapping measure quant sampling tensor threads tokenizer weights }
+    rooms! { arch checkpoint engine formats generate mapping measure quant quantize sampling tensor threads tokenizer weights }
 
     pub mod kernels {
         pub use crate::kernels::*;

@@ -16,6 +16,7 @@
 
 mod arch;
 mod checkpoint;
+mod convert;
 mod engine;
 mod error;
 mod formats;
@@ -39,6 +40,7 @@ mod weights;
 
 pub use arch::Config;
 pub use checkpoint::{Checkpoint, Metadata, Value};
+pub use convert::convert;
 pub use error::{Error, FormatError, Result};
 pub use formats::open;
 pub use generate::{Answer, Event, FinishReason, Options};

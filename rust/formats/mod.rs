@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod gguf;
-mod huggingface;
+pub(crate) mod huggingface;
 mod safetensors;
 
 use std::path::Path;

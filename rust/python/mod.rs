@@ -7,6 +7,7 @@
 mod array;
 mod checkpoint;
 mod exit;
+mod files;
 mod floats;
 mod generation;
 mod ids;
@@ -40,6 +41,8 @@ mod _core {
 
     #[pymodule_export]
     use super::array::Array;
+    #[pymodule_export]
+    use super::files::{convert_directory, merge, split};
     #[pymodule_export]
     use super::generation::Generation;
     #[pymodule_export]

@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod parts;
 mod split;
 mod write;
 
@@ -30,6 +31,7 @@ use crate::mapping::{Bytes, Mapping};
 use crate::quant::DType;
 use crate::tensor::TensorView;
 
+pub use parts::{Limit, merge, split};
 pub use write::{Planned, Sink, write};
 
 /// The row in the table.
@@ -76,7 +78,7 @@ pub(super) fn parse(mapping: &Arc<Mapping>) -> Result<File> {
 }
 
 /// The metadata and the small vectors of a model whose directory has them in another form, in memory.
-pub(super) fn made(
+pub(crate) fn made(
     pairs: &Pairs,
     vectors: &[(String, Vec<f32>)],
     path: &Path,

@@ -1,6 +1,6 @@
 //! `config.json`: its values by name, each checked when it is read.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -10,15 +10,15 @@ use crate::error::{Error, FormatError, Result};
 const MAX_LEN: usize = 16 << 20;
 
 /// The configuration of a model: that of its text part, where there are several.
-pub struct Config<'a> {
-    path: &'a Path,
+pub struct Config {
+    path: PathBuf,
     root: Map<String, Value>,
     text: Map<String, Value>,
 }
 
-impl<'a> Config<'a> {
+impl Config {
     /// Reads the contents of the file at `path`.
-    pub fn parse(path: &'a Path, contents: &[u8]) -> Result<Self> {
+    pub fn parse(path: &Path, contents: &[u8]) -> Result<Self> {
         if contents.len() > MAX_LEN {
             let e = FormatError::new(path, "too long").got(format!("{} bytes", contents.len()));
             return Err(e.limit(format!("at most {MAX_LEN}")).into());
@@ -35,12 +35,12 @@ impl<'a> Config<'a> {
             Some(Value::Object(text)) => text,
             _ => Map::new(),
         };
-        Ok(Self { path, root, text })
+        Ok(Self { path: path.into(), root, text })
     }
 
     /// The file.
-    pub fn path(&self) -> &'a Path {
-        self.path
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The value called `name`, or of an object in an object `name.of.it`; `null` is none.
@@ -133,12 +133,12 @@ impl<'a> Config<'a> {
 
     /// A report about a value.
     pub fn error(&self, what: &str, name: &str) -> FormatError {
-        FormatError::new(self.path, what).named(name)
+        FormatError::new(&self.path, what).named(name)
     }
 
     /// What we do not run.
     pub fn unsupported(&self, what: String) -> Error {
-        Error::Unsupported { path: self.path.into(), what }
+        Error::Unsupported { path: self.path.clone(), what }
     }
 
     fn of<'b, T>(&'b self, name: &str, expected: &str, read: impl Fn(&'b Value) -> Option<T>) -> Result<Option<T>> {

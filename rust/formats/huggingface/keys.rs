@@ -9,7 +9,7 @@ use crate::error::Result;
 
 /// The keys of a model that is being opened.
 pub struct Keys<'a> {
-    pub config: &'a Config<'a>,
+    pub config: &'a Config,
     pub n_layers: u32,
     architecture: &'static str,
     pairs: Pairs,
@@ -42,7 +42,7 @@ pub struct Made {
 
 impl<'a> Keys<'a> {
     /// None yet.
-    pub fn new(config: &'a Config<'a>, architecture: &'static str) -> Result<Self> {
+    pub fn new(config: &'a Config, architecture: &'static str) -> Result<Self> {
         let n_layers = config.first_int(&["num_hidden_layers", "n_layer"])?;
         let n_layers = config.required("num_hidden_layers", n_layers)?;
         let (pairs, tensors) = (Pairs::new(), Vec::new());

@@ -23,11 +23,12 @@ use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use self::config::Config;
-use self::families::{Family, How};
-use self::keys::Made;
+pub(crate) use self::config::Config;
+pub(crate) use self::families::Family;
+use self::families::How;
+pub(crate) use self::keys::Made;
 use super::{OpenPart, gguf, safetensors};
-use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::checkpoint::{Checkpoint, Pairs, TensorInfo};
 use crate::error::{Error, FormatError, Result};
 use crate::mapping::Mapping;
 use crate::quant::DType;
@@ -42,8 +43,9 @@ const MAX_INDEX_LEN: usize = 100_000_000;
 const MAX_SHARDS: usize = 10_000;
 
 /// What a directory holds.
-pub(super) struct Directory {
+pub(crate) struct Directory {
     pub path: PathBuf,
+    pub config: Config,
     pub made: Made,
     pub family: &'static Family,
     /// The tensors by GGUF's names, in the order of the files.
@@ -54,7 +56,7 @@ pub(super) struct Directory {
 
 /// Opens the directory at `path` as one model.
 pub(super) fn open(path: &Path, open_part: &OpenPart) -> Result<Checkpoint> {
-    let Directory { path, mut made, family, mut tensors, mut maps } = read(path, open_part)?;
+    let Directory { path, mut made, family, mut tensors, mut maps, .. } = read(path, open_part)?;
     if let Some(why) = family.convert_first {
         let what = format!("a directory of this family, for {why}: convert it first (llama-rs convert)");
         return Err(Error::Unsupported { path, what });
@@ -83,10 +85,10 @@ pub(super) fn open(path: &Path, open_part: &OpenPart) -> Result<Checkpoint> {
 }
 
 /// Reads the configuration and the headers of the weights.
-pub(super) fn read(path: &Path, open_part: &OpenPart) -> Result<Directory> {
+pub(crate) fn read(path: &Path, open_part: &OpenPart) -> Result<Directory> {
     let config_path = path.join(CONFIG);
     let map = open_part(&config_path).map_err(|e| no_config(e, path))?;
-    let (made, family, names) = map.checked(|| {
+    let (config, made, family, names) = map.checked(|| {
         let config = Config::parse(&config_path, map.as_slice())?;
         refuse_quantized(&config)?;
         let family = families::find(&config)?;
@@ -102,10 +104,12 @@ pub(super) fn read(path: &Path, open_part: &OpenPart) -> Result<Directory> {
             groups: config.int("mamba_n_groups")?.unwrap_or(1) as usize,
             known: HashMap::new(),
         };
-        Ok((keys.finish()?, family, names))
+        let made = keys.finish()?;
+        Ok((config, made, family, names))
     })?;
     let len = map.as_slice().len();
-    let mut directory = Directory { path: path.into(), made, family, tensors: Vec::new(), maps: vec![(map, len)] };
+    let (path, tensors, maps) = (path.to_path_buf(), Vec::new(), vec![(map, len)]);
+    let mut directory = Directory { path, config, made, family, tensors, maps };
     directory.read_weights(names, open_part)?;
     Ok(directory)
 }
@@ -416,4 +420,30 @@ fn fits<'a>(pattern: &str, name: &'a str) -> Option<&'a str> {
             (!number.is_empty() && number.len() < 6 && number.bytes().all(|b| b.is_ascii_digit())).then_some(number)
         }
     }
+}
+
+/// The keys of the tokenizer of the directory, for as many tokens as the model has; those of none if it has no tokenizer.
+pub(crate) fn tokenizer(path: &Path, vocab_size: usize) -> Result<Pairs> {
+    let _ = (path, vocab_size);
+    let mut pairs = Pairs::new();
+    pairs.str("tokenizer.ggml.model", "none");
+    Ok(pairs)
+}
+
+/// Adds what the directory recommends for sampling.
+pub(crate) fn sampling(folder: &Path, pairs: &mut Pairs) -> Result<()> {
+    let path = folder.join("generation_config.json");
+    let Ok(text) = std::fs::read(&path) else { return Ok(()) };
+    let config = Config::parse(&path, &text)?;
+    for (name, key) in
+        [("temperature", "temp"), ("top_p", "top_p"), ("min_p", "min_p"), ("repetition_penalty", "penalty_repeat")]
+    {
+        if let Some(x) = config.float(name)? {
+            pairs.f32(&format!("general.sampling.{key}"), x as f32);
+        }
+    }
+    if let Some(k) = config.int("top_k")? {
+        pairs.i32("general.sampling.top_k", k as i32);
+    }
+    Ok(())
 }

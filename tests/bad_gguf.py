@@ -385,17 +385,17 @@ for _name, (_content, _says) in LOOK_ALIKES.items():
     )
 
 
-@case("format", "version", "got 0", "2 or 3")
+@case("format", "version", "got 0", "1 to 3")
 def version_0(file: Gguf) -> None:
     file.version = 0
 
 
-@case("unsupported", "version 1")
-def version_1(file: Gguf) -> None:
+@case("format")
+def version_1_with_the_numbers_of_version_3(file: Gguf) -> None:
     file.version = 1
 
 
-@case("unsupported", "version 1")
+@case("format", "missing key", "general.architecture")
 def version_1_shorter_than_a_later_header(_: Gguf) -> bytes:
     return b"GGUF" + struct.pack("<III", 1, 0, 0)
 

@@ -49,7 +49,13 @@ pub fn convert(
     let planned: Vec<_> = outputs.tensors.iter().map(|tensor| tensor.planned(output)).collect();
     let mut pairs = general(&directory, &planned, output)?;
     pairs.append(&outputs.pairs);
-    pairs.append(&huggingface::tokenizer(source, directory.config.int("vocab_size")?.unwrap_or(0) as usize)?);
+    if huggingface::has_tokenizer(source) {
+        let embedding = outputs.tensors.iter().find(|tensor| tensor.name == huggingface::EMBEDDING);
+        let vocab_size = embedding.map_or(0, |tensor| tensor.shape[1..].iter().product());
+        pairs.append(&huggingface::tokenizer(source, vocab_size)?);
+    } else {
+        pairs.str("tokenizer.ggml.model", "none"); // as llama.cpp calls it
+    }
     gguf::write(target, &pairs, &planned, interrupt, progress, &mut |i, sink| {
         let tensor = &outputs.tensors[i];
         tensor.write(planned[i].dtype, threads, interrupt, sink)?;

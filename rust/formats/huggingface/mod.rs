@@ -33,10 +33,13 @@ use crate::error::{Error, FormatError, Result};
 use crate::mapping::Mapping;
 use crate::quant::DType;
 use crate::tensor::TensorView;
+use crate::tokenizer::huggingface::{self, Entry as Words};
 
 const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
+/// The tensor that has a row for each token.
+pub(crate) const EMBEDDING: &str = "token_embd.weight";
 /// Longest index. Those of models with hundreds of experts have some megabytes.
 const MAX_INDEX_LEN: usize = 100_000_000;
 /// Most files that weights may be in.
@@ -77,10 +80,10 @@ pub(super) fn open(path: &Path, open_part: &OpenPart) -> Result<Checkpoint> {
     tensors.extend(more);
     maps.push((map, 0)); // it follows from the configuration
     let checkpoint = Checkpoint::new(metadata, tensors, maps)?;
-    let folder = path.clone();
+    let (folder, vocab_size) = (path.clone(), checkpoint.tensor(EMBEDDING).map_or(0, TensorView::n_rows));
     Ok(checkpoint.in_directory(path, move || {
-        let what = "the tokenizer of a directory".into();
-        Err(Error::Unsupported { path: folder.clone(), what })
+        let (metadata, _, _) = gguf::made(&tokenizer(&folder, vocab_size)?, &[], &folder)?;
+        Ok(metadata)
     }))
 }
 
@@ -422,12 +425,48 @@ fn fits<'a>(pattern: &str, name: &'a str) -> Option<&'a str> {
     }
 }
 
-/// The keys of the tokenizer of the directory, for as many tokens as the model has; those of none if it has no tokenizer.
-pub(crate) fn tokenizer(path: &Path, vocab_size: usize) -> Result<Pairs> {
-    let _ = (path, vocab_size);
+/// The keys of the tokenizer of the directory, for as many tokens as the embedding has rows: models have rows for tokens that
+/// are still to be thought of, and tokenizers now and then a token for a model that also sees.
+///
+/// # Errors
+/// As for [`entries`](crate::tokenizer::huggingface::entries).
+pub(crate) fn tokenizer(folder: &Path, vocab_size: usize) -> Result<Pairs> {
+    const UNUSED: i32 = 5;
     let mut pairs = Pairs::new();
-    pairs.str("tokenizer.ggml.model", "none");
+    for (key, entry) in huggingface::entries(folder)? {
+        match entry {
+            Words::Bool(x) => pairs.bool(&key, x),
+            Words::U32(x) => pairs.u32(&key, x),
+            Words::F32(x) => pairs.f32(&key, x),
+            Words::Str(x) => pairs.str(&key, x),
+            Words::Strings(mut all) => {
+                if key == "tokenizer.ggml.tokens" {
+                    all.truncate(vocab_size);
+                    all.extend((all.len()..vocab_size).map(|i| format!("[PAD{i}]").into_bytes()));
+                }
+                pairs.strs(&key, all.iter());
+            }
+            Words::F32s(mut all) => {
+                if key == "tokenizer.ggml.scores" {
+                    all.resize(vocab_size, -10_000.0);
+                }
+                pairs.f32s(&key, &all);
+            }
+            Words::I32s(mut all) => {
+                if key == "tokenizer.ggml.token_type" {
+                    all.resize(vocab_size, UNUSED);
+                }
+                pairs.i32s(&key, &all);
+            }
+            Words::Bytes(all) => pairs.u8s(&key, &all),
+        }
+    }
     Ok(pairs)
+}
+
+/// Whether the directory has a tokenizer, in any of its forms.
+pub(crate) fn has_tokenizer(folder: &Path) -> bool {
+    ["tokenizer.json", "tekken.json", "tokenizer.model"].iter().any(|name| folder.join(name).exists())
 }
 
 /// Adds what the directory recommends for sampling.

@@ -367,8 +367,6 @@ LOOK_ALIKES = {
     "zstandard": (b"\x28\xb5\x2f\xfd" + bytes(60), "Zstandard"),
     "safetensors": (struct.pack("<Q", 24) + b'{"__metadata__":{}}     ' + bytes(64), "safetensors"),
     "ggml": (b"lmgg" + bytes(60), "GGML"),
-    "ggmf": (b"fmgg\x01\0\0\0" + bytes(60), "GGMF"),
-    "ggjt": (b"tjgg\x03\0\0\0" + bytes(60), "GGJT"),
     "llamafile": (b"MZqFpD='\n" + bytes(60), "llamafile"),
     "linux_program": (b"\x7fELF\x02\x01\x01" + bytes(60), "Linux program"),
     "zeros": (bytes(64), "zeros"),

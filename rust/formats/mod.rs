@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ggml;
 pub mod gguf;
 pub(crate) mod huggingface;
 mod safetensors;
@@ -31,7 +32,7 @@ pub struct Format {
 pub type OpenPart<'a> = dyn Fn(&Path) -> Result<Arc<Mapping>> + 'a;
 
 /// The formats that we read.
-pub const FORMATS: &[Format] = &[gguf::FORMAT];
+pub const FORMATS: &[Format] = &[gguf::FORMAT, ggml::FORMAT];
 
 /// Opens the model at `path`, a file or a directory: maps it, reads and checks its header, and nothing else. Any part of a
 /// model that is split opens all of it.
@@ -83,10 +84,15 @@ fn identify(map: &Mapping) -> Result<&'static Format> {
         return Err(FormatError::new(map.path(), "the file is empty").into());
     }
     FORMATS.iter().find(|format| (format.probe)(data)).ok_or_else(|| {
-        let names = FORMATS.iter().map(|format| format.name).collect::<Vec<_>>().join(" or ");
         let is = look_alike(data).map_or(String::new(), |is| format!(", but {is}"));
-        Error::from(FormatError::new(map.path(), format!("not a {names} file{is}")))
+        Error::from(FormatError::new(map.path(), format!("not a {} file{is}", FORMATS[0].name)))
     })
+}
+
+/// The beginning of a text that a file has, as it can stand in a message.
+fn one_line(text: &str) -> String {
+    let escaped = |c: char| if matches!(c, '"' | '\'') { c.to_string() } else { c.escape_debug().to_string() };
+    text.chars().take(80).map(escaped).collect()
 }
 
 /// What a file that is no model file starts with, and what it is then.
@@ -105,9 +111,7 @@ const LOOK_ALIKES: &[(&[u8], &str)] = &[
     (b"\xfd7zXZ\0", "xz-compressed: unpack it first"),
     (b"\x28\xb5\x2f\xfd", "Zstandard-compressed: unpack it first"),
     (b"BZh", "bzip2-compressed: unpack it first"),
-    (b"lmgg", "a GGML file from before August 2023: convert it to GGUF first"),
-    (b"fmgg", "a GGMF file from before August 2023: convert it to GGUF first"),
-    (b"tjgg", "a GGJT file from before August 2023: convert it to GGUF first"),
+    (b"lmgg", "a GGML file of before March 2023, whose vocabulary has no scores: take a GGUF file of the model"),
     (b"algg", "a GGLA adapter: it is no model"),
     (b"24ka", "a llama2.c checkpoint: convert it to GGUF first"),
     (b"llama_rs", "a saved session of llama_rs: it is no model"),

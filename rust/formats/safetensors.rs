@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::one_line;
 use crate::error::{FormatError, Result};
 use crate::mapping::{Bytes, Mapping};
 use crate::quant::DType;
@@ -166,11 +167,6 @@ fn place(mapping: &Arc<Mapping>, mut entries: Vec<Entry>, start: usize) -> Resul
         Ok(Tensor { name, spelling, dtype, shape, bytes })
     };
     entries.into_iter().map(place).collect()
-}
-
-/// Text of a file in a message: no line breaks, no end of them.
-fn one_line(text: &str) -> String {
-    text.chars().take(120).flat_map(char::escape_debug).collect::<String>().replace("\\\"", "\"").replace("\\'", "'")
 }
 
 /// What the header says of a tensor.

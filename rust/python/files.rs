@@ -44,7 +44,7 @@ fn told<T: Send>(
     let progress = std::sync::Mutex::new(Progress::new(on_progress));
     let lock = || progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let result = run(py, |interrupt| {
-        let stop = || interrupt.poll(0) || lock().raised.is_some();
+        let stop = || lock().raised.is_some() || interrupt.poll_now();
         let interrupt = Interrupt::new(&stop);
         work(&interrupt, &mut |done, whole| lock().update(done, whole))
     });

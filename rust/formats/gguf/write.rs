@@ -123,7 +123,7 @@ pub fn write(
             assert_eq!(sink.left, 0, "bytes of {} that did not come", tensor.name);
             sink.pad(alignment)?;
         }
-        Ok(())
+        if interrupt.poll_now() { Err(Error::Interrupted) } else { Ok(()) }
     })
 }
 
@@ -258,7 +258,6 @@ mod tests {
         let zeros = vec![0; tensors[0].size()];
         let stop = || true;
         let interrupt = Interrupt::new(&stop);
-        std::thread::sleep(std::time::Duration::from_millis(30)); // then it is asked
         let result =
             write(&path, &Pairs::new(), &tensors, &interrupt, &mut |_, _| {}, &mut |_, sink| sink.write(&zeros));
         assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");

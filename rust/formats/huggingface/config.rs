@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, FormatError, Result};
+use crate::formats::one_line;
 
 /// Longest `config.json`. Real ones have some kilobytes.
 const MAX_LEN: usize = 16 << 20;
@@ -24,10 +25,8 @@ impl Config {
             return Err(e.limit(format!("at most {MAX_LEN}")).into());
         }
         let contents = contents.to_vec(); // then checked: the file may change
-        let root: Value = serde_json::from_slice(&contents).map_err(|e| {
-            let what: String = e.to_string().chars().take(120).flat_map(char::escape_debug).collect();
-            FormatError::new(path, format!("not valid JSON: {what}"))
-        })?;
+        let root: Value = serde_json::from_slice(&contents)
+            .map_err(|e| FormatError::new(path, format!("not valid JSON: {}", one_line(&e.to_string()))))?;
         let Value::Object(mut root) = root else {
             return Err(FormatError::new(path, "not a JSON object").into());
         };
@@ -144,7 +143,7 @@ impl Config {
     fn of<'b, T>(&'b self, name: &str, expected: &str, read: impl Fn(&'b Value) -> Option<T>) -> Result<Option<T>> {
         let Some(value) = self.get(name) else { return Ok(None) };
         read(value).map(Some).ok_or_else(|| {
-            let got: String = value.to_string().chars().take(40).flat_map(char::escape_debug).collect();
+            let got = one_line(&value.to_string());
             self.error("wrong value", name).got(got).limit(expected).into()
         })
     }

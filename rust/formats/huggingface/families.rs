@@ -6,6 +6,7 @@
 use super::config::Config;
 use super::keys::Keys;
 use crate::error::Result;
+use crate::formats::one_line;
 
 /// A family of models.
 pub struct Family {
@@ -371,7 +372,7 @@ pub fn find(config: &Config) -> Result<&'static Family> {
     let row = FAMILIES.iter().find(|row| row.model_types.contains(&name));
     let row = row.or_else(|| FAMILIES.iter().find(|row| row.model_types.contains(&text)));
     row.ok_or_else(|| {
-        let name: String = name.chars().take(40).flat_map(char::escape_debug).collect();
+        let name = one_line(name);
         let mut known: Vec<_> = FAMILIES.iter().flat_map(|row| row.model_types).copied().collect();
         known.sort_unstable();
         config.unsupported(format!("model_type {name}; supported are {}", known.join(", ")))
@@ -430,7 +431,20 @@ fn phi3(k: &mut Keys) -> Result<()> {
     Ok(())
 }
 
+/// Scores are divided by the root of a number of its own, where that is not the length of a head.
+fn gemma_scale(k: &mut Keys) -> Result<()> {
+    if let Some(scalar) = k.config.float("query_pre_attn_scalar")?
+        && scalar > 0.0
+        && scalar != f64::from(k.config.int("head_dim")?.unwrap_or(256))
+    {
+        k.f32("attention.scale", scalar.powf(-0.5));
+    }
+    Ok(())
+}
+
 fn gemma2(k: &mut Keys) -> Result<()> {
+    gemma_scale(k)?;
+    k.u32("attention.sliding_window", k.config.int("sliding_window")?.unwrap_or(4096));
     for (name, key) in
         [("attn_logit_softcapping", "attn_logit_softcapping"), ("final_logit_softcapping", "final_logit_softcapping")]
     {
@@ -443,6 +457,7 @@ fn gemma2(k: &mut Keys) -> Result<()> {
 
 /// What a configuration leaves out is what its class has.
 fn gemma3(k: &mut Keys) -> Result<()> {
+    gemma_scale(k)?;
     let c = k.config;
     k.u32("context_length", c.int("max_position_embeddings")?.unwrap_or(131_072));
     k.u32("attention.head_count", c.int("num_attention_heads")?.unwrap_or(8));

@@ -6,6 +6,7 @@
 use super::config::Config;
 use crate::checkpoint::Pairs;
 use crate::error::Result;
+use crate::formats::one_line;
 
 /// The keys of a model that is being opened.
 pub struct Keys<'a> {
@@ -71,8 +72,6 @@ impl<'a> Keys<'a> {
             ("attention.head_count", &["num_attention_heads"]),
             ("attention.head_count_kv", &["num_key_value_heads"]),
             ("vocab_size", &["vocab_size"]),
-            ("attention.key_length", &["head_dim"]),
-            ("attention.value_length", &["head_dim"]),
             ("expert_count", &["num_local_experts", "num_experts", "n_routed_experts"]),
             ("expert_used_count", &["num_experts_per_tok", "num_experts_per_token", "top_k_experts"]),
             ("expert_feed_forward_length", &["moe_intermediate_size"]),
@@ -85,6 +84,9 @@ impl<'a> Keys<'a> {
                 self.u32(key, n);
             }
         }
+        let head_dim = self.head_dim()?;
+        self.u32("attention.key_length", head_dim);
+        self.u32("attention.value_length", head_dim);
         if c.get("intermediate_size").is_some_and(|value| value.is_array()) {
             let lengths = c.ints("intermediate_size")?.expect("a list");
             self.u32s("feed_forward_length", &lengths);
@@ -111,7 +113,7 @@ impl<'a> Keys<'a> {
             Some("sqrtsoftplus") => self.u32("expert_gating_func", 4),
             None => {}
             Some(other) => {
-                let other: String = other.chars().take(40).flat_map(char::escape_debug).collect();
+                let other = one_line(other);
                 return Err(c.unsupported(format!("experts chosen by {other}")));
             }
         }
@@ -174,7 +176,7 @@ impl<'a> Keys<'a> {
             Some("longrope" | "su") => self.longrope(&at, original)?,
             Some("llama3") => self.llama3(&at, original, factor)?,
             Some(other) => {
-                let other: String = other.chars().take(40).flat_map(char::escape_debug).collect();
+                let other = one_line(other);
                 return Err(
                     c.unsupported(format!("rope scaling {other}; linear, yarn, longrope and llama3 are supported"))
                 );

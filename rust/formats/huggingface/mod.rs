@@ -27,7 +27,7 @@ pub(crate) use self::config::Config;
 pub(crate) use self::families::Family;
 use self::families::How;
 pub(crate) use self::keys::Made;
-use super::{OpenPart, gguf, safetensors};
+use super::{OpenPart, gguf, one_line, safetensors};
 use crate::checkpoint::{Checkpoint, Pairs, TensorInfo};
 use crate::error::{Error, FormatError, Result};
 use crate::mapping::Mapping;
@@ -135,7 +135,7 @@ impl Directory {
             self.maps.push((map, file.header));
         }
         if let Some((tensor, file)) = index.iter().flatten().min() {
-            let file: String = file.chars().take(80).flat_map(char::escape_debug).collect();
+            let file = one_line(&file);
             let e = FormatError::new(self.path.join(INDEX), "a tensor is not in the file that the index names");
             return Err(e.named(tensor).got(file).into());
         }
@@ -149,7 +149,7 @@ impl Directory {
 /// Why there is no configuration.
 fn no_config(e: Error, folder: &Path) -> Error {
     match e {
-        Error::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+        Error::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound && folder.is_dir() => {
             let names = std::fs::read_dir(folder)
                 .into_iter()
                 .flatten()
@@ -174,7 +174,7 @@ fn refuse_quantized(config: &Config) -> Result<()> {
     for name in ["quantization_config", "compression_config", "quantization"] {
         if config.get(name).is_some_and(|value| value.is_object()) {
             let method = config.first_str(&[&format!("{name}.quant_method"), &format!("{name}.quant_algo")])?;
-            let method: String = method.unwrap_or("unknown").chars().take(40).flat_map(char::escape_debug).collect();
+            let method = one_line(method.unwrap_or("unknown"));
             let what =
                 format!("weights quantized as {method} ({name}); BF16, F16 and F32 are supported in a directory");
             return Err(config.unsupported(format!("{what}: take the original model, or a GGUF file of it")));
@@ -236,12 +236,8 @@ fn read_index(path: &Path, contents: &[u8]) -> Result<Index> {
             .into());
     }
     let contents = contents.to_vec(); // then checked: the file may change
-    let json: serde_json::Value = serde_json::from_slice(&contents).map_err(|e| {
-        error(format!(
-            "not valid JSON: {}",
-            e.to_string().chars().take(120).flat_map(char::escape_debug).collect::<String>()
-        ))
-    })?;
+    let json: serde_json::Value = serde_json::from_slice(&contents)
+        .map_err(|e| error(format!("not valid JSON: {}", one_line(&e.to_string()))))?;
     let Some(map) = json.get("weight_map").and_then(|map| map.as_object()) else {
         return Err(error("no list of tensors".into()).named("weight_map").into());
     };
@@ -255,7 +251,7 @@ fn read_index(path: &Path, contents: &[u8]) -> Result<Index> {
                 && !name.starts_with('.')
         });
         let Some(name) = name else {
-            let got: String = file.to_string().chars().take(60).collect();
+            let got = one_line(&file.to_string());
             let e = error("not the name of a file beside it".into()).named(tensor).got(got);
             return Err(e.limit("a name such as model-00001-of-00002.safetensors").into());
         };
@@ -354,7 +350,7 @@ impl Names {
     fn view(&self, tensor: &safetensors::Tensor, map: &Arc<Mapping>, how: How) -> Result<TensorView> {
         let dtype = tensor.dtype.filter(|dtype| matches!(dtype, DType::F32 | DType::F16 | DType::BF16));
         if dtype.is_none() {
-            let name: String = tensor.name.chars().take(80).flat_map(char::escape_debug).collect();
+            let name = one_line(&tensor.name);
             let what = format!("tensor {name} of type {}", tensor.spelling);
             let what = format!("{what}; BF16, F16 and F32 are supported in a directory");
             return Err(Error::Unsupported { path: map.path().into(), what });
@@ -385,7 +381,7 @@ impl Names {
     }
 
     fn unknown(&self, tensor: &safetensors::Tensor, map: &Arc<Mapping>) -> Error {
-        let name: String = tensor.name.chars().take(80).flat_map(char::escape_debug).collect();
+        let name = one_line(&tensor.name);
         let what = format!("tensor {name}; what it is for is not known, and without it the text may be wrong");
         Error::Unsupported { path: map.path().into(), what }
     }

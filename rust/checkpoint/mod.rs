@@ -145,8 +145,13 @@ impl Checkpoint {
         }
     }
 
-    fn find(&self, name: &str) -> Option<&TensorInfo> {
+    /// Which of [`Checkpoint::tensors`] is called `name`.
+    pub fn index_of(&self, name: &str) -> Option<usize> {
         find(&self.tensors, &self.by_name, TensorInfo::name, name)
+    }
+
+    fn find(&self, name: &str) -> Option<&TensorInfo> {
+        Some(&self.tensors[self.index_of(name)?])
     }
 
     /// The file, or the first of its parts, or the directory that they are in if it was opened as one.
@@ -520,7 +525,7 @@ impl Metadata {
     }
 
     fn find(&self, key: &str) -> Option<&Entry> {
-        find(&self.entries, &self.by_key, Entry::key, key)
+        Some(&self.entries[find(&self.entries, &self.by_key, Entry::key, key)?])
     }
 
     /// The file's path, for messages.
@@ -629,9 +634,9 @@ fn index<T>(entries: &[T], name: impl Fn(&T) -> &str) -> Vec<u32> {
 }
 
 /// The entry called `wanted`.
-fn find<'a, T>(entries: &'a [T], sorted: &[u32], name: impl Fn(&T) -> &str, wanted: &str) -> Option<&'a T> {
+fn find<T>(entries: &[T], sorted: &[u32], name: impl Fn(&T) -> &str, wanted: &str) -> Option<usize> {
     let at = sorted.binary_search_by(|&i| name(&entries[i as usize]).cmp(wanted)).ok()?;
-    Some(&entries[sorted[at] as usize])
+    Some(sorted[at] as usize)
 }
 
 /// Two entries of the same name.

@@ -7,6 +7,10 @@
 //! Buffers, tables and the reading ahead of a cold file belong to the engine; a sequence is its tokens and its blocks. One
 //! set of buffers is kept from pass to pass. Sessions of several threads each get one while they compute.
 
+mod attention;
+mod dense;
+mod experts;
+mod head;
 mod pass;
 mod read_ahead;
 mod rope;
@@ -73,6 +77,8 @@ pub struct Engine {
     buffers: Mutex<Option<Box<Buffers>>>, // of the last pass
     ahead: Mutex<ReadAhead>,              // held for a whole pass: only ever tried
     expect_cold: AtomicBool,
+    experts_are_cold: AtomicBool, // until a pass finds all that it chose in memory
+    expert_was_cold: AtomicBool,  // in this pass
 }
 
 impl Engine {
@@ -81,16 +87,17 @@ impl Engine {
     /// # Errors
     /// [`Error::Argument`] if the environment asks for kernels that there are not.
     pub fn new(checkpoint: &Arc<Checkpoint>, config: &Arc<Config>, weights: &Arc<Weights>) -> Result<Self> {
-        let factors = weights.rope_freq_factors.as_ref();
         Ok(Self {
             checkpoint: Arc::clone(checkpoint),
             config: Arc::clone(config),
             weights: Arc::clone(weights),
             kernels: kernels::best()?,
-            ropes: config.ropes.iter().map(|rope| Rope::new(rope, factors)).collect(),
+            ropes: config.ropes.iter().map(|rope| Rope::new(rope, &weights.rope_factors)).collect(),
             buffers: Mutex::new(None),
             ahead: Mutex::new(ReadAhead::new(weights)),
             expect_cold: AtomicBool::new(false),
+            experts_are_cold: AtomicBool::new(false),
+            expert_was_cold: AtomicBool::new(false),
         })
     }
 
@@ -114,6 +121,7 @@ impl Engine {
     /// Looks at the file again before the next pass: what of it is not in memory is read ahead.
     pub fn expect_cold(&self) {
         self.expect_cold.store(true, Ordering::Relaxed);
+        self.experts_are_cold.store(true, Ordering::Relaxed);
     }
 
     /// Computes the tokens of all spans and writes the logits that they want to `logits`, a row of `vocab_size` each, in
@@ -197,11 +205,13 @@ impl Engine {
             let have = sequence.position();
             return Err(Error::Argument(format!("cannot discard {n_discard} tokens: there are {have}")));
         }
-        let turns: Vec<_> = self.ropes.iter().map(|rope| rope.turns_back(n_discard)).collect();
+        let context_length = sequence.context_length();
+        let turns: Vec<_> = self.ropes.iter().map(|rope| rope.turns_back(n_discard, context_length)).collect();
         sequence.shift(self.kernels, n_keep, n_discard, &|layer, key| match &self.config.layers[layer].mixer {
             Mixer::Attention(attention) => {
-                let rope = &self.ropes[attention.rope];
-                self.kernels.rope(&mut key[..2 * rope.pairs()], &turns[attention.rope], rope.style());
+                let Some(index) = attention.rope else { return };
+                let rope = &self.ropes[index];
+                self.kernels.rope(&mut key[..2 * rope.pairs()], &turns[index], rope.style());
             }
         })
     }

@@ -38,8 +38,8 @@ impl Kernels for Scalar {
         unsafe {
             with_quantized!(
                 job.w.dtype(),
-                |B| products::<B>(job, rows, 0..job.x.tokens()),
-                ops::float_products::<One>(job, rows, 0..job.x.tokens())
+                |B| products::<B>(job, rows, job.tokens.clone()),
+                ops::float_products::<One>(job, rows, job.tokens.clone())
             );
         }
     }

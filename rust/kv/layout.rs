@@ -23,9 +23,13 @@ impl Layout {
         let mut end = 0usize;
         for layer in &config.layers {
             let heads = match &layer.mixer {
-                Mixer::Attention(a) => {
-                    Heads { n_heads: a.n_heads, n_kv_heads: a.n_kv_heads, head_dim: a.head_dim, kv_type }
-                }
+                Mixer::Attention(a) => Heads {
+                    n_heads: a.n_heads,
+                    n_kv_heads: a.n_kv_heads,
+                    head_dim: a.head_dim,
+                    value_dim: a.value_dim,
+                    kv_type,
+                },
             };
             let start = end;
             end = end.checked_add(heads.layer_bytes()?)?;

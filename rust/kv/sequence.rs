@@ -318,23 +318,13 @@ impl Sequence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::{Activation, AttentionConfig, Config, Ffn, LayerConfig, Mixer, RopeConfig};
+    use crate::arch::{AttentionConfig, Config, plain};
     use crate::kernels::{self, KV_TYPES, RopeStyle};
     use crate::quant::{self, DType};
     use crate::sampling::Rng;
 
     fn config(n_layers: usize, n_kv_heads: usize, head_dim: usize) -> Config {
-        let attention = AttentionConfig { n_heads: n_kv_heads, n_kv_heads, head_dim, rope: 0 };
-        let ffn = Ffn { hidden_dim: 64, activation: Activation::Silu };
-        Config {
-            architecture: "llama".into(),
-            dim: 64,
-            vocab_size: 1000,
-            context_length: 1,
-            norm_eps: 1e-5,
-            layers: vec![LayerConfig { mixer: Mixer::Attention(attention), ffn }; n_layers],
-            ropes: vec![RopeConfig { dim: head_dim, theta: 1e4, scale: 1.0, style: RopeStyle::Interleaved }],
-        }
+        plain(n_layers, 64, AttentionConfig::new(n_kv_heads, n_kv_heads, head_dim), 64)
     }
 
     fn sequence(n_layers: usize, heads: usize, head_dim: usize, kv_type: DType, context_length: usize) -> Sequence {

@@ -4,6 +4,7 @@
     python tests/oracle/compare.py qwen2 gemma         # those whose names begin so
     python tests/oracle/compare.py gemma3 --influences # also: which changes of the model do our logits not show?
     python tests/oracle/compare.py gemma3 --write DIR  # leave the files there
+    python tests/oracle/compare.py --directory         # the same of the directories that the files came from
 
 `apart` is the root mean square of the difference in deviations of the logits; `first` the first position that is off.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +29,9 @@ Array = NDArray[np.float32]
 
 
 def deviation(ours: Array, exact: Array) -> float:
-    """The root mean square of the difference, in standard deviations of the exact logits."""
+    """The root mean square of the difference, in standard deviations of the exact logits; of one number its share."""
     assert ours.shape == exact.shape
-    return float(np.sqrt(np.mean((ours - exact) ** 2)) / exact.std())
+    return float(np.sqrt(np.mean((ours - exact) ** 2)) / (exact.std() if exact.size > 1 else np.abs(exact).max()))
 
 
 def our_logits(path: Path, case: Case) -> Array:
@@ -40,22 +42,27 @@ def our_logits(path: Path, case: Case) -> Array:
         return session.logits(TOKENS)
 
 
-def selected(beginnings: list[str]) -> dict[str, Case]:
+def selected(beginnings: list[str], cases: Mapping[str, Case] = CASES) -> dict[str, Case]:
     """Cases whose names are among these or, if none is, begin with one."""
     found = {
         name: case
-        for name, case in CASES.items()
-        if not beginnings or any(name == b or (b not in CASES and name.startswith(b)) for b in beginnings)
+        for name, case in cases.items()
+        if not beginnings or any(name == b or (b not in cases and name.startswith(b)) for b in beginnings)
     }
     if not found:
-        sys.exit(f"no such case; there are {', '.join(CASES)}")
+        sys.exit(f"no such case; there are {', '.join(cases)}")
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare our logits with the stored ones.")
     parser.add_argument("cases", nargs="*", help="names of cases, or their beginnings (all)")
-    parser.add_argument("--influences", action="store_true", help="also run every change of a model")
+    parser.add_argument(
+        "--influences",
+        action="store_true",
+        help="also run every change of a model; print wrong ones",
+    )
+    parser.add_argument("--directory", action="store_true", help="open Hugging Face's directory, not the GGUF")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="leave the GGUF files there")
     args = parser.parse_args()
 
@@ -65,7 +72,8 @@ def main() -> None:
         folder = args.write or Path(tmp)
         folder.mkdir(exist_ok=True, parents=True)
         for name, case in selected(args.cases).items():
-            path = case.make().write_gguf(folder / f"{name}.gguf")
+            tiny = case.make()
+            path = tiny.write_directory(folder / name) if args.directory else tiny.write_gguf(folder / f"{name}.gguf")
             exact = stored.read(name)
             try:
                 ours = our_logits(path, case)
@@ -84,10 +92,12 @@ def main() -> None:
             )
             failed |= not apart <= case.tolerance
             if args.influences:
-                for what, change in case.influences().items():
-                    changed = our_logits(case.make().changed(change).write_gguf(folder / "changed.gguf"), case)
-                    if not deviation(changed, exact) > case.visible:
-                        print(f"    {what}: {deviation(changed, exact):.6f}")
+                seen = dict.fromkeys(case.influences(), True) | dict.fromkeys(case.without_influence(), False)
+                for what, change in {**case.influences(), **case.without_influence()}.items():
+                    changed = our_logits(tiny.changed(change).write_gguf(folder / "changed.gguf"), case)
+                    by = deviation(changed, exact)
+                    if not by > case.visible if seen[what] else by > case.tolerance:
+                        print(f"    {what}: {by:.6f}")
                         failed = True
     sys.exit(failed)
 

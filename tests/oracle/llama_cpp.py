@@ -23,6 +23,8 @@ POOLING = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 
 
 class ModelParams(Structure):
+    """The beginning of `llama_model_params`. Both structures are passed in memory, where a longer one does no harm."""
+
     _fields_ = (
         ("devices", c_void_p),
         ("tensor_buft_overrides", c_void_p),
@@ -35,16 +37,13 @@ class ModelParams(Structure):
         ("progress_callback", c_void_p),
         ("progress_callback_user_data", c_void_p),
         ("kv_overrides", c_void_p),
-        ("vocab_only", c_bool),
-        ("check_tensors", c_bool),
-        ("use_extra_bufts", c_bool),
-        ("no_host", c_bool),
-        ("no_alloc", c_bool),
-        ("load_mtp", c_bool),
+        ("rest", c_uint8 * 64),
     )
 
 
 class ContextParams(Structure):
+    """The beginning of `llama_context_params`."""
+
     _fields_ = (
         ("n_ctx", c_uint32),
         ("n_batch", c_uint32),
@@ -72,17 +71,7 @@ class ContextParams(Structure):
         ("cb_eval_user_data", c_void_p),
         ("type_k", c_int),
         ("type_v", c_int),
-        ("abort_callback", c_void_p),
-        ("abort_callback_data", c_void_p),
-        ("embeddings", c_bool),
-        ("offload_kqv", c_bool),
-        ("no_perf", c_bool),
-        ("op_offload", c_bool),
-        ("swa_full", c_bool),
-        ("kv_unified", c_bool),
-        ("samplers", c_void_p),
-        ("n_samplers", ctypes.c_size_t),
-        ("ctx_other", c_void_p),
+        ("rest", c_uint8 * 128),  # more than there is: copied as it comes
     )
 
 
@@ -137,6 +126,8 @@ def library() -> ctypes.CDLL:
     lib.llama_model_n_embd_out.argtypes = (c_void_p,)
     lib.llama_model_n_cls_out.argtypes = (c_void_p,)
     lib.llama_model_has_encoder.argtypes = (c_void_p,)
+    lib.llama_set_embeddings.argtypes = (c_void_p, c_bool)
+    lib.llama_set_embeddings.restype = None
     for name in ("llama_free", "llama_model_free"):
         getattr(lib, name).argtypes = (c_void_p,)
         getattr(lib, name).restype = None
@@ -165,7 +156,6 @@ def run(
     log.clear()
     params = lib.llama_model_default_params()
     params.n_gpu_layers = 0
-    params.use_extra_bufts = False
     model = lib.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         raise RuntimeError(f"llama.cpp does not load it: {' '.join(log).strip()}")
@@ -175,13 +165,13 @@ def run(
     context_params.n_threads = context_params.n_threads_batch = 1
     context_params.type_k = context_params.type_v = kv_type
     context_params.flash_attn_type = 0
-    context_params.swa_full = True
     if pooling is not None:
-        context_params.embeddings = True
         context_params.pooling_type = POOLING[pooling]
     ctx = lib.llama_init_from_model(model, context_params)
     if not ctx:
         raise RuntimeError(f"llama.cpp makes no context: {' '.join(log).strip()}")
+
+    lib.llama_set_embeddings(ctx, pooling is not None)
 
     out: list[Array] = []
     at = 0

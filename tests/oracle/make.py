@@ -22,18 +22,73 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from oracle import llama_cpp, stored
-from oracle.cases import TOKENS, Case
+from oracle.cases import CASES, ENCODERS, TOKENS, Case
 from oracle.compare import deviation, selected
+from oracle.tiny import Change
 
 Array = NDArray[np.float32]
 
 
 def mlx_logits(case: Case, folder: Path) -> Array:
     import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.utils import load_model
 
     model, _ = load_model(case.make().write_directory(folder))
-    return np.array(model(mx.array([TOKENS]))[0].astype(mx.float32))
+    logits = model(mx.array([TOKENS]), cache=make_prompt_cache(model))[0]
+    return np.array(logits.astype(mx.float32))
+
+
+def llama_cpp_answers(case: Case, path: Path, *changes: Change, kv_type: int = llama_cpp.F32) -> dict[str, Array]:
+    case.make().changed(*case.as_if, *changes).write_gguf(path)
+    if not case.poolings:
+        return {"logits": llama_cpp.run(path, TOKENS, case.context, kv_type=kv_type)}
+    return {pooling: llama_cpp.run(path, TOKENS, case.context, pooling=pooling) for pooling in case.poolings}
+
+
+def make(name: str, case: Case, folder: Path) -> tuple[dict[str, Array], list[str]]:
+    """What is to be stored, and what is wrong with it."""
+    problems: list[str] = []
+    path = folder / "tiny.gguf"
+    answers = llama_cpp_answers(case, path)
+    rounded = llama_cpp_answers(case, path, kv_type=llama_cpp.F16)
+    cache = max(deviation(rounded[kind], answers[kind]) for kind in answers)
+    if cache > case.tolerance:
+        problems.append("rounding keys and values to f16 changes too much: choose another seed")
+    apart = np.nan
+    if case.make().hf and not case.poolings:
+        try:
+            mlx = mlx_logits(case, folder / "hf")
+        except (ModuleNotFoundError, ValueError) as error:
+            if case.truth == "mlx":
+                problems.append(f"mlx-lm: {error}")
+        else:
+            apart = deviation(mlx, answers["logits"])
+            differ = not apart <= case.tolerance / 2
+            if differ and not case.differs:
+                problems.append("they differ")
+            if not differ and case.differs:
+                problems.append("they do not differ")
+            but_for = llama_cpp_answers(case, path, *case.but_for)["logits"]
+            if case.but_for and not deviation(mlx, but_for) <= case.tolerance / 2:
+                problems.append("they differ in other things too")
+            if case.truth == "mlx":
+                answers["logits"] = mlx
+    spread = float(next(iter(answers.values())).std())
+    print(f"{name:24} {spread:9.3f} {apart:15.6f} {cache:9.6f}  {'; '.join(problems)}", flush=True)
+    return answers, problems
+
+
+def wrong_changes(case: Case, folder: Path) -> list[str]:
+    """The changes that llama.cpp's answers do not show and should, or show and should not."""
+    answers = llama_cpp_answers(case, folder / "tiny.gguf")
+    wrong: list[str] = []
+    for what, change in {**case.influences(), **case.without_influence()}.items():
+        changed = llama_cpp_answers(case, folder / "tiny.gguf", change)
+        by = max(deviation(changed[kind], answers[kind]) for kind in answers)
+        if by > case.visible if what in case.without_influence() else not by > case.visible:
+            wrong.append(f"{what}: {by:.6f}")
+    return wrong
 
 
 def main() -> None:
@@ -45,52 +100,20 @@ def main() -> None:
 
     failed = False
     print(f"{'case':24} {'deviation':>9} {'mlx - llama.cpp':>15} {'f16 cache':>9}")
-    for name, case in selected(args.cases).items():
-        problems: list[str] = []
+    for name, case in selected(args.cases, {**CASES, **ENCODERS}).items():
         with tempfile.TemporaryDirectory() as tmp:
-            path = case.make().write_gguf(Path(tmp, "tiny.gguf"))
-            found: dict[str, Array] = {}
             try:
-                found["llama.cpp"] = llama_cpp.run(path, TOKENS, case.context)
-                rounded = llama_cpp.run(path, TOKENS, case.context, kv_type=llama_cpp.F16)
+                answers, problems = make(name, case, Path(tmp))
+                wrong = wrong_changes(case, Path(tmp)) if args.influences else []
             except RuntimeError as error:
-                problems.append(str(error))
-            try:
-                found["mlx"] = mlx_logits(case, Path(tmp, "hf"))
-            except Exception as error:
-                if case.truth == "mlx":
-                    problems.append(f"mlx-lm: {type(error).__name__}: {error}")
-            apart = deviation(found["mlx"], found["llama.cpp"]) if len(found) == 2 else np.nan
-            if case.but_for and len(found) == 2:
-                other = case.make().changed(*case.but_for).write_gguf(path)
-                if deviation(found["mlx"], llama_cpp.run(other, TOKENS, case.context)) > case.tolerance / 2:
-                    problems.append("they differ in other things too")
-            cache = deviation(rounded, found["llama.cpp"]) if "llama.cpp" in found else np.nan
-            if apart > case.tolerance / 2 and not case.differs:
-                problems.append("they differ")
-            if case.differs and not apart > case.tolerance / 2 and "mlx" in found:
-                problems.append("they do not differ")
-            if cache > case.tolerance:
-                problems.append("rounding keys and values to f16 changes too much: choose another seed")
-            truth = found.get(case.truth)
-            spread = float(truth.std()) if truth is not None else np.nan
-            print(f"{name:24} {spread:9.3f} {apart:15.6f} {cache:9.6f}  {'; '.join(problems)}", flush=True)
-            if args.influences and "llama.cpp" in found:
-                for what, change in case.influences().items():
-                    try:
-                        changed = llama_cpp.run(case.make().changed(change).write_gguf(path), TOKENS, case.context)
-                    except RuntimeError as error:
-                        print(f"    {what}: {error}")
-                        failed = True
-                        continue
-                    by = deviation(changed, found["llama.cpp"])
-                    if not by > case.visible:
-                        print(f"    {what}: {by:.6f}")
-                        failed = True
-            if problems or truth is None:
+                print(f"{name:24} {error}")
                 failed = True
-            elif not args.check:
-                stored.write(name, truth)
+                continue
+        for what in wrong:
+            print(f"    {what}")
+        failed |= bool(problems or wrong)
+        if not problems and not args.check:
+            stored.write(name, answers)
     sys.exit(failed)
 
 

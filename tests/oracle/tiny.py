@@ -130,6 +130,16 @@ def key(name: str, value: Any) -> Change:
     return change
 
 
+def a_new_key(name: str, value: Any) -> Change:
+    """A key that was not there."""
+
+    def change(tiny: Tiny) -> None:
+        assert name not in tiny.keys, f"{name} is there already"
+        tiny.keys[name] = value
+
+    return change
+
+
 def tensor(name: str, to: Callable[[Array], Array] | None = None) -> Change:
     """Another content of a tensor; none without `to`."""
 
@@ -153,6 +163,70 @@ def per_tensor(tiny: Tiny) -> dict[str, Change]:
     return {f"tensor {kind}": tensor(name, _disturbed) for kind, name in last.items() if name not in tiny.types}
 
 
+def fused_qkv(tiny: Tiny) -> None:
+    """Another form: queries, keys and values of a layer in one tensor."""
+    for i in range(tiny.keys[".block_count"]):
+        for suffix in ("weight", "bias"):
+            _fuse(tiny, f"blk.{i}.attn_qkv.{suffix}", [f"blk.{i}.attn_{x}.{suffix}" for x in "qkv"], axis=0)
+
+
+def fused_experts(tiny: Tiny) -> None:
+    """Another form: gates and ups of the experts of a layer in one tensor."""
+    for i in range(tiny.keys[".block_count"]):
+        parts = [f"blk.{i}.ffn_{name}_exps.weight" for name in ("gate", "up")]
+        _fuse(tiny, f"blk.{i}.ffn_gate_up_exps.weight", parts, axis=1)
+
+
+def _fuse(tiny: Tiny, name: str, parts: list[str], axis: int) -> None:
+    if all(part in tiny.tensors for part in parts):
+        tiny.tensors[name] = np.concatenate([tiny.tensors.pop(part) for part in parts], axis)
+
+
+def without_defaults(tiny: Tiny) -> None:
+    """Another form: what says only what is so anyway is left out."""
+    keys = tiny.keys
+    n_heads = keys[".attention.head_count"]
+    of_heads = keys[".embedding_length"] // max(n_heads, 1)
+    defaults = {
+        ".attention.head_count_kv": n_heads,
+        ".rope.dimension_count": keys.get(".attention.key_length", of_heads),
+        ".attention.key_length": of_heads,
+        ".attention.value_length": of_heads,
+        ".rope.freq_base": 10000.0,
+    }
+    for name, value in defaults.items():
+        if keys.get(name) == value:
+            del keys[name]
+
+
+def in_blocks(dtype: gguf.GGMLQuantizationType) -> Change:
+    """Matrices as blocks of a type, those whose rows are long enough and that files have so."""
+
+    def change(tiny: Tiny) -> None:
+        block, _ = gguf.GGML_QUANT_SIZES[dtype]
+        for name, tensor in tiny.tensors.items():
+            fits = tensor.ndim > 1 and tensor.shape[-1] % block == 0 and name not in tiny.types
+            if fits and not any(part in name for part in FLOATS):
+                tiny.tensors[name] = gguf.quants.quantize(np.ascontiguousarray(tensor), dtype)
+                tiny.types[name] = dtype
+
+    return change
+
+
+def unpacked(tiny: Tiny) -> None:
+    """What is in blocks as float32."""
+    for name, dtype in tiny.types.items():
+        tiny.tensors[name] = gguf.quants.dequantize(tiny.tensors[name], dtype)
+    tiny.types = {}
+
+
+FLOATS = ("norm", "ffn_gate_inp", "conv", "altup", "laurel", "per_layer_model_proj", "ssm_norm", "exp_probs_b", ".bias")
+"""Parts of the names of tensors that stay floats when a file is quantized."""
+
+FORMS = {"form: one tensor for queries, keys and values": fused_qkv, "form: no defaults": without_defaults}
+"""Other forms of any file."""
+
+
 def _kind(name: str) -> str:
     parts = name.split(".")
     return ".".join(p for p in parts if not p.isdigit() and p != "blk")
@@ -164,6 +238,8 @@ def _layer(name: str) -> int:
 
 def _disturbed(x: Array) -> Array:
     """As unlike `x` as can be, and of its size: in the opposite order, with the opposite sign in places."""
+    if x.size == 1:
+        return x * np.float32(2)
     flat = x.reshape(-1)[::-1].copy()
     if flat.min() < 0:
         flat[::3] *= -1

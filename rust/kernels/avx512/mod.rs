@@ -65,7 +65,7 @@ impl Kernels for Avx512 {
     unsafe fn rows(&self, job: &Matmul, rows: Range<usize>) {
         // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
         unsafe {
-            with_quantized!(job.w.dtype(), |B| matmul::rows::<B>(job, rows), floats(job, rows, 0..job.x.tokens()))
+            with_quantized!(job.w.dtype(), |B| matmul::rows::<B>(job, rows), floats(job, rows, job.tokens.clone()))
         }
     }
 

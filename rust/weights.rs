@@ -11,7 +11,8 @@
 use std::cell::RefCell;
 
 use crate::arch::{
-    AttentionConfig, Config, DenseConfig, ExpertsConfig, Ffn, Gate, LayerConfig, Mixer, NormKind, QkNorm,
+    AttentionConfig, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, Ffn, Gate, LayerConfig, MambaConfig, Mixer,
+    NormKind, QkNorm, ShortConvConfig,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -119,6 +120,20 @@ struct Sizes {
     has_shared: bool,
     has_shared_gate: bool,
     pairs: usize, // that are rotated
+    n_taps: usize,
+    channels: usize,
+    value_dim: usize,
+    n_groups: usize,
+    group_dim: usize,
+    inner_dim: usize,
+    in_dim: usize,
+    two_heads: usize,
+    three_dims: usize,
+    has_fused_rates: bool,
+    has_rates: bool,
+    has_fused_heads: bool,
+    has_heads: bool,
+    is_normed: bool,
 }
 
 /// A field of a struct of weights.
@@ -137,6 +152,29 @@ impl Slot for TensorView {
 
     fn views(&self) -> Vec<&TensorView> {
         vec![self]
+    }
+}
+
+/// Numbers that are used as they are, floats; files differ in what dimensions they give them.
+#[derive(Debug, Clone)]
+pub struct Floats(TensorView);
+
+impl Floats {
+    /// The numbers as they lie in the file, of the declared shape.
+    pub fn numbers(&self) -> Numbers<'_> {
+        Numbers::of(&self.0).expect("floats: that was checked when they were found")
+    }
+}
+
+impl Slot for Floats {
+    const IS_MATRIX: bool = false;
+
+    fn find(source: &Source, prefix: &str, declared: &'static Declared, sizes: &Sizes) -> Result<Option<Self>> {
+        source.floats(&format!("{prefix}{}", declared.name), &(declared.shape)(sizes))
+    }
+
+    fn views(&self) -> Vec<&TensorView> {
+        vec![&self.0]
     }
 }
 
@@ -320,6 +358,68 @@ declare! {
 }
 
 declare! {
+    /// The weights of a Gated DeltaNet.
+    pub struct DeltaNetWeights, DELTA_NET;
+
+    /// `(channels, dim)`: queries, keys, values
+    qkv: Option<Linear> = "attn_qkv" [channels, dim] if has_heads;
+    /// `(n_heads * value_dim, dim)`
+    gate: Option<Linear> = "attn_gate" [inner_dim, dim] if has_heads;
+    /// `(channels + n_heads * value_dim, dim)`: for each key head its query, key, and the values and gates that use it
+    qkv_and_gate: Option<Linear> = "ssm_in" [in_dim, dim] if has_fused_heads;
+    /// `(n_heads, dim)`
+    beta: Option<Linear> = "ssm_beta" [n_heads, dim] if has_rates;
+    /// `(n_heads, dim)`
+    alpha: Option<Linear> = "ssm_alpha" [n_heads, dim] if has_rates;
+    /// `(2 * n_heads, dim)`: for each key head the rows of `beta` that use it, then those of `alpha`
+    beta_and_alpha: Option<Linear> = "ssm_ba" [two_heads, dim] if has_fused_rates;
+    /// `(channels, n_taps)`
+    conv: Floats = "ssm_conv1d.weight" [channels, n_taps];
+    /// `(n_heads)`: added to what `alpha` gives
+    dt: Floats = "ssm_dt.bias" [n_heads];
+    /// `(n_heads)`, below zero
+    a: Floats = "ssm_a" [n_heads];
+    /// `(value_dim)`
+    norm: Floats = "ssm_norm.weight" [value_dim];
+    /// `(dim, n_heads * value_dim)`
+    out: Linear = "ssm_out" [dim, inner_dim];
+}
+
+declare! {
+    /// The weights of a gated short convolution.
+    pub struct ShortConvWeights, SHORT_CONV;
+
+    /// `(3 * dim, dim)`: two gates, and what they are gates of
+    bcx: Linear = "shortconv.in_proj" [three_dims, dim];
+    /// `(dim, n_taps)`
+    conv: Floats = "shortconv.conv.weight" [dim, n_taps];
+    /// `(dim, dim)`
+    out: Linear = "shortconv.out_proj" [dim, dim];
+}
+
+declare! {
+    /// The weights of a Mamba-2.
+    pub struct MambaWeights, MAMBA;
+
+    /// `(inner_dim + channels + n_heads, dim)`: gate; values, B, C; time steps
+    zxbcdt: Linear = "ssm_in" [in_dim, dim];
+    /// `(channels, n_taps)`
+    conv: Floats = "ssm_conv1d.weight" [channels, n_taps];
+    /// `(channels)`
+    conv_bias: Option<Floats> = "ssm_conv1d.bias" [channels];
+    /// `(n_heads)`: added to time steps
+    dt: Floats = "ssm_dt.bias" [n_heads];
+    /// `(n_heads)`, below zero
+    a: Floats = "ssm_a" [n_heads];
+    /// `(n_heads)`
+    d: Floats = "ssm_d" [n_heads];
+    /// `(n_groups, group_dim)`
+    norm: Option<Floats> = "ssm_norm.weight" [n_groups, group_dim] if is_normed;
+    /// `(dim, inner_dim)`
+    out: Linear = "ssm_out" [dim, inner_dim];
+}
+
+declare! {
     struct Others, OTHERS;
 
     token_embedding: TensorView = "token_embd.weight" [vocab_size, dim];
@@ -357,6 +457,10 @@ pub struct LayerWeights {
 #[allow(missing_docs)]
 pub enum MixerWeights {
     Attention(AttentionWeights),
+    DeltaNet(DeltaNetWeights),
+    ShortConv(ShortConvWeights),
+    Mamba(MambaWeights),
+    AttentionAndMamba(AttentionWeights, MambaWeights),
 }
 
 /// The weights of an [`Ffn`].
@@ -379,11 +483,20 @@ impl LayerWeights {
         Ok(Self {
             mixer_norm: norm(layer.norms.mixer)?,
             mixer: match &layer.mixer {
-                Mixer::Attention(attention) => MixerWeights::Attention(AttentionWeights::load(
-                    source,
-                    &prefix,
-                    &Sizes::of_attention(dim, attention),
-                )?),
+                Mixer::Attention(a) => {
+                    MixerWeights::Attention(AttentionWeights::load(source, &prefix, &Sizes::of_attention(dim, a))?)
+                }
+                Mixer::DeltaNet(d) => {
+                    MixerWeights::DeltaNet(DeltaNetWeights::load(source, &prefix, &Sizes::of_delta_net(dim, d))?)
+                }
+                Mixer::ShortConv(c) => {
+                    MixerWeights::ShortConv(ShortConvWeights::load(source, &prefix, &Sizes::of_short_conv(dim, c))?)
+                }
+                Mixer::Mamba(m) => MixerWeights::Mamba(MambaWeights::load(source, &prefix, &Sizes::of_mamba(dim, m))?),
+                Mixer::AttentionAndMamba(a, m) => MixerWeights::AttentionAndMamba(
+                    AttentionWeights::load(source, &prefix, &Sizes::of_attention(dim, a))?,
+                    MambaWeights::load(source, &prefix, &Sizes::of_mamba(dim, m))?,
+                ),
             },
             after_mixer: norm(layer.norms.after_mixer)?,
             ffn_norm: norm(layer.norms.ffn)?,
@@ -404,6 +517,10 @@ impl LayerWeights {
         let mut all = Field::views(&self.mixer_norm);
         all.extend(match &self.mixer {
             MixerWeights::Attention(attention) => attention.views(),
+            MixerWeights::DeltaNet(delta) => delta.views(),
+            MixerWeights::ShortConv(conv) => conv.views(),
+            MixerWeights::Mamba(mamba) => mamba.views(),
+            MixerWeights::AttentionAndMamba(attention, mamba) => [attention.views(), mamba.views()].concat(),
         });
         all.extend(Field::views(&self.after_mixer));
         all.extend(Field::views(&self.ffn_norm));
@@ -434,6 +551,44 @@ impl Sizes {
             k_norm: if of_all { kv_dim } else { a.head_dim },
             has_qk_norm: a.qk_norm != QkNorm::None,
             has_sinks: a.sinks,
+            ..Self::default()
+        }
+    }
+
+    fn of_delta_net(dim: usize, d: &DeltaNetConfig) -> Self {
+        let (keys, inner_dim) = (d.heads.n_key_heads * d.heads.key_dim, d.heads.n_heads * d.heads.value_dim);
+        Self {
+            dim,
+            n_taps: d.n_taps,
+            n_heads: d.heads.n_heads,
+            two_heads: 2 * d.heads.n_heads,
+            value_dim: d.heads.value_dim,
+            channels: 2 * keys + inner_dim,
+            inner_dim,
+            in_dim: 2 * keys + 2 * inner_dim,
+            has_fused_rates: d.fused_rates,
+            has_rates: !d.fused_rates,
+            has_fused_heads: d.fused_heads,
+            has_heads: !d.fused_heads,
+            ..Self::default()
+        }
+    }
+
+    fn of_short_conv(dim: usize, c: &ShortConvConfig) -> Self {
+        Self { dim, n_taps: c.n_taps, three_dims: 3 * dim, ..Self::default() }
+    }
+
+    fn of_mamba(dim: usize, m: &MambaConfig) -> Self {
+        Self {
+            dim,
+            n_taps: m.n_taps,
+            n_heads: m.heads.n_heads,
+            channels: m.channels(),
+            inner_dim: m.inner_dim(),
+            in_dim: m.inner_dim() + m.channels() + m.heads.n_heads,
+            n_groups: m.heads.n_key_heads,
+            group_dim: m.inner_dim() / m.heads.n_key_heads,
+            is_normed: m.normed,
             ..Self::default()
         }
     }
@@ -545,13 +700,41 @@ impl<'a> Source<'a> {
             return Err(self.unsupported(format!("tensor {name} of type {dtype}; supported are {supported}")));
         }
         if shape.len() == 1 && Numbers::of(view).is_none() {
-            return Err(self.unsupported(format!("tensor {name} of type {dtype}; F32, F16 and BF16 are supported there")));
+            return Err(
+                self.unsupported(format!("tensor {name} of type {dtype}; F32, F16 and BF16 are supported there"))
+            );
         }
         Ok(Some(view.clone()))
     }
 
+    /// The numbers called `name`, if the file has them, of this shape, rows first, whether with dimensions of length 1 or
+    /// without, or all in one.
+    fn floats(&self, name: &str, shape: &[usize]) -> Result<Option<Floats>> {
+        let Some(i) = self.checkpoint.index_of(name) else { return Ok(None) };
+        let view = &self.checkpoint.tensors()[i].view;
+        let [there, asked] =
+            [view.shape(), shape].map(|dims| dims.iter().copied().filter(|&d| d != 1).collect::<Vec<_>>());
+        if Numbers::of(view).is_none() {
+            let dtype = view.dtype();
+            return Err(
+                self.unsupported(format!("tensor {name} of type {dtype}; F32, F16 and BF16 are supported there"))
+            );
+        }
+        if !there.iter().rev().eq(&asked) && there != [asked.iter().product::<usize>()] {
+            let shape: Vec<usize> = shape.iter().rev().copied().collect();
+            let e = self.checkpoint.error("tensor of the wrong shape", name).got(format!("{:?}", view.shape()));
+            return Err(e.limit(format!("{shape:?}")).into());
+        }
+        self.taken.borrow_mut()[i] = true;
+        Ok(Some(Floats(view.clone())))
+    }
+
     fn norm(&self, name: &str, dim: usize) -> Result<Option<NormWeights>> {
-        let Some(weight) = self.tensor(&format!("{name}.weight"), &[dim])? else { return Ok(None) };
+        let weight = match self.tensor(&format!("{name}.weight"), &[dim])? {
+            None => self.tensor(name, &[dim])?, // Falcon-H1
+            found => found,
+        };
+        let Some(weight) = weight else { return Ok(None) };
         // An RMSNorm with a bias would be another step.
         let has_bias = self.config.norm.kind == NormKind::Layer;
         let bias = if has_bias { self.tensor(&format!("{name}.bias"), &[dim])? } else { None };
@@ -664,7 +847,7 @@ fn has_shape(view: &TensorView, shape: &[usize]) -> bool {
 }
 
 /// The tables of what layers have.
-const OF_LAYERS: &[&[Declared]] = &[ATTENTION, DENSE, EXPERTS];
+const OF_LAYERS: &[&[Declared]] = &[ATTENTION, DELTA_NET, SHORT_CONV, MAMBA, DENSE, EXPERTS];
 
 /// The row of a layer's tensor.
 fn declared_as(name: &str) -> Option<&'static Declared> {

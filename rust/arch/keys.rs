@@ -1,11 +1,13 @@
 //! Reading hyper-parameters: the keys under the architecture's name, each checked when it is read.
 
 use super::{
-    Activation, AttentionConfig, Config, DenseConfig, ExpertsConfig, Ffn, Gating, Groups, LayerConfig, Mask, Mixer,
-    Norm, NormKind, Norms, RopeConfig, RopeScaling, RopeStyle, SharedConfig, Temperature,
+    Activation, AttentionConfig, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, Ffn, Gate, Gating, Groups,
+    KeyHead, LayerConfig, LinearHeads, MambaConfig, Mask, Mixer, Norm, NormKind, Norms, QkNorm, RopeConfig,
+    RopeScaling, RopeStyle, Rule, SharedConfig, ShortConvConfig, Temperature,
 };
 use crate::checkpoint::{Checkpoint, Metadata, Value};
 use crate::error::{Error, FormatError, Result};
+use crate::kernels::MAX_TAPS;
 
 /// Longest vector that we accept: `dim`, `hidden_dim`, all heads together. A buffer has this length.
 pub const MAX_DIM: usize = 1 << 20;
@@ -49,6 +51,14 @@ const EXPERT_NORM: &str = "expert_weights_norm";
 const EXPERT_SCALE: &str = "expert_weights_scale";
 const N_GROUPS: &str = "expert_group_count";
 const N_GROUPS_USED: &str = "expert_group_used_count";
+const RECURRENT_LAYERS: &str = "attention.recurrent_layers"; // which do not attend
+const ATTENTION_INTERVAL: &str = "full_attention_interval"; // each such layer does, where the file does not say which
+const N_TAPS: &str = "ssm.conv_kernel";
+const N_GROUPS_OF_HEADS: &str = "ssm.group_count"; // heads of keys and queries
+const STATE_SIZE: &str = "ssm.state_size"; // length of a key
+const N_VALUE_HEADS: &str = "ssm.time_step_rank";
+const INNER_SIZE: &str = "ssm.inner_size"; // values of all heads
+const SHORT_CONV_TAPS: &str = "shortconv.l_cache";
 const ROPE_THETA: &str = "rope.freq_base";
 const ROPE_THETA_WINDOWED: &str = "rope.freq_base_swa"; // of layers with a window
 const ROPE_FINETUNED: &str = "rope.scaling.finetuned"; // false in Granite models without rotation
@@ -66,6 +76,8 @@ const YARN_LOG_MULTIPLIER: &str = "rope.scaling.yarn_log_multiplier";
 // What files of other formats say that differ from GGUF's of the same architecture.
 const OUR_ROPE_STYLE: &str = "llama_rs.rope_style"; // half, interleaved
 const OUR_NORM_OFFSET: &str = "llama_rs.norm_offset"; // what is added to the weights of norms
+const OUR_DECAYS: &str = "llama_rs.ssm_a"; // log, where it is log(-a)
+const OUR_VALUE_HEADS: &str = "llama_rs.ssm_v_heads"; // grouped, where neighbours share a key head
 const OUR_LLAMA3: &str = "llama_rs.rope.llama3"; // the scaling that GGUF has as factors
 
 /// What a mixture of experts has where its file does not say, see [`Keys::experts`].
@@ -112,8 +124,8 @@ impl<'a> Keys<'a> {
             residual_scale: 1.0,
         });
         let layers: Vec<_> = layers.collect();
-        let Mixer::Attention(first) = layers[0].mixer;
-        let ropes = vec![self.rope(first.head_dim, style, context_length)?];
+        let head_dim = layers[0].mixer.attention().expect("all are attention yet").head_dim;
+        let ropes = vec![self.rope(head_dim, style, context_length)?];
 
         let vocab_size = self.vocab_size()?;
         Ok(Config {
@@ -141,6 +153,96 @@ impl<'a> Keys<'a> {
         let eps = self.required(name, self.f32(name)?)?;
         self.check(name, eps, eps > 0.0 && eps < 1.0, "a number between 0 and 1")?;
         Ok(Norm { kind, eps, offset: self.metadata().f32(OUR_NORM_OFFSET)?.unwrap_or(0.0) })
+    }
+
+    /// Refuses a layer that attends and has no heads to attend with.
+    pub(super) fn refuse_headless(&self, config: &Config) -> Result<()> {
+        match config.layers.iter().position(|layer| layer.mixer.attention().is_some_and(|a| a.n_kv_heads == 0)) {
+            None => Ok(()),
+            Some(i) => {
+                let e = self.error("bad number of key-value heads", N_KV_HEADS).got(format!("0 in layer {i}"));
+                Err(e.limit("at least 1").into())
+            }
+        }
+    }
+
+    /// The hybrids of Qwen: most layers are Gated DeltaNets, the others attend and gate what they give.
+    pub fn qwen_hybrid(&self, key_head: KeyHead, fused_rates: bool) -> Result<Config> {
+        let mut config = self.decoder(RopeStyle::Half, NormKind::Rms)?;
+        config.set_norms(Norms::BEFORE_AS_POST);
+        config
+            .each_attention(|_, attention| (attention.qk_norm, attention.gate) = (QkNorm::Heads, Gate::BesideQueries));
+        let heads = self.linear_heads(Rule::Delta, key_head)?;
+        let (n_taps, log_decays) = (self.n_taps(N_TAPS)?, self.log_decays()?);
+        let recurrent = match self.flags(RECURRENT_LAYERS, config.n_layers())? {
+            Some(flags) => flags,
+            None => {
+                let every = self.size(ATTENTION_INTERVAL)?.unwrap_or(4);
+                (1..=config.n_layers()).map(|i| !i.is_multiple_of(every)).collect()
+            }
+        };
+        for (i, (layer, _)) in config.layers.iter_mut().zip(recurrent).enumerate().filter(|(_, (_, flag))| *flag) {
+            let fused_heads = fused_rates && self.has_tensor(&format!("blk.{i}.ssm_in.weight"));
+            layer.mixer = Mixer::DeltaNet(DeltaNetConfig { heads, n_taps, fused_rates, fused_heads, log_decays });
+        }
+        Ok(config)
+    }
+
+    /// Layers without key-value heads are short convolutions, the others norm queries and keys (LFM2).
+    pub fn short_convs(&self, config: &mut Config) -> Result<()> {
+        let n_taps = self.n_taps(SHORT_CONV_TAPS)?;
+        config.each_attention(|_, attention| attention.qk_norm = QkNorm::Heads);
+        for layer in config.layers.iter_mut().filter(|layer| layer.mixer.attention().is_some_and(|a| a.n_kv_heads == 0))
+        {
+            layer.mixer = Mixer::ShortConv(ShortConvConfig { n_taps });
+        }
+        Ok(())
+    }
+
+    /// The Mamba-2 of a model.
+    pub fn mamba(&self) -> Result<MambaConfig> {
+        let heads = self.linear_heads(Rule::Plain, KeyHead::Divide)?;
+        let normed = self.checkpoint.tensors().iter().any(|tensor| tensor.name().ends_with(".ssm_norm.weight"));
+        Ok(MambaConfig { heads, n_taps: self.n_taps(N_TAPS)?, normed, log_decays: self.log_decays()? })
+    }
+
+    /// The heads of recurrent layers.
+    fn linear_heads(&self, rule: Rule, key_head: KeyHead) -> Result<LinearHeads> {
+        let size = |name: &str| self.required_size(name).and_then(|n| self.at_most(name, n, MAX_DIM));
+        let (n_heads, n_key_heads) = (size(N_VALUE_HEADS)?, size(N_GROUPS_OF_HEADS)?);
+        let (key_dim, inner) = (size(STATE_SIZE)?, size(INNER_SIZE)?);
+        let wrong = |name: &str, got: usize, limit: String| -> Result<LinearHeads> {
+            Err(self.error("bad size of recurrent layers", name).got(got).limit(limit).into())
+        };
+        if !n_heads.is_multiple_of(n_key_heads) {
+            return wrong(N_GROUPS_OF_HEADS, n_key_heads, format!("a divisor of the {n_heads} heads"));
+        }
+        if !inner.is_multiple_of(n_heads) {
+            return wrong(INNER_SIZE, inner, format!("a multiple of the {n_heads} heads"));
+        }
+        if n_key_heads > MAX_DIM / key_dim {
+            return wrong(STATE_SIZE, key_dim, format!("at most {} for {n_key_heads} heads", MAX_DIM / n_key_heads));
+        }
+        let key_head = match self.metadata().str(OUR_VALUE_HEADS)?.as_deref() {
+            None => key_head,
+            Some("grouped") => KeyHead::Divide,
+            Some(_) => return Err(self.metadata().error("bad value", OUR_VALUE_HEADS).limit("grouped").into()),
+        };
+        Ok(LinearHeads { n_heads, n_key_heads, key_dim, value_dim: inner / n_heads, rule, key_head })
+    }
+
+    /// The taps of a convolution.
+    fn n_taps(&self, name: &str) -> Result<usize> {
+        self.required_size(name).and_then(|n| self.at_most(name, n, MAX_TAPS))
+    }
+
+    /// Whether decays are stored as logarithms.
+    fn log_decays(&self) -> Result<bool> {
+        match self.metadata().str(OUR_DECAYS)?.as_deref() {
+            None => Ok(false),
+            Some("log") => Ok(true),
+            Some(_) => Err(self.metadata().error("bad value", OUR_DECAYS).limit("log").into()),
+        }
     }
 
     /// Refuses a file that says what the config, as it was read, does not have.
@@ -367,9 +469,10 @@ impl<'a> Keys<'a> {
     /// The heads of each layer.
     fn attention(&self, dim: usize, n_layers: usize) -> Result<Vec<AttentionConfig>> {
         let n_heads = self.required(N_HEADS, self.per_layer(N_HEADS, n_layers)?)?;
-        let n_kv_heads = self.per_layer(N_KV_HEADS, n_layers)?.unwrap_or_else(|| n_heads.clone());
+        // None in layers that do not attend; see `refuse_headless`.
+        let n_kv_heads = self.per_layer_from(0, N_KV_HEADS, n_layers)?.unwrap_or_else(|| n_heads.clone());
         for (&n_heads, &n_kv_heads) in n_heads.iter().zip(&n_kv_heads) {
-            if !n_heads.is_multiple_of(n_kv_heads) {
+            if n_kv_heads > 0 && !n_heads.is_multiple_of(n_kv_heads) {
                 let e = self.error("bad number of key-value heads", N_KV_HEADS).got(n_kv_heads);
                 return Err(e.limit(format!("a divisor of the {n_heads} heads")).into());
             }
@@ -585,6 +688,11 @@ impl<'a> Keys<'a> {
 
     /// A size up to [`MAX_DIM`] of each layer, which the file may give once or layer by layer.
     fn per_layer(&self, name: &str, n_layers: usize) -> Result<Option<Vec<usize>>> {
+        self.per_layer_from(1, name, n_layers)
+    }
+
+    /// The same where arrays may have values from `least` up.
+    fn per_layer_from(&self, least: u8, name: &str, n_layers: usize) -> Result<Option<Vec<usize>>> {
         let full = self.full(name);
         let Some(Value::Array(array)) = self.metadata().get(&full) else {
             let n = self.size(name)?.map(|n| self.at_most(name, n, MAX_DIM)).transpose()?;
@@ -596,12 +704,12 @@ impl<'a> Keys<'a> {
             return Err(e.limit(format!("{all} values")).into());
         }
         let values = array.iter().take(n_layers).map(|value| match value {
-            Value::Unsigned(n) if (1..=MAX_DIM as u64).contains(&n) => Ok(n as usize),
-            Value::Signed(n) if (1..=MAX_DIM as i64).contains(&n) => Ok(n as usize),
+            Value::Unsigned(n) if (least.into()..=MAX_DIM as u64).contains(&n) => Ok(n as usize),
+            Value::Signed(n) if (least.into()..=MAX_DIM as i64).contains(&n) => Ok(n as usize),
             Value::Unsigned(n) => {
-                Err(self.error("bad value", name).got(n as i64).limit(format!("1 to {MAX_DIM}")).into())
+                Err(self.error("bad value", name).got(n as i64).limit(format!("{least} to {MAX_DIM}")).into())
             }
-            Value::Signed(n) => Err(self.error("bad value", name).got(n).limit(format!("1 to {MAX_DIM}")).into()),
+            Value::Signed(n) => Err(self.error("bad value", name).got(n).limit(format!("{least} to {MAX_DIM}")).into()),
             other => Err(self.metadata().wrong(&full, &other, "integers")),
         });
         let values = values.collect::<Result<Vec<_>>>()?;

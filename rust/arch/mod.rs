@@ -12,7 +12,7 @@ mod keys;
 use crate::checkpoint::{Checkpoint, Metadata};
 use crate::error::{Error, Result};
 
-pub use crate::kernels::{Activation, Mask, Norm, NormKind, RopeStyle};
+pub use crate::kernels::{Activation, KeyHead, LinearHeads, Mask, Norm, NormKind, RopeStyle, Rule};
 pub use keys::{ExpertDefaults, Keys, MAX_DIM, MAX_VOCAB_SIZE};
 
 /// The hyper-parameters of a model.
@@ -92,6 +92,97 @@ impl Norms {
 pub enum Mixer {
     /// Attention.
     Attention(AttentionConfig),
+    /// Gated DeltaNet.
+    DeltaNet(DeltaNetConfig),
+    /// A short convolution between two gates.
+    ShortConv(ShortConvConfig),
+    /// Mamba-2.
+    Mamba(MambaConfig),
+    /// The two side by side, from one norm; what they give is added (Falcon-H1).
+    AttentionAndMamba(AttentionConfig, MambaConfig),
+}
+
+impl Mixer {
+    /// Its attention, if it has one.
+    pub fn attention(&self) -> Option<&AttentionConfig> {
+        match self {
+            Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) => Some(attention),
+            Mixer::DeltaNet(_) | Mixer::ShortConv(_) | Mixer::Mamba(_) => None,
+        }
+    }
+
+    /// What it remembers besides keys and values, in a model of this `dim`.
+    pub fn recurrent(&self, dim: usize) -> Option<RecurrentConfig> {
+        match self {
+            Mixer::Attention(_) => None,
+            Mixer::DeltaNet(c) => {
+                let channels = 2 * c.heads.n_key_heads * c.heads.key_dim + c.heads.n_heads * c.heads.value_dim;
+                Some(RecurrentConfig { channels, n_taps: c.n_taps, heads: Some(c.heads) })
+            }
+            Mixer::ShortConv(c) => Some(RecurrentConfig { channels: dim, n_taps: c.n_taps, heads: None }),
+            Mixer::Mamba(c) | Mixer::AttentionAndMamba(_, c) => {
+                Some(RecurrentConfig { channels: c.channels(), n_taps: c.n_taps, heads: Some(c.heads) })
+            }
+        }
+    }
+}
+
+/// What a recurrent layer remembers: the last inputs of a convolution, and a state for each head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RecurrentConfig {
+    /// Channels of the convolution.
+    pub channels: usize,
+    /// Its taps, that of the token itself included.
+    pub n_taps: usize,
+    /// The heads, if there are any.
+    pub heads: Option<LinearHeads>,
+}
+
+/// Gated DeltaNet (Yang et al. 2024), as Qwen3-Next and Qwen 3.5 have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeltaNetConfig {
+    /// Its heads.
+    pub heads: LinearHeads,
+    /// Taps of the convolution.
+    pub n_taps: usize,
+    /// Strengths and decays come from one matrix: for each key head the strengths of its value heads, then their decays.
+    pub fused_rates: bool,
+    /// Queries, keys, values and gates come from one matrix, those of a key head and its value heads together.
+    pub fused_heads: bool,
+    /// The file has `log(-a)` for `a`.
+    pub log_decays: bool,
+}
+
+/// A gated short convolution (LFM2): `out(c * conv(b * x))`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShortConvConfig {
+    /// Taps of the convolution.
+    pub n_taps: usize,
+}
+
+/// Mamba-2 (Dao and Gu 2024).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MambaConfig {
+    /// Its heads; keys and queries are what the paper calls B and C, and key heads its groups.
+    pub heads: LinearHeads,
+    /// Taps of the convolution.
+    pub n_taps: usize,
+    /// What comes out goes through a norm of each group.
+    pub normed: bool,
+    /// The file has `log(-a)` for `a`.
+    pub log_decays: bool,
+}
+
+impl MambaConfig {
+    /// Channels of the convolution: values, then B, then C.
+    pub fn channels(&self) -> usize {
+        self.inner_dim() + 2 * self.heads.n_key_heads * self.heads.key_dim
+    }
+
+    /// The values of all heads.
+    pub fn inner_dim(&self) -> usize {
+        self.heads.n_heads * self.heads.value_dim
+    }
 }
 
 /// Attention with keys and values of all positions so far.
@@ -286,6 +377,7 @@ impl Config {
         let architecture = Architecture::of(&checkpoint.metadata)?;
         let keys = Keys::new(checkpoint, architecture.name);
         let config = (architecture.read)(&keys)?;
+        keys.refuse_headless(&config)?;
         keys.refuse_variants(&config)?;
         Ok(config)
     }
@@ -321,16 +413,20 @@ impl Config {
 
     /// The layers that look at all positions.
     pub fn attention(&self) -> impl Iterator<Item = &AttentionConfig> {
-        self.layers.iter().map(|layer| match &layer.mixer {
-            Mixer::Attention(attention) => attention,
-        })
+        self.layers.iter().filter_map(|layer| layer.mixer.attention())
+    }
+
+    /// Whether a layer remembers more than keys and values: then a sequence cannot forget tokens in its middle.
+    pub fn is_recurrent(&self) -> bool {
+        self.layers.iter().any(|layer| layer.mixer.recurrent(self.dim).is_some())
     }
 
     /// Changes each attention, with the number of its layer.
     fn each_attention(&mut self, mut change: impl FnMut(usize, &mut AttentionConfig)) {
         for (i, layer) in self.layers.iter_mut().enumerate() {
             match &mut layer.mixer {
-                Mixer::Attention(attention) => change(i, attention),
+                Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) => change(i, attention),
+                Mixer::DeltaNet(_) | Mixer::ShortConv(_) | Mixer::Mamba(_) => {}
             }
         }
     }
@@ -378,7 +474,7 @@ macro_rules! architectures {
     };
 }
 architectures! {
-    arcee cohere2 command_r ernie4_5 ernie4_5_moe exaone4 gemma gemma2 gemma3 glm4 glm4moe gpt_oss granite granitemoe hunyuan_dense hunyuan_moe llama minicpm mistral3 olmo2 olmoe phi3 qwen2 qwen2moe qwen3 qwen3moe seed_oss smollm3 starcoder2
+    arcee cohere2 command_r ernie4_5 ernie4_5_moe exaone4 falcon_h1 gemma gemma2 gemma3 glm4 glm4moe gpt_oss granite granitehybrid granitemoe hunyuan_dense hunyuan_moe lfm2 lfm2moe llama minicpm mistral3 olmo2 olmoe phi3 qwen2 qwen2moe qwen3 qwen35 qwen35moe qwen3moe qwen3next seed_oss smollm3 starcoder2
 }
 
 /// What a GGUF file may hold that is no model, by its `general.type`.

@@ -4,7 +4,7 @@ use super::pass::{Add, Buffers, Pass, apply_norm, floats, linear, rescale, room}
 use crate::arch::{AttentionConfig, Gate, LayerConfig, QkNorm};
 use crate::kernels::{Attention, AttentionSpan, BLOCK, Scores};
 use crate::threads::Disjoint;
-use crate::weights::{AttentionWeights, FfnWeights, LayerWeights, NormWeights};
+use crate::weights::{AttentionWeights, FfnWeights, LayerWeights, MixerWeights, NormWeights};
 
 impl Pass<'_, '_> {
     /// `x += wo attention(norm(x))`
@@ -26,6 +26,9 @@ impl Pass<'_, '_> {
             && let FfnWeights::Dense(dense) = &layer.ffn
         {
             consumers.extend(dense.w_gate.iter().map(|w| &w.weight).chain([&dense.w_up.weight]));
+        }
+        if let MixerWeights::AttentionAndMamba(_, mamba) = &layer.mixer {
+            consumers.push(&mamba.zxbcdt.weight);
         }
         self.normed(layer.mixer_norm.as_ref(), &consumers);
         let (cx, n, dim, norm) = (self.cx, self.n, self.engine.config.dim, self.engine.config.norm);

@@ -35,6 +35,12 @@ pub struct Buffers {
     pub attended: Activations,     // (tokens, n_heads * value_dim)
     pub hidden: Activations,       // (tokens, hidden_dim)
     pub chosen: Chosen,            // of experts
+    pub inputs: Vec<f32>,          // (tokens, channels), of a convolution
+    pub convolved: Vec<f32>,       // (tokens, channels)
+    pub fused: Vec<f32>,           // (tokens, ...), what one matrix of a recurrent layer gives for several uses
+    pub alpha: Vec<f32>,           // (tokens, n_heads), decays
+    pub beta: Vec<f32>,            // (tokens, n_heads), strengths
+    pub linear: Vec<f32>,          // (tokens, n_heads * value_dim), of linear attention
     pub halves: Vec<f32>,          // see `head`
     pub parts: Vec<f32>,           // see `Attention`
 }
@@ -174,6 +180,25 @@ impl<'p, 's> Pass<'p, 's> {
             (Mixer::Attention(attention), MixerWeights::Attention(weights)) => {
                 self.attention(i, attention, weights, config, layer);
             }
+            (Mixer::DeltaNet(delta), MixerWeights::DeltaNet(weights)) => {
+                self.delta_net(i, delta, weights, config, layer);
+            }
+            (Mixer::ShortConv(conv), MixerWeights::ShortConv(weights)) => {
+                self.short_conv(i, conv, weights, config, layer);
+            }
+            (Mixer::Mamba(mamba), MixerWeights::Mamba(weights)) => self.mamba(i, mamba, weights, config, layer),
+            (Mixer::AttentionAndMamba(attention, mamba), MixerWeights::AttentionAndMamba(of_attention, of_mamba)) => {
+                self.attention(i, attention, of_attention, config, layer);
+                self.mamba(i, mamba, of_mamba, config, layer);
+            }
+            (
+                Mixer::Attention(_)
+                | Mixer::DeltaNet(_)
+                | Mixer::ShortConv(_)
+                | Mixer::Mamba(_)
+                | Mixer::AttentionAndMamba(..),
+                _,
+            ) => unreachable!("weights are loaded as the config says"),
         }
         match (&config.ffn, &layer.ffn) {
             (Ffn::Dense(dense), FfnWeights::Dense(weights)) => self.dense(dense, weights, config, layer),

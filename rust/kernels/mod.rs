@@ -10,6 +10,8 @@
 
 pub mod activations;
 mod attention;
+mod conv;
+mod linear_attention;
 pub mod matmul;
 mod ops;
 mod scalar;
@@ -34,6 +36,8 @@ use crate::tensor::TensorView;
 use crate::threads::{self, Interrupt, Queue};
 use activations::QuantizedRow;
 pub use attention::{Attention, AttentionSpan, BLOCK, Heads, KV_TYPES, Mask, Scores, load_key, value_row, zero_key};
+pub use conv::{Conv, ConvWeights, MAX_TAPS};
+pub use linear_attention::{CHUNK, KeyHead, LinearAttention, LinearHeads, LinearInputs, LinearSpan, Rule};
 use matmul::Matmul;
 
 /// A set of kernels for one instruction set.
@@ -97,6 +101,21 @@ pub trait Kernels: Sync {
     /// # Safety
     /// - No other worker runs the same task.
     unsafe fn attention(&self, job: &Attention, i: usize);
+
+    /// Task `i` of a convolution.
+    ///
+    /// # Safety
+    /// - No other worker runs the same task.
+    unsafe fn conv(&self, job: &Conv, i: usize);
+
+    /// Task `i` of a linear attention.
+    ///
+    /// # Safety
+    /// - No other worker runs the same task.
+    unsafe fn linear_attention(&self, job: &LinearAttention, i: usize);
+
+    /// `x[i] = x[i] / sqrt(sum(x^2) + eps)`.
+    fn l2_norm(&self, x: &mut [f32], eps: f32);
 }
 
 /// Which numbers of a head are rotated together.
@@ -149,6 +168,23 @@ impl<'a> Numbers<'a> {
             DType::F16 => half::f16::from_bits(at(i)).to_f32(),
             _ => half::bf16::from_bits(at(i)).to_f32(),
         }
+    }
+
+    /// Those of a range.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn part(self, range: Range<usize>) -> Self {
+        let size = if self.dtype == DType::F32 { 4 } else { 2 };
+        Self { bytes: &self.bytes[size * range.start..size * range.end], ..self }
+    }
+
+    /// Writes all of them.
+    ///
+    /// # Panics
+    /// If `out` is of another length.
+    pub fn read(self, out: &mut [f32]) {
+        crate::quant::dequantize(self.dtype, self.bytes, out);
     }
 
     /// All of them.

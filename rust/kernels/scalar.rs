@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::Kernels;
 use super::activations::QuantizedRow;
+use super::linear_attention::recurrent_kernels;
 use super::matmul::Matmul;
 use super::ops::{self, float_kernels};
 use super::vector::One;
@@ -56,6 +57,7 @@ impl Kernels for Scalar {
     }
 
     float_kernels!(One, plain);
+    recurrent_kernels!(One, plain);
 }
 
 /// Quantises a row in its natural order, see [`QuantizedRow`].

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::Kernels;
 use super::activations::QuantizedRow;
+use super::linear_attention::recurrent_kernels;
 use super::matmul::Matmul;
 use super::ops::{self, float_kernels};
 use super::vector::Eight;
@@ -68,6 +69,7 @@ impl Kernels for Avx2 {
     }
 
     float_kernels!(Eight, avx2);
+    recurrent_kernels!(Eight, avx2);
 }
 
 avx2! {

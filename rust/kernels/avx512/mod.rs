@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::Kernels;
 use super::activations::QuantizedRow;
+use super::linear_attention::recurrent_kernels;
 use super::matmul::Matmul;
 use super::ops::{self, float_kernels};
 use super::vector::Sixteen;
@@ -75,6 +76,7 @@ impl Kernels for Avx512 {
     }
 
     float_kernels!(Sixteen, avx512);
+    recurrent_kernels!(Sixteen, avx512);
 }
 
 avx512! {

@@ -1,7 +1,8 @@
 """The compiled part of llama_rs. Private: use the classes of `llama_rs`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, final
 
 __all__ = [
@@ -15,14 +16,36 @@ __all__ = [
     "Tokenizer",
     "available_threads",
     "check",
+    "convert_directory",
     "cpu",
+    "merge",
     "parameters",
+    "split",
 ]
 
 def cpu() -> str: ...
 def available_threads() -> int: ...
 def parameters() -> list[tuple[Any, ...]]: ...
 def check(values: dict[str, Any]) -> None: ...
+def convert_directory(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    output_type: str,
+    n_threads: int | None,
+    on_progress: Callable[[int, int], object] | None,
+) -> None: ...
+def split(
+    source: str | os.PathLike[str],
+    prefix: str | os.PathLike[str],
+    max_tensors: int | None,
+    max_size: int | None,
+    on_progress: Callable[[int, int], object] | None,
+) -> list[Path]: ...
+def merge(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    on_progress: Callable[[int, int], object] | None,
+) -> None: ...
 
 @final
 class Array:

@@ -8,6 +8,7 @@ mod array;
 mod chat;
 mod checkpoint;
 mod exit;
+mod files;
 mod floats;
 mod generation;
 mod ids;
@@ -43,6 +44,8 @@ mod _core {
     use super::array::Array;
     #[pymodule_export]
     use super::chat::Chat;
+    #[pymodule_export]
+    use super::files::{convert_directory, merge, split};
     #[pymodule_export]
     use super::generation::Generation;
     #[pymodule_export]

@@ -35,7 +35,8 @@ impl Tokenizer {
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let (inner, checkpoint) = run(py, |_| {
             let file = formats::open(&path)?;
-            let inner = file.checked(|| tokenizer::Tokenizer::from_metadata(&file.metadata))?;
+            let metadata = file.tokenizer_metadata()?;
+            let inner = file.checked(|| tokenizer::Tokenizer::from_metadata(metadata))?;
             Ok((inner, file))
         })?;
         Ok(Self { inner: Arc::new(inner), checkpoint: Arc::new(checkpoint) })

@@ -1,7 +1,7 @@
 """The compiled part of llama_rs. Private: use the classes of `llama_rs`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
 __all__ = [
@@ -10,16 +10,21 @@ __all__ = [
     "Floats",
     "Generation",
     "Model",
+    "Quantizer",
     "Session",
     "Tensor",
     "Tokenizer",
     "available_threads",
     "check",
     "cpu",
+    "encodable_types",
+    "mixes",
     "parameters",
 ]
 
 def cpu() -> str: ...
+def mixes() -> list[tuple[str, str]]: ...
+def encodable_types() -> list[str]: ...
 def available_threads() -> int: ...
 def parameters() -> list[tuple[Any, ...]]: ...
 def check(values: dict[str, Any]) -> None: ...
@@ -131,3 +136,23 @@ class Generation:
     def seed(self) -> int: ...
     @property
     def timings(self) -> tuple[int, float, int, float, int]: ...
+
+@final
+class Quantizer:
+    def __new__(
+        cls,
+        checkpoint: Checkpoint,
+        mix: str,
+        *,
+        output: str | None,
+        token_embedding: str | None,
+        tensors: dict[str, str],
+        imatrix: str | os.PathLike[str] | None,
+        pure: bool,
+        allow_requantize: bool,
+        dry: bool,
+    ) -> Quantizer: ...
+    def tensors(self) -> list[tuple[str, str, int]]: ...
+    def write(
+        self, path: str | os.PathLike[str], threads: int, on_progress: Callable[[int, int], object] | None
+    ) -> None: ...

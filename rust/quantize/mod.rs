@@ -6,8 +6,15 @@
 //! on any instruction set.
 
 mod fit;
+mod imatrix;
+mod mix;
+mod plan;
 mod round;
 mod superblock;
+
+pub use imatrix::Imatrix;
+pub use mix::{MIXES, Mix, Wishes};
+pub use plan::{Plan, Request};
 
 use crate::quant::{self, Block, DType};
 

@@ -20,7 +20,7 @@ from .. import __version__, errors, notes
 from ..output import say, settle, standard_output, warn
 from .arguments import find_model as find_model
 
-COMMANDS = ("generate", "tokenize", "inspect", "perplexity", "bench", "status", "warm")
+COMMANDS = ("generate", "tokenize", "inspect", "perplexity", "bench", "quantize", "status", "warm")
 EXIT_FAILURE, EXIT_USAGE, EXIT_BAD_MODEL, EXIT_UNSUPPORTED_MODEL = 1, 2, 3, 4
 EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 130, 141  # what a shell says of a process that SIGINT or SIGPIPE ended
 COMPLETION_VARIABLE = "_LLAMA_RS_COMPLETE"

@@ -11,6 +11,7 @@ __all__ = [
     "Floats",
     "Generation",
     "Model",
+    "Quantizer",
     "Session",
     "Tensor",
     "Tokenizer",
@@ -19,11 +20,15 @@ __all__ = [
     "convert_directory",
     "cpu",
     "merge",
+    "encodable_types",
+    "mixes",
     "parameters",
     "split",
 ]
 
 def cpu() -> str: ...
+def mixes() -> list[tuple[str, str]]: ...
+def encodable_types() -> list[str]: ...
 def available_threads() -> int: ...
 def parameters() -> list[tuple[Any, ...]]: ...
 def check(values: dict[str, Any]) -> None: ...
@@ -160,3 +165,23 @@ class Generation:
     def seed(self) -> int: ...
     @property
     def timings(self) -> tuple[int, float, int, float, int]: ...
+
+@final
+class Quantizer:
+    def __new__(
+        cls,
+        checkpoint: Checkpoint,
+        mix: str,
+        *,
+        output: str | None,
+        token_embedding: str | None,
+        tensors: dict[str, str],
+        imatrix: str | os.PathLike[str] | None,
+        pure: bool,
+        allow_requantize: bool,
+        dry: bool,
+    ) -> Quantizer: ...
+    def tensors(self) -> list[tuple[str, str, int]]: ...
+    def write(
+        self, path: str | os.PathLike[str], threads: int, on_progress: Callable[[int, int], object] | None
+    ) -> None: ...

@@ -24,6 +24,11 @@ impl Checkpoint {
         Self { inner: Arc::clone(inner), views: Arc::clone(views) }
     }
 
+    /// The file.
+    pub fn inner(&self) -> &Arc<checkpoint::Checkpoint> {
+        &self.inner
+    }
+
     /// Gives what `read` makes of the file, unless the file changed meanwhile.
     fn checked<T>(&self, py: Python<'_>, read: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
         let _guarded = guarded();

@@ -15,6 +15,7 @@ mod ids;
 mod lend;
 mod model;
 mod parameters;
+mod quantize;
 mod session;
 mod tensor;
 mod tokenizer;
@@ -52,6 +53,8 @@ mod _core {
     use super::model::Model;
     #[pymodule_export]
     use super::parameters::{check, parameters};
+    #[pymodule_export]
+    use super::quantize::{Quantizer, encodable_types, mixes};
     #[pymodule_export]
     use super::{Checkpoint, Floats, Session, Tensor, Tokenizer, available_threads, cpu};
 

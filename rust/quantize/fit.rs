@@ -96,13 +96,6 @@ impl<const N: usize> Points<'_, N> {
         (xq, qq)
     }
 
-    /// The best scale for these levels.
-    #[inline(always)]
-    pub fn best_scale(&self, q: &[f32; N]) -> f32 {
-        let (xq, qq) = self.products(q);
-        if qq > 0.0 { xq / qq } else { 0.0 }
-    }
-
     /// The error.
     #[inline(always)]
     pub fn error(&self, value: impl Fn(usize) -> f32) -> f32 {

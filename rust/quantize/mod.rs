@@ -5,9 +5,19 @@
 //! planned whole, then written row by row ([`plan`]). The same input gives the same bytes with any number of threads and
 //! on any instruction set.
 
+mod codebook;
 mod fit;
+mod imatrix;
+mod mix;
+mod plan;
 mod round;
 mod superblock;
+#[cfg(test)]
+mod tests;
+
+pub use imatrix::Imatrix;
+pub use mix::{MIXES, Mix, Wishes};
+pub use plan::{Plan, Request};
 
 use crate::quant::{self, Block, DType};
 
@@ -39,7 +49,9 @@ macro_rules! encodable {
         encodable!($dtype, |$b| $body, $other;
             Q4_0 BlockQ4_0 Q4_1 BlockQ4_1 Q5_0 BlockQ5_0 Q5_1 BlockQ5_1 Q8_0 BlockQ8_0
             Q2_K BlockQ2_K Q3_K BlockQ3_K Q4_K BlockQ4_K Q5_K BlockQ5_K Q6_K BlockQ6_K
-            IQ4_NL BlockIQ4_NL IQ4_XS BlockIQ4_XS MXFP4 BlockMXFP4 TQ1_0 BlockTQ1_0 TQ2_0 BlockTQ2_0)
+            IQ4_NL BlockIQ4_NL IQ4_XS BlockIQ4_XS MXFP4 BlockMXFP4 TQ1_0 BlockTQ1_0 TQ2_0 BlockTQ2_0
+            IQ1_S BlockIQ1_S IQ1_M BlockIQ1_M IQ2_XXS BlockIQ2_XXS IQ2_XS BlockIQ2_XS IQ2_S BlockIQ2_S
+            IQ3_XXS BlockIQ3_XXS IQ3_S BlockIQ3_S)
     };
 }
 

@@ -42,6 +42,17 @@ fn mean_square(x: &[f32; 256]) -> f32 {
     sum::<256>(|i| x[i] * x[i]) / 256.0
 }
 
+/// `N` numbers, the first one and by how much each is more than the one before.
+const fn from_by<const N: usize>(first: f32, step: f32) -> [f32; N] {
+    let mut out = [first; N];
+    let mut i = 1;
+    while i < N {
+        out[i] = first + i as f32 * step;
+        i += 1;
+    }
+    out
+}
+
 /// `x = d * scales * q`.
 struct Symmetric<const N: usize, const G: usize> {
     d: f32,
@@ -56,11 +67,8 @@ struct SymmetricType<L> {
     /// What the block's mean square is multiplied with before it raises the squares.
     raise: f32,
     levels: L,
-    /// The level that the largest number has at first, and by how much that is varied, up and down: in tenths, or as many as
-    /// given.
-    first: f32,
-    step: f32,
-    steps: i32,
+    /// What the largest number is divided by its scale, for the scales that are tried.
+    tries: &'static [f32],
     scales: Integers,
 }
 
@@ -75,7 +83,7 @@ impl<L: Levels + Copy> SymmetricType<L> {
         for g in 0..G {
             w[g] = counts(self.counts, &groups[g], importance.map(|all| &all[g * N..]), raise);
             let first = inverse(extreme(&groups[g]));
-            let inverses = (-self.steps..=self.steps).map(|step| (self.first + self.step * step as f32) * first);
+            let inverses = self.tries.iter().map(|level| level * first);
             let fit = Points { x: &groups[g], w: &w[g] }.scale(self.levels, inverses);
             scales[g] = fit.d;
             costs[g] = sum::<N>(|i| w[g][i] * fit.q[i] * fit.q[i]);
@@ -337,9 +345,7 @@ impl Encode for BlockQ3_K {
             counts: Counts::Square,
             raise: 2.0,
             levels: Integers(-4.0, 3.0),
-            first: -4.0,
-            step: 0.1,
-            steps: 9,
+            tries: &const { from_by::<19>(-4.9, 0.1) },
             scales: Integers(-32.0, 31.0),
         };
         let block = kind.encode::<16, 16>(x, importance);
@@ -364,9 +370,7 @@ impl Encode for BlockQ6_K {
             counts: Counts::Square,
             raise: 2.0,
             levels: Integers(-32.0, 31.0),
-            first: -32.0,
-            step: 0.1,
-            steps: 9,
+            tries: &const { from_by::<19>(-32.9, 0.1) },
             scales: Integers(-128.0, 127.0),
         };
         let block = kind.encode::<16, 16>(x, importance);
@@ -415,9 +419,17 @@ const IQ4_XS: SymmetricType<Table> = SymmetricType {
     counts: Counts::Square,
     raise: 2.0,
     levels: Table,
-    first: Table::value(0),
-    step: 1.0,
-    steps: 7,
+    // The table has more room below zero than above, so that often the other end is the better one.
+    tries: &const {
+        let (below, above) = (from_by::<15>(-134.0, 1.0), from_by::<8>(106.0, 3.0));
+        let mut tries = [0.0; 23];
+        let mut i = 0;
+        while i < 23 {
+            tries[i] = if i < 15 { below[i] } else { above[i - 15] };
+            i += 1;
+        }
+        tries
+    },
     scales: Integers(-32.0, 31.0),
 };
 
@@ -444,7 +456,7 @@ impl Encode for BlockIQ4_NL {
         let w = counts(kind.counts, x, importance, kind.raise * mean_square);
         let points = Points { x, w: &w };
         let first = inverse(extreme(x));
-        let inverses = (-kind.steps..=kind.steps).map(|step| (kind.first + kind.step * step as f32) * first);
+        let inverses = kind.tries.iter().map(|level| level * first);
         let d = rounded_to_f16(points.scale(kind.levels, inverses).d);
         Self { d: f16_bytes(d), qs: nibbles(&codes(&points.levels(Table, inverse(d)))) }
     }

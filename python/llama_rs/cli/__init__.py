@@ -31,6 +31,7 @@ COMMANDS = (
     "status",
     "warm",
     "convert",
+    "quantize",
     "split",
     "merge",
 )

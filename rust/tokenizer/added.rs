@@ -44,15 +44,16 @@ pub(super) struct Added {
 }
 
 impl Added {
-    /// What finds those of `place`; special tokens only if `with_special`. `by_type` says where a user-defined token is
-    /// looked for in a file that says no more of it. `spell` is how a token looks in the text of `place`.
+    /// What finds those of `place`; special tokens only if `with_special`. `spell` is how a token looks in the text of
+    /// `place`. A file that says no more than the types of its tokens has user-defined ones before `first_raw` in normalised
+    /// text, and all others in the raw one.
     fn matcher(
         &self,
         place: Place,
         with_special: bool,
         texts: Texts<'_>,
         pace: &mut Pace<'_>,
-        by_type: impl Fn(u32) -> Place,
+        first_raw: u32,
         spell: impl Fn(String, &mut Pace<'_>) -> Result<String>,
     ) -> Result<&Matcher> {
         let cell = &self.matchers[2 * usize::from(place == Place::Normalized) + usize::from(with_special)];
@@ -62,13 +63,19 @@ impl Added {
             let place_of_it = match (vocabulary.has_flags(), kind) {
                 (true, _) if flags & flag::ADDED == 0 && !kind.is_special() => return false,
                 (true, _) if flags & flag::NORMALIZED != 0 => Place::Normalized,
-                (false, Kind::UserDefined) => by_type(id),
+                (false, Kind::UserDefined) if id < first_raw => Place::Normalized,
+                (false, Kind::UserDefined) => Place::Raw,
                 (false, _) if !kind.is_special() => return false,
                 _ => Place::Raw,
             };
             place_of_it == place && (with_special || !kind.is_special())
         };
-        get_or_try_init(cell, || Matcher::new(texts, pace, wanted, spell))
+        // Most files have none there: that is known without a walk.
+        let end = match (place, vocabulary.has_flags()) {
+            (Place::Normalized, false) => first_raw.min(vocabulary.len() as u32),
+            _ => vocabulary.len() as u32,
+        };
+        get_or_try_init(cell, || Matcher::new(texts, pace, 0..end, wanted, spell))
     }
 }
 
@@ -77,8 +84,8 @@ pub(super) struct Walk<'a> {
     pub(super) added: &'a Added,
     pub(super) texts: Texts<'a>,
     pub(super) parse_special: bool,
-    /// Where a user-defined token is looked for in a file that says no more of it.
-    pub(super) by_type: &'a dyn Fn(u32) -> Place,
+    /// Of a file that says no more than types: the first user-defined token that is not looked for in normalised text.
+    pub(super) first_raw: u32,
     /// What is done to a text.
     pub(super) normalize: &'a Normalize<'a>,
     /// What is done to a token that is looked for in normalised text.
@@ -98,10 +105,10 @@ impl Walk<'_> {
         out: &mut Output<'_>,
         mut encode: impl FnMut(&str, bool, &mut Output<'_>) -> Result<()>,
     ) -> Result<()> {
-        let Self { added, texts, parse_special, by_type, normalize, spell, expect } = self;
+        let Self { added, texts, parse_special, first_raw, normalize, spell, expect } = self;
         let matcher = |place, out: &mut Output<'_>| match place {
-            Place::Raw => added.matcher(place, *parse_special, *texts, &mut out.pace, by_type, |text, _| Ok(text)),
-            Place::Normalized => added.matcher(place, *parse_special, *texts, &mut out.pace, by_type, spell),
+            Place::Raw => added.matcher(place, *parse_special, *texts, &mut out.pace, *first_raw, |text, _| Ok(text)),
+            Place::Normalized => added.matcher(place, *parse_special, *texts, &mut out.pace, *first_raw, spell),
         };
         let (raw, normalized) = (matcher(Place::Raw, out)?, matcher(Place::Normalized, out)?);
         let mut is_start = true;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use super::IGNORE_MERGES;
-use super::added::{Added, Place, Walk};
+use super::added::{Added, Walk};
 use super::merge::Merger;
 use super::normalize::{Normalizer, push_str};
 use super::pace::{Output, Pace, no_memory};
@@ -80,7 +80,7 @@ impl Bpe {
             added: &self.added,
             texts,
             parse_special,
-            by_type: &|_| Place::Raw,
+            first_raw: 0,
             normalize: &|text, pace| self.normalizer.normalize(text, pace),
             spell: &|text, pace| Ok(self.normalizer.normalize(&text, pace)?.into_owned()),
             expect: &|text, out| match self.normalizer.shrinks() {

@@ -33,17 +33,18 @@ impl Matcher {
     /// Text between two looks at the clock.
     const WINDOW: usize = 1 << 20;
 
-    /// Looks for the tokens that `wanted` chooses, spelt as `spell` says. Of tokens that are spelt the same, the first is
+    /// Looks for those of the tokens `ids` that `wanted` chooses, spelt as `spell` says. Of tokens that are spelt the same, the first is
     /// found; what can be in no text (nothing at all, or what is not UTF-8) is left out.
     pub(super) fn new(
         texts: Texts<'_>,
         pace: &mut Pace<'_>,
+        ids: Range<u32>,
         wanted: impl Fn(u32, Kind) -> bool,
         spell: impl Fn(String, &mut Pace<'_>) -> Result<String>,
     ) -> Result<Self> {
         let vocabulary = texts.vocabulary;
         let mut chosen = Vec::new();
-        for id in vocabulary.ids().filter(|&id| wanted(id, texts.kind(id))) {
+        for id in ids.filter(|&id| wanted(id, texts.kind(id))) {
             reserve(&mut chosen, 1)?;
             chosen.push(id);
         }

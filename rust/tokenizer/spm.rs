@@ -15,7 +15,7 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-use super::added::{Added, Place, Walk};
+use super::added::{Added, Walk};
 use super::merge::Merger;
 use super::normalize::Normalizer;
 use super::pace::{Output, Pace};
@@ -97,13 +97,11 @@ impl Spm {
         let mut encoder = Encoder { spm: self, texts, index, merger: Merger::default(), in_unknown: false };
         // With a prefix that every text gets, spelling is a step of the normaliser; else it comes after the cuts.
         let spells_early = matches!(self.prefix, Prefix::Dummy | Prefix::Never);
-        let is_of_the_model =
-            |id| if !self.names_bytes && id < index.first_normal { Place::Normalized } else { Place::Raw };
         let walk = Walk {
             added: &self.added,
             texts,
             parse_special,
-            by_type: &is_of_the_model,
+            first_raw: if self.names_bytes { 0 } else { index.first_normal },
             normalize: &|text, pace| {
                 let text = self.normalizer.normalize(text, pace)?;
                 if !spells_early || text.is_empty() {

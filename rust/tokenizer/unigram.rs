@@ -7,7 +7,7 @@
 use std::hash::{BuildHasher, Hasher};
 use std::sync::OnceLock;
 
-use super::added::{Added, Place, Walk};
+use super::added::{Added, Walk};
 use super::normalize::Normalizer;
 use super::pace::{Output, Pace, reserve};
 use super::space::{ByteTokens, Cuts, NONE, Prefix, SPACE, first_normal};
@@ -69,12 +69,11 @@ impl Unigram {
         let index = get_or_try_init(&self.index, || Index::new(texts, &mut out.pace))?;
         let mut encoder =
             Encoder { unknown: self.unknown, texts, index, best: Vec::new(), path: Vec::new(), in_unknown: false };
-        let is_of_the_model = |id| if id < index.first_normal { Place::Normalized } else { Place::Raw };
         let walk = Walk {
             added: &self.added,
             texts,
             parse_special,
-            by_type: &is_of_the_model,
+            first_raw: index.first_normal,
             normalize: &|text, pace| self.normalizer.normalize(text, pace),
             spell: &|text, pace| Ok(self.normalizer.normalize(&text, pace)?.into_owned()),
             expect: &|text, out| match self.normalizer.shrinks() {

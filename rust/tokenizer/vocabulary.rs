@@ -97,7 +97,8 @@ impl Vocabulary {
         };
         let kinds = beside(TOKEN_TYPE, ValueType::I32)?;
         let scores = beside(SCORES, ValueType::F32)?;
-        let flags = beside(TOKEN_FLAGS, ValueType::U8)?;
+        // Rows of the model beyond them have none.
+        let flags = metadata.array(TOKEN_FLAGS, ValueType::U8)?.map(|array| array.bytes.clone());
         let (path, merges) = (metadata.path().to_path_buf(), metadata.strings(MERGES).ok().flatten());
         Ok(Self { path, tokens, kinds, scores, flags, merges, walked: OnceLock::new(), notes: Mutex::default() })
     }

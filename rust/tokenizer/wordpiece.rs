@@ -5,7 +5,7 @@
 
 use std::sync::OnceLock;
 
-use super::added::{Added, Place, Walk};
+use super::added::{Added, Walk};
 use super::normalize::{Normalizer, push_str};
 use super::pace::{Output, Pace};
 use super::pre::class::is_punctuation;
@@ -51,7 +51,7 @@ impl WordPiece {
             added: &self.added,
             texts,
             parse_special,
-            by_type: &|_| Place::Raw,
+            first_raw: 0,
             normalize: &|text, pace| self.normalizer.normalize(text, pace),
             spell: &|text, pace| Ok(self.normalizer.normalize(&text, pace)?.into_owned()),
             expect: &|_, _| Ok(()), // a word of any length may be one token

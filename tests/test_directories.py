@@ -278,13 +278,25 @@ WRONG: dict[str, tuple[type[Exception], Callable[[Path], object], str]] = {
     "endless": (ModelFormatError, lambda f: (f / "config.json").write_text("[" * 10_000), "recursion limit"),
     "huge": (ModelFormatError, lambda f: (f / "config.json").write_bytes(bytes(17 << 20)), "config.json: too long"),
     "no type": (ModelFormatError, lambda f: change_config(f, model_type=...), r"missing key \(model_type\)"),
-    "its type": (UnsupportedModelError, lambda f: change_config(f, model_type="rwkv"), "model_type rwkv; supported are"),
+    "its type": (
+        UnsupportedModelError,
+        lambda f: change_config(f, model_type="rwkv"),
+        "model_type rwkv; supported are",
+    ),
     "no width": (ModelFormatError, lambda f: change_config(f, hidden_size=None), r"missing key \(hidden_size\)"),
     "width": (ModelFormatError, lambda f: change_config(f, hidden_size="64"), r'wrong value \(hidden_size\): got "64"'),
     "layers": (ModelFormatError, lambda f: change_config(f, num_hidden_layers=-1), r"wrong value \(num_hidden_layers"),
-    "heads": (ModelFormatError, lambda f: change_config(f, num_attention_heads=1e99), "an integer from 0 to 4294967295"),
+    "heads": (
+        ModelFormatError,
+        lambda f: change_config(f, num_attention_heads=1e99),
+        "an integer from 0 to 4294967295",
+    ),
     "rope": (UnsupportedModelError, lambda f: change_config(f, rope_scaling={"type": "ntk"}), "rope scaling ntk"),
-    "index out": (ModelFormatError, lambda f: index(f, x="../x.safetensors"), r"not the name of a file beside it \(x\)"),
+    "index out": (
+        ModelFormatError,
+        lambda f: index(f, x="../x.safetensors"),
+        r"not the name of a file beside it \(x\)",
+    ),
     "index root": (ModelFormatError, lambda f: index(f, x="/x.safetensors"), "not the name of a file beside it"),
     "index kind": (ModelFormatError, lambda f: index(f, x="x.bin"), "not the name of a file beside it"),
     "index value": (ModelFormatError, lambda f: index(f, x=[1]), "not the name of a file beside it"),
@@ -297,14 +309,26 @@ WRONG: dict[str, tuple[type[Exception], Callable[[Path], object], str]] = {
     "twice": (ModelFormatError, twice_in_two_files, r"tensor name used twice \(output_norm.weight\)"),
     "pickles": (ModelFormatError, only_pickles, "the weights are Python pickles"),
     "no weights": (ModelFormatError, lambda f: (f / "model.safetensors").unlink(), "no weights"),
-    "unknown": (UnsupportedModelError, lambda f: rename_tensor(f, Q_PROJ, "model.layers.0.x"), "tensor model.layers.0.x;"),
+    "unknown": (
+        UnsupportedModelError,
+        lambda f: rename_tensor(f, Q_PROJ, "model.layers.0.x"),
+        "tensor model.layers.0.x;",
+    ),
     "layer 7": (
         UnsupportedModelError,
         lambda f: rename_tensor(f, Q_PROJ, "model.layers.7.self_attn.q_proj.weight"),
         "tensor model.layers.7.self_attn.q_proj.weight; what it is for",
     ),
-    "integers": (UnsupportedModelError, lambda f: rename_tensor(f, Q_PROJ, Q_PROJ, dtype="I32"), "of type I32; BF16, F16"),
-    "shape": (ModelFormatError, lambda f: rename_tensor(f, Q_PROJ, Q_PROJ, shape=[3]), "not the bytes that type and shape"),
+    "integers": (
+        UnsupportedModelError,
+        lambda f: rename_tensor(f, Q_PROJ, Q_PROJ, dtype="I32"),
+        "of type I32; BF16, F16",
+    ),
+    "shape": (
+        ModelFormatError,
+        lambda f: rename_tensor(f, Q_PROJ, Q_PROJ, shape=[3]),
+        "not the bytes that type and shape",
+    ),
 }
 
 
@@ -343,7 +367,10 @@ def test_matrices_get_the_type_that_is_asked_for(llama: Path, tmp_path: Path, ou
         exact = tensor.shape.__len__() == 1 or name.endswith("_norm.weight")
         assert tensor.dtype == ("F32" if exact else output_type.upper()), name
         error = np.abs(tensor.dequantize() - original[name]).max() / np.abs(original[name]).max()
-        assert error <= {"f32": 0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 0.5 / 127 + 2**-11}["f32" if exact else output_type]
+        assert (
+            error
+            <= {"f32": 0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 0.5 / 127 + 2**-11}["f32" if exact else output_type]
+        )
 
 
 def test_nothing_stays_of_a_conversion_that_fails(llama: Path, tmp_path: Path) -> None:

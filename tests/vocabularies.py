@@ -302,7 +302,7 @@ def entries_as_gguf(directory: Path, path: Path) -> Path:
             writer.add_string(key, value)
         elif isinstance(value, bytes):
             writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT8)
-        elif value:
+        elif value:  # none of the others may be empty
             kind = {
                 bytes: gguf.GGUFValueType.STRING,
                 int: gguf.GGUFValueType.INT32,

@@ -168,7 +168,9 @@ def test_a_directory_is_what_its_gguf_is(tmp_path: Path, name: str) -> None:
     assert_same_tensors(as_gguf(checkpoint), tiny)
 
 
-@pytest.mark.parametrize("name", [n for n in SUPPORTED if n in RUN and CASES[n].make().config["model_type"] not in CONVERT_FIRST])
+@pytest.mark.parametrize(
+    "name", [n for n in SUPPORTED if n in RUN and CASES[n].make().config["model_type"] not in CONVERT_FIRST]
+)
 def test_a_directory_has_the_logits_of_its_gguf(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     tiny, folder = directory_of(name, tmp_path)
@@ -198,7 +200,7 @@ def shards(folder: Path, n: int) -> Path:
     """The same model with its tensors in `n` files and an index."""
     header, data = read_safetensors(folder / "model.safetensors")
     names = sorted(header)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(n):
         part = {name: header[name] for name in names[i::n]}
         file = f"model-{i + 1:05}-of-{n:05}.safetensors"
@@ -226,7 +228,7 @@ def write_safetensors(path: Path, header: Mapping[str, Any], data: bytes) -> Non
     path.write_bytes(len(text).to_bytes(8, "little") + text + out)
 
 
-def test_shards_are_one_model(llama: Path, tmp_path: Path) -> None:
+def test_shards_are_one_model(llama: Path) -> None:
     whole = Model(llama).logits(TOKENS)
     np.testing.assert_array_equal(Model(shards(llama, 3)).logits(TOKENS), whole)
     (llama / "model.safetensors.index.json").unlink()  # then the names of the files say it
@@ -346,16 +348,28 @@ WRONG: dict[str, tuple[type[Exception], Callable[[Path], object], str]] = {
     "endless": (ModelFormatError, lambda f: (f / "config.json").write_text("[" * 10_000), "recursion limit"),
     "huge": (ModelFormatError, lambda f: (f / "config.json").write_bytes(bytes(17 << 20)), "config.json: too long"),
     "no type": (ModelFormatError, lambda f: change_config(f, model_type=...), r"missing key \(model_type\)"),
-    "its type": (UnsupportedModelError, lambda f: change_config(f, model_type="rwkv"), "model_type rwkv; supported are"),
+    "its type": (
+        UnsupportedModelError,
+        lambda f: change_config(f, model_type="rwkv"),
+        "model_type rwkv; supported are",
+    ),
     "no width": (ModelFormatError, lambda f: change_config(f, hidden_size=None), r"missing key \(hidden_size\)"),
     "width": (ModelFormatError, lambda f: change_config(f, hidden_size="64"), r'wrong value \(hidden_size\): got "64"'),
     "layers": (ModelFormatError, lambda f: change_config(f, num_hidden_layers=-1), r"wrong value \(num_hidden_layers"),
     "too many layers": (ModelFormatError, lambda f: change_config(f, num_hidden_layers=2**32 - 1), "too many layers"),
     "long heads": (ModelFormatError, lambda f: change_config(f, head_dim=2**31), "heads too long"),
     "no heads": (ModelFormatError, lambda f: change_config(f, head_dim=None, num_attention_heads=0), "zero"),
-    "heads": (ModelFormatError, lambda f: change_config(f, num_attention_heads=1e99), "an integer from 0 to 4294967295"),
+    "heads": (
+        ModelFormatError,
+        lambda f: change_config(f, num_attention_heads=1e99),
+        "an integer from 0 to 4294967295",
+    ),
     "rope": (UnsupportedModelError, lambda f: change_config(f, rope_scaling={"type": "ntk"}), "rope scaling ntk"),
-    "index out": (ModelFormatError, lambda f: index(f, x="../x.safetensors"), r"not the name of a file beside it \(x\)"),
+    "index out": (
+        ModelFormatError,
+        lambda f: index(f, x="../x.safetensors"),
+        r"not the name of a file beside it \(x\)",
+    ),
     "index root": (ModelFormatError, lambda f: index(f, x="/x.safetensors"), "not the name of a file beside it"),
     "index kind": (ModelFormatError, lambda f: index(f, x="x.bin"), "not the name of a file beside it"),
     "index value": (ModelFormatError, lambda f: index(f, x=[1]), "not the name of a file beside it"),
@@ -368,14 +382,26 @@ WRONG: dict[str, tuple[type[Exception], Callable[[Path], object], str]] = {
     "twice": (ModelFormatError, twice_in_two_files, r"tensor name used twice \(output_norm.weight\)"),
     "pickles": (ModelFormatError, only_pickles, "the weights are Python pickles"),
     "no weights": (ModelFormatError, lambda f: (f / "model.safetensors").unlink(), "no weights"),
-    "unknown": (UnsupportedModelError, lambda f: rename_tensor(f, Q_PROJ, "model.layers.0.x"), "tensor model.layers.0.x;"),
+    "unknown": (
+        UnsupportedModelError,
+        lambda f: rename_tensor(f, Q_PROJ, "model.layers.0.x"),
+        "tensor model.layers.0.x;",
+    ),
     "layer 7": (
         UnsupportedModelError,
         lambda f: rename_tensor(f, Q_PROJ, "model.layers.7.self_attn.q_proj.weight"),
         "tensor model.layers.7.self_attn.q_proj.weight; what it is for",
     ),
-    "integers": (UnsupportedModelError, lambda f: rename_tensor(f, Q_PROJ, Q_PROJ, dtype="I32"), "of type I32; BF16, F16"),
-    "shape": (ModelFormatError, lambda f: rename_tensor(f, Q_PROJ, Q_PROJ, shape=[3]), "not the bytes that type and shape"),
+    "integers": (
+        UnsupportedModelError,
+        lambda f: rename_tensor(f, Q_PROJ, Q_PROJ, dtype="I32"),
+        "of type I32; BF16, F16",
+    ),
+    "shape": (
+        ModelFormatError,
+        lambda f: rename_tensor(f, Q_PROJ, Q_PROJ, shape=[3]),
+        "not the bytes that type and shape",
+    ),
 }
 
 
@@ -414,7 +440,10 @@ def test_matrices_get_the_type_that_is_asked_for(llama: Path, tmp_path: Path, ou
         exact = tensor.shape.__len__() == 1 or name.endswith("_norm.weight")
         assert tensor.dtype == ("F32" if exact else output_type.upper()), name
         error = np.abs(tensor.dequantize() - original[name]).max() / np.abs(original[name]).max()
-        assert error <= {"f32": 0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 0.5 / 127 + 2**-11}["f32" if exact else output_type]
+        assert (
+            error
+            <= {"f32": 0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 0.5 / 127 + 2**-11}["f32" if exact else output_type]
+        )
 
 
 def test_nothing_stays_of_a_conversion_that_fails(llama: Path, tmp_path: Path) -> None:

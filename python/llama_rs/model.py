@@ -98,12 +98,13 @@ class Benchmark(NamedTuple):
 
 
 class Model:
-    """A model file, mapped and ready. Opening it reads the header and nothing else.
+    """A model, mapped and ready. Opening it reads the header and nothing else.
 
     A model never changes: any number of threads may use one at the same time.
 
     Args:
-        path: a GGUF file.
+        path: a GGUF file, any part of one that is split, or a directory as Hugging Face has them: ``config.json``,
+            safetensors of BF16, F16 or F32, the files of a tokenizer. Nothing is converted.
         threads: workers of a session; default ``LLAMA_RS_THREADS``, else the cores that this process may use.
         context_length: positions of a session; default 4096, or less if the model was trained for less. Positions that
             are not used cost no memory.

@@ -146,7 +146,14 @@ def _place_of_layer(name: str) -> tuple[int, int, str]:
 
 
 def is_known(path: str | os.PathLike[str]) -> bool:
-    """Whether the kernel tells this process what of a file is in memory: to others it says that all is."""
+    """Whether the kernel tells this process what of a file is in memory: to others it says that all is.
+
+    Of a directory, whether it does of all weights in it.
+    """
+    if os.path.isdir(path):
+        folder = os.fsdecode(path)
+        weights = [name for name in os.listdir(folder) if name.endswith(".safetensors")]
+        return all(is_known(os.path.join(folder, name)) for name in weights)
     try:
         if os.stat(path).st_uid == os.geteuid() or os.access(path, os.W_OK, effective_ids=True):
             return True

@@ -201,6 +201,9 @@ class Session:
     def truncate(self, n: int) -> None:
         """Forgets all but the first ``n`` tokens.
 
+        A model with recurrent layers (Qwen 3.5, LFM2, Granite 4) goes back to its last snapshot before them, and computes
+        the tokens from there on again before any that are added.
+
         Raises:
             ValueError: if there are not so many.
         """
@@ -213,7 +216,7 @@ class Session:
         compared with the tokens that did not move only.
 
         Raises:
-            ValueError: if there are not so many.
+            ValueError: if there are not so many, or if the model has recurrent layers, whose state cannot forget them.
         """
         self._handle.shift(n_keep, n_discard)
 

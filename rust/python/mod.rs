@@ -8,12 +8,14 @@ mod array;
 mod chat;
 mod checkpoint;
 mod exit;
+mod files;
 mod floats;
 mod generation;
 mod ids;
 mod lend;
 mod model;
 mod parameters;
+mod quantize;
 mod session;
 mod tensor;
 mod tokenizer;
@@ -44,11 +46,15 @@ mod _core {
     #[pymodule_export]
     use super::chat::Chat;
     #[pymodule_export]
+    use super::files::{convert_directory, merge, split};
+    #[pymodule_export]
     use super::generation::Generation;
     #[pymodule_export]
     use super::model::Model;
     #[pymodule_export]
     use super::parameters::{check, parameters};
+    #[pymodule_export]
+    use super::quantize::{Quantizer, encodable_types, mixes};
     #[pymodule_export]
     use super::{Checkpoint, Floats, Session, Tensor, Tokenizer, available_threads, cpu};
 

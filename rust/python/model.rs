@@ -51,8 +51,8 @@ impl Model {
         dict.set_item("head_dim", c.head_dim())?;
         dict.set_item("vocab_size", c.vocab_size)?;
         dict.set_item("context_length", c.context_length)?;
-        dict.set_item("norm_eps", c.norm_eps)?;
-        dict.set_item("rope_theta", c.ropes[0].theta)?;
+        dict.set_item("norm_eps", c.norm.eps)?;
+        dict.set_item("rope_theta", c.ropes.first().map_or(0.0, |rope| rope.theta))?;
         Ok(dict)
     }
 

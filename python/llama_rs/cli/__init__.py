@@ -21,7 +21,20 @@ from ..output import say, settle, standard_output, warn
 from .arguments import find_model as find_model
 from .arguments import in_options
 
-COMMANDS = ("chat", "generate", "tokenize", "inspect", "perplexity", "bench", "status", "warm")
+COMMANDS = (
+    "chat",
+    "generate",
+    "tokenize",
+    "inspect",
+    "perplexity",
+    "bench",
+    "status",
+    "warm",
+    "convert",
+    "quantize",
+    "split",
+    "merge",
+)
 EXIT_FAILURE, EXIT_USAGE, EXIT_BAD_MODEL, EXIT_UNSUPPORTED_MODEL = 1, 2, 3, 4
 EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 130, 141  # what a shell says of a process that SIGINT or SIGPIPE ended
 COMPLETION_VARIABLE = "_LLAMA_RS_COMPLETE"
@@ -58,7 +71,7 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="llama-rs", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Run LLaMA language models on this computer, from GGUF files as they are.
+    """Run LLaMA language models on this computer, from GGUF files and Hugging Face directories as they are.
 
     \b
       llama-rs chat                             talk with a model

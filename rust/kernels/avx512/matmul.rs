@@ -43,11 +43,10 @@ const ROW_TOKENS: usize = 8;
 /// - The CPU has the features of the set.
 /// - `rows` are rows of `job.w`, which is of type `U`, and no other worker writes the same rows of `job.out`.
 pub unsafe fn rows<U: Unpack>(job: &Matmul, rows: Range<usize>) {
-    let tokens = job.x.tokens();
-    for t in (0..tokens).step_by(ROW_TOKENS) {
+    for t in job.tokens.clone().step_by(ROW_TOKENS) {
         // SAFETY: the caller's promises.
         unsafe {
-            match tokens - t {
+            match job.tokens.end - t {
                 1 => tokens_rows::<U, 1>(job, rows.clone(), t),
                 2 => tokens_rows::<U, 2>(job, rows.clone(), t),
                 3 => tokens_rows::<U, 3>(job, rows.clone(), t),
@@ -163,7 +162,7 @@ unsafe fn add_step<U: Unpack, const T: usize, const TAIL: bool>(
     unsafe {
         let mut q = [[_mm512_setzero_si512(); 2]; 4];
         for i in 0..4 {
-            q[i] = U::integers::<TAIL>(p[i], left, s);
+            q[i] = U::integers::<TAIL>(p[i], left, shared, i, s);
         }
         let Scales { d, d_hi, m, m_hi } = U::scales::<TAIL>(p, left, shared, s);
         for j in 0..T {
@@ -474,13 +473,13 @@ unsafe fn stage<U: Unpack, const TAIL: bool>(
 ) -> Scales {
     // SAFETY: the units are there; the features are the caller's promise.
     unsafe {
+        let shared = U::shared(p);
         for i in 0..4 {
-            let q = U::integers::<TAIL>(p[i], left, s);
+            let q = U::integers::<TAIL>(p[i], left, &shared, i, s);
             let staged = staged[i].as_mut_ptr();
             _mm512_storeu_si512(staged.cast(), _mm512_add_epi8(q[0], raise));
             _mm512_storeu_si512(staged.add(64).cast(), _mm512_add_epi8(q[1], raise));
         }
-        let shared = U::shared(p);
         U::scales::<TAIL>(p, left, &shared, s)
     }
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import random
-import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -517,44 +516,3 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(LlamaError, match="too large.*1099511627776 bytes"):
         _core.Tokenizer.entries(tmp_path)
-
-
-def test_damaged_files_end_in_entries_or_an_error(tmp_path: Path) -> None:
-    """Bytes of real files changed, cut and doubled; what still opens, encodes."""
-    rng = random.Random(16)
-    wordpiece(tmp_path)
-    (tmp_path / "bpe").mkdir()
-    oracle = tokenizers.Tokenizer(models.BPE({"<unk>": 0, "▁": 1, "a": 2, "▁a": 3}, [("▁", "a")], unk_token="<unk>"))
-    oracle.normalizer = normalizers.Sequence([normalizers.NFC(), *PREPEND])
-    oracle.add_tokens([AddedToken("<tool>", lstrip=True)])
-    oracle.save(str(tmp_path / "bpe" / "tokenizer.json"))
-    (tmp_path / "spm").mkdir()
-    (tmp_path / "spm" / "tokenizer.model").write_bytes(unigram())
-    sources = [tmp_path / "files/tokenizer.json", tmp_path / "bpe/tokenizer.json", tmp_path / "spm/tokenizer.model"]
-    opened = 0
-    for round in range(400):
-        source = sources[round % 3]
-        data = bytearray(source.read_bytes())
-        for _ in range(rng.randrange(1, 4)):
-            at = rng.randrange(len(data))
-            match rng.randrange(4):
-                case 0:
-                    data[at] = rng.randrange(256)
-                case 1:
-                    del data[at : at + rng.randrange(30)]
-                case 2:
-                    data[at:at] = data[at : at + rng.randrange(200)]
-                case _:
-                    data[at : at + 1] = rng.choice([b"0", b"-1", b"99999999999", b'""', b"null", b"[", b"}"])
-        folder = tmp_path / "damaged"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        (folder / source.name).write_bytes(data)
-        try:
-            tokenizer = Tokenizer(vocabularies.entries_as_gguf(folder, folder / "t.gguf"))
-            for text in ["a  <tool> über 日本\n", "the fox"]:
-                tokenizer.decode(tokenizer.encode(text))
-            opened += 1
-        except LlamaError as e:
-            assert "\n" not in str(e)
-    assert opened > 20

@@ -339,9 +339,7 @@ def tekken(folder: Path) -> Vocabulary:
     n_special = parsed["config"]["default_num_special_tokens"]
     vocab = parsed["vocab"][: parsed["config"]["default_vocab_size"] - n_special]
     ranks = {base64.b64decode(token["token_bytes"]): token["rank"] for token in vocab}
-    oracle = tiktoken.Encoding(
-        "tekken", pat_str=parsed["config"]["pattern"], mergeable_ranks=ranks, special_tokens={}
-    )
+    oracle = tiktoken.Encoding("tekken", pat_str=parsed["config"]["pattern"], mergeable_ranks=ranks, special_tokens={})
     return Vocabulary(
         entries_as_gguf(folder, folder / "tekken.gguf"),
         lambda text: [n_special + id for id in oracle.encode_ordinary(text)],

@@ -178,7 +178,7 @@ const STARCODER2: &[Name] = &[part("mlp.c_fc", "ffn_up"), part("mlp.c_proj", "ff
 
 const FALCON_H1: &[Name] = &[
     part("final_layernorm", "output_norm"),
-    part("pre_ff_layernorm", "ffn_norm"),
+    whole("pre_ff_layernorm.weight", "ffn_norm"), // so it is called, without an end
     part("feed_forward.gate_proj", "ffn_gate"),
     part("feed_forward.up_proj", "ffn_up"),
     part("feed_forward.down_proj", "ffn_down"),
@@ -734,7 +734,7 @@ fn deepseek(k: &mut Keys) -> Result<()> {
     if let Some(scale) = c.first_float(&["rope_parameters.mscale_all_dim", "rope_scaling.mscale_all_dim"])? {
         k.f32("rope.scaling.yarn_log_multiplier", 0.1 * scale);
     }
-    if c.str("topk_method")? == Some("noaux_tc") || c.str("model_type")? == Some("glm4_moe_lite") {
+    if !c.has("scoring_func") && c.str("model_type")? != Some("deepseek_v2") {
         k.u32("expert_gating_func", 2);
     }
     if c.bool("norm_topk_prob")? == Some(false) {

@@ -103,7 +103,7 @@ pub(crate) fn read(path: &Path, open_part: &OpenPart) -> Result<Directory> {
             n_layers,
             n_ignored: config.int("num_nextn_predict_layers")?.unwrap_or(0) as usize,
             tied: config.bool("tie_word_embeddings")?.unwrap_or(false),
-            has_experts: config.first_int(&["num_local_experts", "num_experts"])?.unwrap_or(0) > 0,
+            has_experts: config.first_int(keys::EXPERT_COUNTS)?.unwrap_or(0) > 0,
             groups: config.int("mamba_n_groups")?.unwrap_or(1) as usize,
             known: HashMap::new(),
         };

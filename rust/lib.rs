@@ -15,7 +15,9 @@
 //! ```
 
 mod arch;
+mod chat;
 mod checkpoint;
+mod convert;
 mod engine;
 mod error;
 mod formats;
@@ -29,6 +31,7 @@ mod model;
 #[cfg(feature = "python")]
 mod python;
 mod quant;
+mod quantize;
 mod sampling;
 mod session;
 mod tensor;
@@ -38,6 +41,7 @@ mod weights;
 
 pub use arch::Config;
 pub use checkpoint::{Checkpoint, Metadata, Value};
+pub use convert::convert;
 pub use error::{Error, FormatError, Result};
 pub use formats::open;
 pub use generate::{Answer, Event, FinishReason, Options};
@@ -57,7 +61,9 @@ pub mod internals {
     macro_rules! rooms {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
-    rooms! { arch checkpoint engine formats generate mapping measure quant sampling tensor threads tokenizer weights }
+    rooms! {
+        arch chat checkpoint engine formats generate hash mapping measure quant quantize sampling tensor threads tokenizer weights
+    }
 
     pub mod kernels {
         pub use crate::kernels::*;

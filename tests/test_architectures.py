@@ -25,10 +25,7 @@ from oracle.tiny import in_blocks, unpacked
 NOT_YET = {
     "command-r-plus",
     "deepseek2",
-    "ernie4_5-moe",
     "gemma3n",
-    "gemma4",
-    "hunyuan-moe",
     "mamba2",
     "nemotron_h",
     "nemotron_h_moe",

@@ -589,7 +589,7 @@ def test_the_prompt_cache_on_the_command_line(tiny: Path, tmp_path: Path, capfd:
 
     assert "--prompt-cache-ro needs" in fail(2, "--prompt-cache-ro")
     path.write_bytes(b"no such thing")
-    assert f"{path}: not a saved session" in fail(1, "--prompt-cache", str(path))
+    assert f"{path}: not a saved session" in fail(1, "--prompt-cache", str(path), "--prompt-cache-ro")
     assert path.read_bytes() == b"no such thing"
     assert "do not fit in a context of 8" in fail(1, "-c", "8")
     assert (

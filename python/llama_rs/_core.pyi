@@ -1,7 +1,8 @@
 """The compiled part of llama_rs. Private: use the classes of `llama_rs`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, final
 
 __all__ = [
@@ -10,19 +11,46 @@ __all__ = [
     "Floats",
     "Generation",
     "Model",
+    "Quantizer",
     "Session",
     "Tensor",
     "Tokenizer",
     "available_threads",
     "check",
+    "convert_directory",
     "cpu",
+    "merge",
+    "encodable_types",
+    "mixes",
     "parameters",
+    "split",
 ]
 
 def cpu() -> str: ...
+def mixes() -> list[tuple[str, str]]: ...
+def encodable_types() -> list[str]: ...
 def available_threads() -> int: ...
 def parameters() -> list[tuple[Any, ...]]: ...
 def check(values: dict[str, Any]) -> None: ...
+def convert_directory(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    output_type: str,
+    n_threads: int | None,
+    on_progress: Callable[[int, int], object] | None,
+) -> None: ...
+def split(
+    source: str | os.PathLike[str],
+    prefix: str | os.PathLike[str],
+    max_tensors: int | None,
+    max_size: int | None,
+    on_progress: Callable[[int, int], object] | None,
+) -> list[Path]: ...
+def merge(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    on_progress: Callable[[int, int], object] | None,
+) -> None: ...
 
 @final
 class Array:
@@ -69,6 +97,8 @@ class Floats:
 @final
 class Tokenizer:
     def __new__(cls, path: str | os.PathLike[str]) -> Tokenizer: ...
+    @staticmethod
+    def entries(directory: str | os.PathLike[str]) -> list[tuple[str, Any]]: ...
     def checkpoint(self) -> Checkpoint: ...
     def encode(self, text: str, add_special: bool, parse_special: bool, at_most: int | None) -> list[int]: ...
     def take_notes(self) -> list[str]: ...
@@ -105,7 +135,7 @@ class Session:
     def closed(self) -> bool: ...
     @property
     def tokens(self) -> list[int]: ...
-    def close(self) -> None: ...
+    def close(self, with_model: bool) -> None: ...
     def truncate(self, n: int) -> None: ...
     def fork(self) -> Session: ...
     def shift(self, n_keep: int, n_discard: int) -> None: ...
@@ -116,11 +146,17 @@ class Session:
     def negative_log_likelihood(self, tokens: Sequence[int], first: int) -> list[float]: ...
 
 @final
+class Chat:
+    def __new__(cls, tokenizer: Tokenizer, source: str | None, path: str) -> Chat: ...
+    def render(self, trusted: dict[str, Any], written: dict[str, Any], now: int) -> str: ...
+    def encode(self, trusted: dict[str, Any], written: dict[str, Any], now: int, at_most: int) -> list[int]: ...
+
 class Generation:
     def __new__(
         cls, session: Session, tokenizer: Tokenizer, prompt: Sequence[int], options: dict[str, Any]
     ) -> Generation: ...
     def next(self, session: Session) -> str | None: ...
+    def finish(self, session: Session) -> None: ...
     @property
     def text(self) -> str: ...
     @property
@@ -131,3 +167,23 @@ class Generation:
     def seed(self) -> int: ...
     @property
     def timings(self) -> tuple[int, float, int, float, int]: ...
+
+@final
+class Quantizer:
+    def __new__(
+        cls,
+        checkpoint: Checkpoint,
+        mix: str,
+        *,
+        output: str | None,
+        token_embedding: str | None,
+        tensors: dict[str, str],
+        imatrix: str | os.PathLike[str] | None,
+        pure: bool,
+        allow_requantize: bool,
+        dry: bool,
+    ) -> Quantizer: ...
+    def tensors(self) -> list[tuple[str, str, int]]: ...
+    def write(
+        self, path: str | os.PathLike[str], threads: int, on_progress: Callable[[int, int], object] | None
+    ) -> None: ...

@@ -153,7 +153,7 @@ impl<'a> Numbers<'a> {
     }
 
     /// How many.
-    pub fn len(self) -> usize {
+    fn len(self) -> usize {
         self.bytes.len() / if self.dtype == DType::F32 { 4 } else { 2 }
     }
 

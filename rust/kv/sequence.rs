@@ -48,11 +48,11 @@ impl Sequence {
     /// An empty one, with room for `context_length` positions. Room that is not used costs nothing.
     ///
     /// # Errors
-    /// [`Error::Argument`] if no memory could ever hold so many.
+    /// [`Error::OutOfMemory`] if no memory could ever hold so many.
     pub fn new(layout: &Arc<Layout>, context_length: usize) -> Result<Self> {
-        let bytes = context_length.div_ceil(BLOCK).checked_mul(layout.block_bytes());
-        if bytes.is_none_or(|bytes| bytes > 1 << 46) {
-            return Err(Error::Argument(format!("no memory for a context_length of {context_length}")));
+        let bytes = context_length.div_ceil(BLOCK) as u128 * layout.block_bytes() as u128;
+        if bytes > 1 << 46 {
+            return Err(Error::OutOfMemory { bytes, what: "keys and values: choose a shorter context" });
         }
         Ok(Self {
             layout: Arc::clone(layout),

@@ -5,14 +5,17 @@
 //! ([`lend`]).
 
 mod array;
+mod chat;
 mod checkpoint;
 mod exit;
+mod files;
 mod floats;
 mod generation;
 mod ids;
 mod lend;
 mod model;
 mod parameters;
+mod quantize;
 mod session;
 mod tensor;
 mod tokenizer;
@@ -41,11 +44,17 @@ mod _core {
     #[pymodule_export]
     use super::array::Array;
     #[pymodule_export]
+    use super::chat::Chat;
+    #[pymodule_export]
+    use super::files::{convert_directory, merge, split};
+    #[pymodule_export]
     use super::generation::Generation;
     #[pymodule_export]
     use super::model::Model;
     #[pymodule_export]
     use super::parameters::{check, parameters};
+    #[pymodule_export]
+    use super::quantize::{Quantizer, encodable_types, mixes};
     #[pymodule_export]
     use super::{Checkpoint, Floats, Session, Tensor, Tokenizer, available_threads, cpu};
 
@@ -96,7 +105,7 @@ fn try_raise(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             ("ContextOverflowError", (format!("at least {message}"), *at_least, *at_most).into_pyobject(py)?)
         }
         Error::SessionBusy(_) => ("SessionBusyError", (message,).into_pyobject(py)?),
-        Error::Closed => ("ModelClosedError", (message,).into_pyobject(py)?),
+        Error::Closed { .. } => ("ModelClosedError", (message,).into_pyobject(py)?),
         _ => ("LlamaError", (message,).into_pyobject(py)?),
     };
     let class = py.import("llama_rs.errors")?.getattr(class)?;

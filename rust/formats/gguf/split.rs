@@ -10,19 +10,19 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::gguf;
-use super::{OpenPart, identify};
+use super::super::{OpenPart, identify};
+use super::parse;
 use crate::checkpoint::{Checkpoint, Metadata, Value};
 use crate::error::{Error, FormatError, Result};
 use crate::mapping::Mapping;
 
-const NO: &str = "split.no";
-const COUNT: &str = "split.count";
-const N_TENSORS: &str = "split.tensors.count";
+pub(super) const NO: &str = "split.no";
+pub(super) const COUNT: &str = "split.count";
+pub(super) const N_TENSORS: &str = "split.tensors.count";
 
 /// What the file holds; if it is a part of a model, what all parts hold.
 pub fn open(map: &Arc<Mapping>, open_part: &OpenPart) -> Result<Checkpoint> {
-    let file = map.checked(|| gguf::parse(map))?;
+    let file = map.checked(|| parse(map))?;
     let Some(count @ 2..) = file.metadata.usize(COUNT)? else {
         return Checkpoint::new(file.metadata, file.tensors, vec![(Arc::clone(map), file.header)]);
     };
@@ -43,7 +43,7 @@ pub fn open(map: &Arc<Mapping>, open_part: &OpenPart) -> Result<Checkpoint> {
             Some(part) => part,
             None => {
                 let part = open_part(&name.part(i)).map_err(|e| name.missing(e, map.path(), i))?;
-                let file = part.checked(|| identify(&part).and_then(|_| gguf::parse(&part)))?;
+                let file = part.checked(|| identify(&part).and_then(|_| parse(&part)))?;
                 (part, file)
             }
         });
@@ -152,6 +152,13 @@ impl Name {
             e => e,
         }
     }
+}
+
+/// The name of part `i` of `count` that begins with `prefix`.
+pub(super) fn name_of(prefix: &Path, i: usize, count: usize) -> PathBuf {
+    let mut name = prefix.as_os_str().to_owned();
+    name.push(ending(i, count));
+    name.into()
 }
 
 /// `-00001-of-00003.gguf`: the parts are counted from 1 in names.

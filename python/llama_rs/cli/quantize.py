@@ -1,0 +1,148 @@
+"""``llama-rs quantize``: a model file into a smaller one."""
+
+from __future__ import annotations
+
+import re
+import time
+from math import prod
+from typing import Any
+
+import click
+
+from ..output import is_watched, say_in_place, size, table, warn, write_json, write_line
+from ..output import progress as progress_line
+from ..quantize import MIXES, TYPES, Quantized, quantize
+from . import Command
+from .arguments import json_option, parameters
+
+
+class TensorType(click.ParamType):  # type: ignore[type-arg]  # generic in new versions only
+    """A pattern and a type."""
+
+    name = "regex=type"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        pattern, equals, of = value.rpartition("=")
+        if not equals or not pattern:
+            self.fail(f"{value!r} is not a pattern and a type, as ffn_down=Q6_K is", param, ctx)
+        try:
+            re.compile(pattern)
+        except re.error as e:
+            self.fail(f"{pattern!r} is not a regular expression: {e}", param, ctx)
+        return pattern, _type.convert(of, param, ctx)
+
+
+class Named(click.Choice):  # type: ignore[type-arg]
+    """One of many names, in any case, which help does not list each time."""
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
+        return "TYPE"
+
+
+_mix = Named([*MIXES, "Q3_K", "Q4_K", "Q5_K"], case_sensitive=False)
+_type = Named(TYPES, case_sensitive=False)
+
+
+@click.command("quantize", cls=Command)
+@click.argument("source", type=click.Path())
+@click.argument("target", type=click.Path(), required=False)
+@click.option("--type", "mix", type=_mix, required=True, help="What to make of it; the list is above.")
+@click.option("--imatrix", type=click.Path(), metavar="FILE", help="How important each weight is.")
+@click.option("--output-type", type=_type, help="Type of the output matrix, or of the embeddings that stand for it.")
+@click.option("--token-embedding-type", type=_type, help="Type of the token embeddings.")
+@click.option(
+    "--tensor-type",
+    type=TensorType(),
+    multiple=True,
+    metavar="REGEX=TYPE",
+    help="Type of the matrices in whose names REGEX is found; may be given several times, the first that fits counts.",
+)
+@click.option("--pure", is_flag=True, help="The base type for all matrices.")
+@click.option("--allow-requantize", is_flag=True, help="Convert also what is quantized already, and lose more.")
+@click.option("--dry-run", is_flag=True, help="Write nothing; show what would become of each tensor.")
+@parameters("threads")
+@json_option
+def command(
+    source: str,
+    target: str | None,
+    mix: str,
+    imatrix: str | None,
+    output_type: str | None,
+    token_embedding_type: str | None,
+    tensor_type: tuple[tuple[str, str], ...],
+    pure: bool,
+    allow_requantize: bool,
+    dry_run: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Write the model SOURCE to TARGET with fewer bits a weight.
+
+    SOURCE is a GGUF file, best of F16, BF16 or F32. TARGET appears when it is whole. At a terminal a line shows the
+    progress.
+
+    \b
+      llama-rs quantize model-F16.gguf model-Q4_K_M.gguf --type Q4_K_M
+      llama-rs quantize model-F16.gguf --type IQ3_XXS --imatrix model.imatrix.gguf --dry-run
+
+    Types, fewest bits first; those of less than 3.5 bits need an importance matrix:
+
+    {mixes}
+    """
+    if target is None and not dry_run:
+        raise click.UsageError("name the file to write, or use --dry-run")
+    start = time.perf_counter()
+
+    def tell(done: int, whole: int) -> None:
+        if is_watched():
+            say_in_place(progress_line(done, whole, done / (time.perf_counter() - start)))
+
+    try:
+        done = quantize(
+            source,
+            None if dry_run else target,
+            mix,
+            output_type=output_type,
+            token_embedding_type=token_embedding_type,
+            tensor_types=tensor_type,
+            imatrix=imatrix,
+            pure=pure,
+            allow_requantize=allow_requantize,
+            threads=threads,
+            on_progress=tell,
+        )
+    finally:
+        if is_watched():
+            say_in_place("")
+    _warn_of_fallbacks(done, mix)
+    if as_json:
+        facts = [t._asdict() | {"shape": list(t.shape)} for t in done.tensors]
+        write_json({"path": target, "seconds": done.seconds, "bytes": done.bytes, "tensors": facts})
+        return
+    if dry_run:
+        rows = [("name", "shape", "type", "", "bytes", "")]
+        for t in done.tensors:
+            shape = " x ".join(map(str, t.shape))
+            becomes = (f"-> {t.type}", f"-> {t.bytes}") if t.type != t.source_type else ("", "")
+            rows.append((t.name, shape, t.source_type, becomes[0], str(t.source_bytes), becomes[1]))
+        table(rows, right=(4,), cut=0)
+    bits = f"{size(done.source_bytes)} -> {size(done.bytes)}, {done.bits_per_weight:.2f} bits a weight"
+    write_line(f"{source}: {bits}" if dry_run else f"{target}: {bits}, in {done.seconds:.1f} s")
+
+
+def _warn_of_fallbacks(done: Quantized, mix: str) -> None:
+    """Says if rows are not whole blocks of 256: then a file is larger than its name says."""
+    odd = [t for t in done.tensors if t.type != t.source_type and t.shape[-1] % 256]
+    if odd and _block(mix) == 256:
+        of = max(odd, key=lambda t: prod(t.shape))
+        warn(
+            f"{len(odd)} matrices have rows of {of.shape[-1]}, not whole blocks of 256: they become {of.type} or similar"
+        )
+
+
+def _block(mix: str) -> int:
+    base = MIXES[mix if mix in MIXES else f"{mix}_M"]
+    return 256 if "_K" in base or base.startswith(("IQ1", "IQ2", "IQ3", "TQ")) or base == "IQ4_XS" else 32
+
+
+command.help = (command.help or "").replace("{mixes}", ", ".join(MIXES))

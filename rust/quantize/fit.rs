@@ -1,0 +1,191 @@
+//! The searches: integers and scales that lose least of a group of weights.
+//!
+//! All of them minimise a weighted squared error, `sum w (x - x')^2`. For given integers the best scale is that of a
+//! linear regression, and for a given scale the best integers are the nearest ones; what is searched for is the pair. So
+//! each search tries scales around the obvious one, rounds, asks the regression how good that is, and lets the best one
+//! settle. Nothing here depends on an instruction set: sums run in eight lanes with one order of summation, and the
+//! compiler makes vectors of them.
+
+/// Weights and importances of a group.
+pub(super) struct Points<'a, const N: usize> {
+    /// The weights.
+    pub x: &'a [f32; N],
+    /// How much the error of each counts; never negative.
+    pub w: &'a [f32; N],
+}
+
+/// A scale and integers: `x = d * q`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scaled<const N: usize> {
+    pub d: f32,
+    pub q: [f32; N],
+}
+
+/// A scale, an offset and integers: `x = d * q - m`, with `m` not negative.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Affine<const N: usize> {
+    pub d: f32,
+    pub m: f32,
+    pub q: [f32; N],
+}
+
+/// Rounds to the nearest integer, halves to even. Right below 2^22, which is far above all integers here.
+#[inline(always)]
+pub(super) fn round(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: its last bit is worth 1
+    (x + MAGIC) - MAGIC
+}
+
+/// `sum f(i)` for `i` below `N`, a multiple of 8, in eight lanes.
+#[inline(always)]
+pub(super) fn sum<const N: usize>(f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0f32; 8];
+    for i in 0..N / 8 {
+        for (k, lane) in lanes.iter_mut().enumerate() {
+            *lane += f(8 * i + k);
+        }
+    }
+    let half: [f32; 4] = std::array::from_fn(|k| lanes[k] + lanes[k + 4]);
+    (half[0] + half[2]) + (half[1] + half[3])
+}
+
+/// An inverse that is 0 for 0 and for what has none.
+#[inline(always)]
+pub(super) fn inverse(x: f32) -> f32 {
+    let inverse = 1.0 / x;
+    if inverse.is_finite() { inverse } else { 0.0 }
+}
+
+/// The number of largest magnitude, with its sign; the first one of several.
+#[inline(always)]
+pub(super) fn extreme(x: &[f32]) -> f32 {
+    let largest = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+    x.iter().copied().find(|x| x.abs() == largest).unwrap_or(0.0)
+}
+
+/// How levels are chosen: what a number that has been divided by the scale becomes.
+pub(super) trait Levels {
+    /// The nearest level.
+    fn nearest(&self, x: f32) -> f32;
+}
+
+/// The integers from the first to the second.
+#[derive(Clone, Copy)]
+pub(super) struct Integers(pub f32, pub f32);
+
+impl Levels for Integers {
+    #[inline(always)]
+    fn nearest(&self, x: f32) -> f32 {
+        round(x.max(self.0).min(self.1))
+    }
+}
+
+impl<const N: usize> Points<'_, N> {
+    /// The best levels for a scale of `1 / inverse`.
+    #[inline(always)]
+    pub fn levels(&self, levels: impl Levels, inverse: f32) -> [f32; N] {
+        std::array::from_fn(|i| levels.nearest(self.x[i] * inverse))
+    }
+
+    /// `sum w x q` and `sum w q^2`: their ratio is the best scale, and the square of the first over the second is by how much
+    /// it lowers the error.
+    #[inline(always)]
+    fn products(&self, q: &[f32; N]) -> (f32, f32) {
+        let xq = sum::<N>(|i| self.w[i] * self.x[i] * q[i]);
+        let qq = sum::<N>(|i| self.w[i] * q[i] * q[i]);
+        (xq, qq)
+    }
+
+    /// The error.
+    #[inline(always)]
+    pub fn error(&self, value: impl Fn(usize) -> f32) -> f32 {
+        sum::<N>(|i| {
+            let e = self.x[i] - value(i);
+            self.w[i] * e * e
+        })
+    }
+
+    /// The best of the scales `1 / inverse` and their levels, settled. A scale has the sign of what it is best for.
+    #[inline(always)]
+    pub fn scale(&self, levels: impl Levels + Copy, inverses: impl Iterator<Item = f32>) -> Scaled<N> {
+        let (mut best, mut gain) = (Scaled { d: 0.0, q: [0.0; N] }, 0.0);
+        for inverse in inverses {
+            self.consider(levels, inverse, &mut best, &mut gain);
+        }
+        // The best scale for these levels may have other levels that are nearer.
+        for _ in 0..2 {
+            if !self.consider(levels, inverse(best.d), &mut best, &mut gain) {
+                break;
+            }
+        }
+        best
+    }
+
+    /// Takes the levels for `1 / inverse` with the scale that is best for them if they gain more; gives whether they do.
+    #[inline(always)]
+    fn consider(&self, levels: impl Levels, inverse: f32, best: &mut Scaled<N>, gain: &mut f32) -> bool {
+        let q = self.levels(levels, inverse);
+        let (xq, qq) = self.products(&q);
+        let better = xq * xq > *gain * qq; // false for NaN
+        if better {
+            *gain = xq * xq / qq;
+            *best = Scaled { d: xq / qq, q };
+        }
+        better
+    }
+
+    /// The best of the inverse scales and offsets, with integers from 0 to `top`.
+    #[inline(always)]
+    pub fn affine(&self, top: f32, inverses: impl Iterator<Item = f32>) -> Affine<N> {
+        let (least, most) = self.x.iter().fold((0.0f32, f32::MIN), |(a, b), &x| (a.min(x), b.max(x)));
+        let range = most - least;
+        if !(range > 0.0) {
+            // All zero, or all the same and negative: the offset has it.
+            return Affine { d: 0.0, m: -least, q: [0.0; N] };
+        }
+        let first = inverse(range);
+        let (sw, sx) = (sum::<N>(|i| self.w[i]), sum::<N>(|i| self.w[i] * self.x[i]));
+        let mut best = self.regress(top, top * first, least, sw, sx);
+        for factor in inverses {
+            let (affine, error) = self.regress(top, factor * first, least, sw, sx);
+            if error < best.1 {
+                best = (affine, error);
+            }
+        }
+        for _ in 0..2 {
+            let (affine, error) = self.regress(top, inverse(best.0.d), -best.0.m, sw, sx);
+            if error < best.1 {
+                best = (affine, error);
+            } else {
+                break;
+            }
+        }
+        best.0
+    }
+
+    /// The integers for a scale of `1 / inverse` above `least`, then the scale and the offset that are best for them, and
+    /// their error.
+    #[inline(always)]
+    fn regress(&self, top: f32, inverse: f32, least: f32, sw: f32, sx: f32) -> (Affine<N>, f32) {
+        let levels = Integers(0.0, top);
+        let q: [f32; N] = std::array::from_fn(|i| levels.nearest((self.x[i] - least) * inverse));
+        let (d, m) = self.line(&q, sw, sx);
+        (Affine { d, m, q }, self.error(|i| d * q[i] - m))
+    }
+
+    /// The scale and the offset that are best for these integers, the offset not negative.
+    #[inline(always)]
+    fn line(&self, q: &[f32; N], sw: f32, sx: f32) -> (f32, f32) {
+        let sq = sum::<N>(|i| self.w[i] * q[i]);
+        let (xq, qq) = self.products(q);
+        let determinant = sw * qq - sq * sq;
+        if determinant > 0.0 {
+            let d = (sw * xq - sx * sq) / determinant;
+            let m = (sq * xq - qq * sx) / determinant;
+            if m >= 0.0 && d > 0.0 {
+                return (d, m);
+            }
+        }
+        (if qq > 0.0 { (xq / qq).max(0.0) } else { 0.0 }, 0.0)
+    }
+}

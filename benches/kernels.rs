@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench kernels                      all sets and types, all threads
 //! cargo bench --bench kernels -- avx512 Q4_0 2     only these; the last is the number of threads
+//! cargo bench --bench kernels -- Q5_0 row=576      rows of so many weights, not 2048
 //! ```
 //!
 //! Limits: bytes a second that loads read from a mapped file, multiply-adds a second of a loop that does nothing else, in
@@ -39,9 +40,10 @@ fn main() {
         let named: Vec<_> = words.iter().filter(|w| known.contains(&w.as_str())).collect();
         named.is_empty() || named.iter().any(|w| *w == name)
     };
+    let row = words.iter().find_map(|w| w.strip_prefix("row=")?.parse().ok()).unwrap_or(ROW);
     let sets = kernels::all();
     let set_names: Vec<_> = sets.iter().map(|k| k.name()).collect();
-    let types: Vec<_> = DType::ALL.iter().copied().filter(|t| t.is_supported()).collect();
+    let types: Vec<_> = DType::ALL.iter().copied().filter(|t| t.is_supported() && t.row_bytes(row).is_some()).collect();
     let type_names: Vec<_> = types.iter().map(|t| t.name()).collect();
 
     let file = mapped_file();
@@ -67,14 +69,14 @@ fn main() {
         // The scalar set is the reference, not a way to compute: a smaller matrix shows as much.
         let smaller = if set.name() == "scalar" { 64 } else { 1 };
         for &dtype in types.iter().filter(|t| wanted(t.name(), &type_names)) {
-            let row_bytes = dtype.row_bytes(ROW).expect("a multiple of every block");
-            let large = matrix(dtype, MATRIX_BYTES / smaller / row_bytes);
-            let small = matrix(dtype, BATCH_ROWS / smaller);
+            let row_bytes = dtype.row_bytes(row).expect("types were chosen so");
+            let large = matrix(dtype, MATRIX_BYTES / smaller / row_bytes, row);
+            let small = matrix(dtype, BATCH_ROWS / smaller, row);
             let peak = if dtype.is_quantized() { peak_int8 } else { peak_f32 };
             print!("{:8} {:8} ", set.name(), dtype.name());
             for tokens in BATCHES {
                 let w = if tokens > 16 { &small } else { &large };
-                let macs = (w.n_rows() * ROW * tokens) as f64;
+                let macs = (w.n_rows() * row * tokens) as f64;
                 let (mut rates, mut shares) = (Vec::new(), Vec::new());
                 for _ in 0..ROUNDS {
                     let read = w.bytes().len() as f64 / read_rate(file.as_slice(), threads);
@@ -96,7 +98,7 @@ fn time(kernels: &'static dyn Kernels, threads: usize, w: &TensorView, tokens: u
     let interrupt = Interrupt::never();
     let cx = Context { kernels, threads, interrupt: &interrupt };
     let mut x = Activations::default();
-    x.reset(tokens, ROW, &[w]);
+    x.reset(tokens, w.row_len(), &[w]);
     for (i, x) in x.x_mut().iter_mut().enumerate() {
         *x = ((i * 7919) % 201) as f32 / 100.0 - 1.0;
     }
@@ -114,11 +116,11 @@ fn time(kernels: &'static dyn Kernels, threads: usize, w: &TensorView, tokens: u
 }
 
 /// A matrix of `rows` rows with the same few blocks over and over: values do not matter here, but that they are finite.
-fn matrix(dtype: DType, rows: usize) -> TensorView {
-    let size = rows * dtype.row_bytes(ROW).expect("a multiple of every block");
+fn matrix(dtype: DType, rows: usize, row: usize) -> TensorView {
+    let size = rows * dtype.row_bytes(row).expect("whole blocks");
     let bytes: Vec<u8> = (0..size).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3] & 0x3b).collect();
     let mapping = Mapping::from_vec(bytes, Path::new("matrix"));
-    TensorView::new(Bytes::new(&mapping, 0..size).expect("in range"), dtype, &[ROW, rows]).expect("as many bytes")
+    TensorView::new(Bytes::new(&mapping, 0..size).expect("in range"), dtype, &[row, rows]).expect("as many bytes")
 }
 
 fn mapped_file() -> std::sync::Arc<Mapping> {

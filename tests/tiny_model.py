@@ -58,6 +58,12 @@ SCALES: dict[DType, tuple[int, int | None, float]] = {
     DType.Q4_K: (0, 2, 7.5),
     DType.Q5_K: (0, 2, 15.5),
     DType.Q6_K: (208, None, 0),
+    DType.IQ1_S: (0, None, 0),
+    DType.IQ2_XXS: (0, None, 0),
+    DType.IQ2_XS: (0, None, 0),
+    DType.IQ2_S: (0, None, 0),
+    DType.IQ3_XXS: (0, None, 0),
+    DType.IQ3_S: (0, None, 0),
     DType.IQ4_NL: (0, None, 0),
     DType.IQ4_XS: (0, None, 0),
 }

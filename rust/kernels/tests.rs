@@ -37,7 +37,8 @@ impl Random {
     }
 }
 
-/// A random matrix. Its f16 scales come from `scale`; everything else is any bits at all.
+/// A random matrix. The scales of its blocks come from `scale`, times 8 where the integers are eighths of the weights or
+/// the scales have fractions; everything else is any bits at all.
 fn matrix(dtype: DType, rows: usize, n: usize, random: &mut Random, scale: &dyn Fn(&mut Random) -> f32) -> TensorView {
     let size = rows * dtype.row_bytes(n).unwrap();
     let mut bytes: Vec<u8> = (0..size).map(|_| random.next() as u8).collect();
@@ -50,15 +51,32 @@ fn matrix(dtype: DType, rows: usize, n: usize, random: &mut Random, scale: &dyn 
         DType::TQ2_0 => &[64],
         _ => &[0],
     };
+    let times = match dtype {
+        DType::IQ1_S | DType::IQ1_M | DType::IQ2_XXS | DType::IQ2_XS | DType::IQ2_S | DType::IQ3_XXS => 8.0,
+        _ => 1.0,
+    };
+    let scale_f16 = |random: &mut Random| half::f16::from_f32(times * scale(random)).to_le_bytes();
     for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
         match dtype {
             DType::F32 => block.copy_from_slice(&random.float().to_le_bytes()),
             DType::F16 => block.copy_from_slice(&half::f16::from_f32(random.float()).to_le_bytes()),
             DType::BF16 => block.copy_from_slice(&half::bf16::from_f32(random.float()).to_le_bytes()),
             DType::MXFP4 => block[0] = (128 + scale(random).log2() as i32) as u8,
+            DType::NVFP4 => {
+                // 8 to 15 times the scale, as far as exponents go
+                let exponent = (11 + scale(random).log2() as i32).clamp(1, 14) as u8;
+                block[..4].iter_mut().for_each(|byte| *byte = exponent << 3 | *byte & 7);
+            }
+            DType::IQ1_M => {
+                let [low, high] = scale_f16(random);
+                for (byte, nibble) in block[49..].iter_mut().step_by(2).zip([low & 15, low >> 4, high & 15, high >> 4])
+                {
+                    *byte = *byte & 15 | nibble << 4;
+                }
+            }
             _ => {
                 for &at in scales {
-                    block[at..at + 2].copy_from_slice(&half::f16::from_f32(scale(random)).to_le_bytes());
+                    block[at..at + 2].copy_from_slice(&scale_f16(random));
                 }
             }
         }

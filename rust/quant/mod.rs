@@ -107,19 +107,19 @@ dtypes! { $
     /// 8 bits, float scale per 256 (activations only).
     Q8_K = 15, 256, 292;
     /// Codebook, 2.06 bits.
-    IQ2_XXS = 16, 256, 66;
+    IQ2_XXS = 16, 256, 66 => BlockIQ2_XXS;
     /// Codebook, 2.31 bits.
-    IQ2_XS = 17, 256, 74;
+    IQ2_XS = 17, 256, 74 => BlockIQ2_XS;
     /// Codebook, 3.06 bits.
-    IQ3_XXS = 18, 256, 98;
+    IQ3_XXS = 18, 256, 98 => BlockIQ3_XXS;
     /// Codebook, 1.56 bits.
-    IQ1_S = 19, 256, 50;
+    IQ1_S = 19, 256, 50 => Generic<BlockIQ1_S>;
     /// 4 bits into a non-linear table, scale per 32.
     IQ4_NL = 20, 32, 18 => BlockIQ4_NL;
     /// Codebook, 3.44 bits.
-    IQ3_S = 21, 256, 110;
+    IQ3_S = 21, 256, 110 => BlockIQ3_S;
     /// Codebook, 2.56 bits.
-    IQ2_S = 22, 256, 82;
+    IQ2_S = 22, 256, 82 => BlockIQ2_S;
     /// 4 bits into a non-linear table, 6-bit scales per 32 in blocks of 256.
     IQ4_XS = 23, 256, 136 => BlockIQ4_XS;
     /// 8-bit integer.
@@ -133,7 +133,7 @@ dtypes! { $
     /// 64-bit IEEE float.
     F64 = 28, 1, 8;
     /// Codebook, 1.75 bits.
-    IQ1_M = 29, 256, 56;
+    IQ1_M = 29, 256, 56 => Generic<BlockIQ1_M>;
     /// The upper half of a 32-bit float.
     BF16 = 30, 1, 2;
     /// Ternary, 1.69 bits.
@@ -142,6 +142,12 @@ dtypes! { $
     TQ2_0 = 35, 256, 66 => Generic<BlockTQ2_0>;
     /// 4-bit floats (E2M1) with a power-of-two scale per 32, OCP MX.
     MXFP4 = 39, 32, 17 => BlockMXFP4;
+    /// 4-bit floats (E2M1) with an 8-bit float (E4M3) per 16; a scale of the tensor is stored beside it.
+    NVFP4 = 40, 64, 36 => BlockNVFP4;
+    /// 1 bit, scale per 128.
+    Q1_0 = 41, 128, 18 => Generic<BlockQ1_0>;
+    /// 2 bits, scale per 64.
+    Q2_0 = 42, 64, 18 => Generic<BlockQ2_0>;
 }
 
 impl DType {
@@ -213,9 +219,20 @@ impl<B: Block> Block for Generic<B> {
     }
 }
 
+pub(crate) mod grids;
+mod iq1_m;
+mod iq1_s;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
+mod iq3_s;
+mod iq3_xxs;
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
+mod nvfp4;
+mod q1_0;
+mod q2_0;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -229,9 +246,19 @@ mod q8_0;
 mod tq1_0;
 mod tq2_0;
 
+pub use iq1_m::BlockIQ1_M;
+pub use iq1_s::BlockIQ1_S;
+pub use iq2_s::BlockIQ2_S;
+pub use iq2_xs::BlockIQ2_XS;
+pub use iq2_xxs::BlockIQ2_XXS;
+pub use iq3_s::BlockIQ3_S;
+pub use iq3_xxs::BlockIQ3_XXS;
 pub use iq4_nl::{BlockIQ4_NL, IQ4_TABLE};
 pub use iq4_xs::BlockIQ4_XS;
 pub use mxfp4::{BlockMXFP4, MXFP4_TABLE, mxfp4_scale};
+pub use nvfp4::{BlockNVFP4, nvfp4_scale};
+pub use q1_0::BlockQ1_0;
+pub use q2_0::BlockQ2_0;
 pub use q2_k::BlockQ2_K;
 pub use q3_k::BlockQ3_K;
 pub use q4_0::BlockQ4_0;
@@ -310,6 +337,31 @@ fn nibbles(qs: &[u8; 16]) -> [u8; 32] {
 fn nibbles5(qs: &[u8; 16], qh: &[u8; 4]) -> [u8; 32] {
     let (low, high) = (nibbles(qs), u32::from_le_bytes(*qh));
     std::array::from_fn(|k| low[k] | ((high >> k & 1) << 4) as u8)
+}
+
+/// Nibble `i` of `bytes`, the low one of a byte first.
+fn nibble(bytes: &[u8], i: usize) -> u8 {
+    bytes[i / 2] >> (i % 2 * 4) & 15
+}
+
+/// The signs of 8 weights from 7 bits: the eighth makes their number even.
+fn sign_7bit(seven: u8) -> u8 {
+    seven | (seven.count_ones() as u8 & 1) << 7
+}
+
+/// The signs of 32 weights from the 28 low bits of `word`.
+fn signs_7bit(word: u32) -> u32 {
+    u32::from_le_bytes([0, 7, 14, 21].map(|bit| sign_7bit((word >> bit & 127) as u8)))
+}
+
+/// 32 magnitudes, negative where the bit of `signs` is set, raised by `bias`.
+fn signed(magnitudes: &[u8], signs: u32, bias: u8) -> [u8; 32] {
+    std::array::from_fn(|k| if signs >> k & 1 == 1 { bias - magnitudes[k] } else { bias + magnitudes[k] })
+}
+
+/// Ternary weights, raised by 1, to eighths, shifted by one of them up or `down`, raised by `bias`.
+fn shifted(ternary: [u8; 8], down: bool, bias: u8) -> [u8; 8] {
+    ternary.map(|t| 8 * t + (bias - 8) + 1 - 2 * u8::from(down))
 }
 
 /// The 6-bit scale and minimum of group `i` of a Q4_K or Q5_K block.

@@ -85,9 +85,6 @@ fn unsupported_type(id: u32) -> Option<&'static str> {
         36 => "IQ4_NL_4_4, which ggml dropped in 2024 (use IQ4_NL)",
         37 => "IQ4_NL_4_8, which ggml dropped in 2024 (use IQ4_NL)",
         38 => "IQ4_NL_8_8, which ggml dropped in 2024 (use IQ4_NL)",
-        40 => "NVFP4",
-        41 => "Q1_0",
-        42 => "Q2_0",
         _ => return None,
     })
 }

@@ -162,9 +162,9 @@ unsafe fn add_group<U: Unpack, const T: usize>(
             } else {
                 [2 * k, 2 * k + 4, 2 * k + 1, 2 * k + 5]
             };
-            let mut q = [_mm256_setzero_si256(); 4];
+            let mut q = [[_mm256_setzero_si256(); 2]; 4];
             for i in 0..4 {
-                q[i] = U::integers(p[rows[i]], g);
+                q[i] = U::factors(p[rows[i]], g, scales.signs[rows[i]][g]);
             }
             for j in 0..T {
                 four[j][k] = dot_four::<U>(&q, a[j]);
@@ -180,7 +180,7 @@ unsafe fn add_group<U: Unpack, const T: usize>(
             };
             for half in 0..halves {
                 let mut product = sums_of_rows[half];
-                if !U::MINS && !U::SIGNED {
+                if !U::MINS && !U::SIGNED && U::MAGNITUDE.is_none() {
                     let bias = _mm256_set1_epi32(x.bias[j].add(halves * at + half).read());
                     product = _mm256_add_epi32(product, biased::<U>(bias));
                 }
@@ -206,39 +206,37 @@ unsafe fn biased<U: Unpack>(bias: __m256i) -> __m256i {
     unsafe { _mm256_sra_epi32(bias, _mm_cvtsi32_si128(128u32.ilog2() as i32 - U::BIAS.ilog2() as i32)) }
 }
 
-/// The products of the integers `q` with `a` in pairs, 16 bits.
+/// The products of `factors`, see [`Unpack::factors`], with `a` in pairs, 16 bits.
 ///
 /// # Safety
 /// - The CPU has the features of the set.
 #[inline(always)]
-unsafe fn pairs<U: Unpack>(q: __m256i, a: __m256i) -> __m256i {
+unsafe fn pairs(factors: [__m256i; 2], a: __m256i, signed: bool) -> __m256i {
     // SAFETY: the features are the caller's promise.
-    unsafe {
-        if U::SIGNED {
-            _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q))
-        } else {
-            _mm256_maddubs_epi16(q, a)
-        }
-    }
+    unsafe { _mm256_maddubs_epi16(factors[0], if signed { _mm256_sign_epi8(a, factors[1]) } else { a }) }
 }
 
-/// The products of the integers of four rows with `a`, added up to 32 bits as [`add_group`] wants them: with HALVES the sums
+/// The products of the factors of four rows with `a`, added up to 32 bits as [`add_group`] wants them: with HALVES the sums
 /// of the first halves of the four rows, then of the second halves; else two sums of each of rows 0 and 2, then of 1 and 3.
 ///
-/// Registers are added to each other in 16 bits, where sums are twice as many, as long as the products of `LARGEST` allow:
-/// 2 * 127 * `LARGEST` each, up to 32767.
+/// Registers are added to each other in 16 bits, where sums are twice as many, as long as the products of the largest factor
+/// allow: 2 * 127 times that each, up to 32767.
 ///
 /// # Safety
 /// - The CPU has the features of the set.
 #[inline(always)]
-unsafe fn dot_four<U: Unpack>(q: &[__m256i; 4], a: __m256i) -> __m256i {
-    let (wide_first, wide_second) = (U::LARGEST > 63, U::HALVES || U::LARGEST > 31);
+unsafe fn dot_four<U: Unpack>(q: &[[__m256i; 2]; 4], a: __m256i) -> __m256i {
+    let (signed, largest) = match U::MAGNITUDE {
+        Some(magnitude) => (true, magnitude),
+        None => (U::SIGNED, U::LARGEST),
+    };
+    let (wide_first, wide_second) = (largest > 63, U::HALVES || largest > 31);
     // SAFETY: the features are the caller's promise.
     unsafe {
         let one = _mm256_set1_epi16(1);
         let mut p = [_mm256_setzero_si256(); 4];
         for i in 0..4 {
-            p[i] = pairs::<U>(q[i], a);
+            p[i] = pairs(q[i], a, signed);
             if wide_first {
                 p[i] = _mm256_madd_epi16(p[i], one);
             }
@@ -409,7 +407,7 @@ unsafe fn unpack_panel_in<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: 
                     let at = b * per_block + g;
                     let mut q = [_mm256_setzero_si256(); 8];
                     for i in 0..8 {
-                        q[i] = U::integers(p[i], g);
+                        q[i] = U::integers(p[i], g, scales.signs[i][g]);
                     }
                     let columns = transpose(q);
                     for dword in 0..8 {
@@ -507,11 +505,15 @@ unsafe fn tile_in<U: Unpack, const T: usize>(
                         let dword = half * span + start + i;
                         let w = scratch.q[g][dword].as_ptr();
                         let w = [_mm256_load_si256(w.cast()), _mm256_load_si256(w.add(8).cast())];
+                        let mut factors = [[w[0], w[0]], [w[1], w[1]]];
+                        if U::SIGNED {
+                            factors = [[_mm256_abs_epi8(w[0]), w[0]], [_mm256_abs_epi8(w[1]), w[1]]];
+                        }
                         for j in 0..T {
                             let a = x.qs[j].add(32 * g + 4 * dword).cast::<i32>().read_unaligned();
                             let a = _mm256_set1_epi32(a);
                             for p in 0..2 {
-                                let product = pairs::<U>(w[p], a);
+                                let product = pairs(factors[p], a, U::SIGNED);
                                 added[j][p] = if i == 0 { product } else { _mm256_add_epi16(added[j][p], product) };
                             }
                         }

@@ -9,12 +9,15 @@ use std::arch::x86_64::*;
 use crate::kernels::x86;
 use crate::quant::*;
 
-/// The scales and offsets of a block of eight rows: `[group][row]`, or with `HALVES` `[2 * group + half][row]`.
+/// What is read of a block of eight rows at once: scales and offsets, `[group][row]`, or with `HALVES`
+/// `[2 * group + half][row]`.
 #[derive(Clone, Copy)]
 pub struct Scales {
     pub d: [__m256; 16],
     /// If `MINS`.
     pub m: [__m256; 16],
+    /// `[row][group]`, a bit a weight: the signs of types that store fewer bits than that.
+    pub signs: [[u32; 8]; 8],
 }
 
 impl Scales {
@@ -27,14 +30,31 @@ impl Scales {
 pub trait Unpack: Block {
     /// Whether integers are too large for `maddubs` and go by sign and magnitude.
     const SIGNED: bool = Self::LARGEST > 127;
+    /// The largest magnitude, of a type that stores magnitudes and signs. Its integers are put together for a batch only;
+    /// before that it costs less to give the signs to the activations.
+    const MAGNITUDE: Option<u8> = None;
 
     /// The integers of group `i` of the block at `p`, in their natural order: unsigned bytes or, if `SIGNED`, signed ones
-    /// less the bias.
+    /// less the bias. `signs` are those of [`Scales::signs`].
     ///
     /// # Safety
     /// - The CPU has the features of the set.
     /// - `p` is valid for reads of a block, and `i` is a group of it.
-    unsafe fn integers(p: *const u8, i: usize) -> __m256i;
+    unsafe fn integers(p: *const u8, i: usize, signs: u32) -> __m256i;
+
+    /// What activations are multiplied with: unsigned bytes, and bytes whose signs are first given to the activations if
+    /// the type is `SIGNED` or has a `MAGNITUDE`.
+    ///
+    /// # Safety
+    /// - As for `integers`.
+    #[inline(always)]
+    unsafe fn factors(p: *const u8, i: usize, signs: u32) -> [__m256i; 2] {
+        // SAFETY: the caller's promises.
+        unsafe {
+            let q = Self::integers(p, i, signs);
+            if Self::SIGNED { [_mm256_abs_epi8(q), q] } else { [q, q] }
+        }
+    }
 
     /// The scales of all groups of the blocks at `rows`.
     ///
@@ -46,7 +66,7 @@ pub trait Unpack: Block {
 
 impl<B: Block> Unpack for Generic<B> {
     #[inline(always)]
-    unsafe fn integers(p: *const u8, i: usize) -> __m256i {
+    unsafe fn integers(p: *const u8, i: usize, _: u32) -> __m256i {
         // SAFETY: a block is there, by the caller's promise; its alignment is 1.
         let group = unsafe { p.cast::<B>().read() }.group(i);
         let raised = if Self::SIGNED { B::BIAS } else { 0 };
@@ -202,7 +222,7 @@ macro_rules! unpack_32 {
     ($block:ident, |$p:ident| q: $q:expr, |$rows:ident| d: $d:expr $(, m: $m:expr)?) => {
         impl Unpack for $block {
             #[inline(always)]
-            unsafe fn integers($p: *const u8, _: usize) -> __m256i {
+            unsafe fn integers($p: *const u8, _: usize, _: u32) -> __m256i {
                 // SAFETY: all reads lie in the block; the features are the caller's promise.
                 unsafe { $q }
             }
@@ -227,12 +247,49 @@ unpack_32!(BlockQ8_0, |p| q: load32(p, 2), |rows| d: f16s(rows, 0));
 unpack_32!(BlockIQ4_NL, |p| q: look_up(&IQ4_TABLE, nibbles(p, 2), 128), |rows| d: f16s(rows, 0));
 unpack_32!(BlockMXFP4, |p| q: look_up(&MXFP4_TABLE, nibbles(p, 1), 0), |rows| d: exponents(rows));
 
+impl Unpack for BlockNVFP4 {
+    #[inline(always)]
+    unsafe fn integers(p: *const u8, i: usize, _: u32) -> __m256i {
+        // SAFETY: the reads lie in the block; the features are the caller's promise.
+        unsafe {
+            // Eight bytes are 16 weights: low nibbles, then high nibbles.
+            let twice = _mm256_permute4x64_epi64::<0b01_01_00_00>(_mm256_castsi128_si256(load16(p, 4 + 16 * i)));
+            let shifted = _mm256_srlv_epi64(twice, _mm256_setr_epi64x(0, 4, 0, 4));
+            let codes = _mm256_and_si256(shifted, _mm256_set1_epi8(15));
+            look_up(&MXFP4_TABLE, codes, 0)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(rows: &[*const u8; 8], to: &mut Scales) {
+        // SAFETY: as above.
+        unsafe {
+            let mut words = [0; 8];
+            for i in 0..8 {
+                words[i] = dword(rows[i], 0) as i32;
+            }
+            let [a, b, c, d, e, f, g, h] = words;
+            let words = _mm256_setr_epi32(a, b, c, d, e, f, g, h);
+            let nan = _mm256_set1_epi32(0x7f);
+            for k in 0..4 {
+                let byte = _mm256_srlv_epi32(words, _mm256_set1_epi32(8 * k));
+                let byte = _mm256_and_si256(byte, _mm256_set1_epi32(0xff));
+                // Exponent and mantissa where a float has them: too small by 2^120, of which half is wanted.
+                let bits = _mm256_slli_epi32::<20>(_mm256_and_si256(byte, nan));
+                let bits = _mm256_andnot_si256(_mm256_cmpeq_epi32(byte, nan), bits);
+                to.d[k as usize] =
+                    _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(f32::from_bits((119 + 127) << 23)));
+            }
+        }
+    }
+}
+
 /// The types of 256 weights a block: `$q` reads the integers of group `$i`, `$scales` the scales.
 macro_rules! unpack_256 {
     ($block:ident, scales: $scales:ident, |$p:ident, $i:ident| $q:expr) => {
         impl Unpack for $block {
             #[inline(always)]
-            unsafe fn integers($p: *const u8, $i: usize) -> __m256i {
+            unsafe fn integers($p: *const u8, $i: usize, _: u32) -> __m256i {
                 // SAFETY: all reads lie in the block; the features are the caller's promise.
                 unsafe { $q }
             }
@@ -409,3 +466,274 @@ unpack_256!(BlockQ3_K, scales: scales_q3, |p, i| {
     _mm256_or_si256(low, _mm256_slli_epi16::<2>(bits(load32(p, 0), i, 1)))
 });
 unpack_256!(BlockIQ4_XS, scales: scales_iq4, |p, i| look_up(&IQ4_TABLE, nibbles(p, 8 + 16 * i), 128));
+
+/// 8 magnitudes of each of four words.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn eights(grid: &[[u8; 8]], indices: [u32; 4]) -> __m256i {
+    let [a, b, c, d] = indices.map(|i| i64::from_le_bytes(grid[i as usize]));
+    // SAFETY: the features are the caller's promise.
+    unsafe { _mm256_setr_epi64x(a, b, c, d) }
+}
+
+/// 4 magnitudes of each of eight words.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn fours(grid: &[[u8; 4]], indices: [u32; 8]) -> __m256i {
+    let [a, b, c, d, e, f, g, h] = indices.map(|i| i32::from_le_bytes(grid[i as usize]));
+    // SAFETY: the features are the caller's promise.
+    unsafe { _mm256_setr_epi32(a, b, c, d, e, f, g, h) }
+}
+
+/// -1 in the bytes whose bit of `signs` is set, else 1.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn ones(signs: u32) -> __m256i {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let byte = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+        let bit = _mm256_set1_epi64x(i64::from_le_bytes([1, 2, 4, 8, 16, 32, 64, 128]));
+        let spread = _mm256_shuffle_epi8(_mm256_set1_epi32(signs as i32), byte);
+        let set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
+        _mm256_or_si256(set, _mm256_set1_epi8(1))
+    }
+}
+
+/// # Safety
+/// - `p` is valid for reads of four bytes from `at` on.
+#[inline(always)]
+unsafe fn dword(p: *const u8, at: usize) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { p.add(at).cast::<u32>().read_unaligned() }
+}
+
+/// # Safety
+/// - `p` is valid for reads of eight bytes from `at` on.
+#[inline(always)]
+unsafe fn qword(p: *const u8, at: usize) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { p.add(at).cast::<u64>().read_unaligned() }
+}
+
+/// Signs from dwords of 4 x 7 bits: the eighth of each byte makes the number of negative ones even.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn even_signs_of_words(words: __m256i) -> __m256i {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let field = _mm256_set1_epi32(0x7f);
+        let mut fields = _mm256_and_si256(words, field);
+        fields =
+            _mm256_or_si256(fields, _mm256_and_si256(_mm256_slli_epi32::<1>(words), _mm256_slli_epi32::<8>(field)));
+        fields =
+            _mm256_or_si256(fields, _mm256_and_si256(_mm256_slli_epi32::<2>(words), _mm256_slli_epi32::<16>(field)));
+        fields =
+            _mm256_or_si256(fields, _mm256_and_si256(_mm256_slli_epi32::<3>(words), _mm256_slli_epi32::<24>(field)));
+        even_signs(fields)
+    }
+}
+
+/// Bytes of signs from bytes of seven bits.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn even_signs(seven: __m256i) -> __m256i {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        // The parity of a nibble, in the uppermost bit.
+        let parity = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+            0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0, -128, -128, 0,
+        ));
+        let nibble = _mm256_set1_epi8(15);
+        let low = _mm256_shuffle_epi8(parity, _mm256_and_si256(seven, nibble));
+        let high = _mm256_shuffle_epi8(parity, _mm256_and_si256(_mm256_srli_epi16::<4>(seven), nibble));
+        _mm256_or_si256(seven, _mm256_xor_si256(low, high))
+    }
+}
+
+/// `to[i] = by * (n + 1/2)` for the numbers `n` of group `i` of each row, dwords.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn and_a_half(to: &mut [__m256], numbers: [__m256i; 8], by: __m256) {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let columns = super::matmul::transpose(numbers);
+        for i in 0..8 {
+            to[i] = _mm256_mul_ps(_mm256_add_ps(_mm256_cvtepi32_ps(columns[i]), _mm256_set1_ps(0.5)), by);
+        }
+    }
+}
+
+/// IQ2_XXS and IQ3_XXS: dwords of 4 x 7 signs and 4 bits of scale, `$words` reads those of a row.
+macro_rules! signs_and_scales {
+    ($name:ident, |$p:ident| $words:expr, $by:literal) => {
+        /// # Safety
+        /// - The CPU has the features of the set.
+        /// - What is read lies in the block at each pointer.
+        #[inline(always)]
+        unsafe fn $name(rows: &[*const u8; 8], to: &mut Scales) {
+            // SAFETY: the bytes and the features are the caller's promise.
+            unsafe {
+                let mut scales = [_mm256_setzero_si256(); 8];
+                for i in 0..8 {
+                    let $p = rows[i];
+                    let words = $words;
+                    scales[i] = _mm256_srli_epi32::<28>(words);
+                    _mm256_storeu_si256(to.signs[i].as_mut_ptr().cast(), even_signs_of_words(words));
+                }
+                and_a_half(&mut to.d[..8], scales, _mm256_mul_ps(f16s(rows, 0), _mm256_set1_ps($by)));
+            }
+        }
+    };
+}
+
+signs_and_scales!(
+    scales_iq2_xxs,
+    |p| {
+        // The odd dwords of 64 bytes.
+        let (a, b) = (_mm256_castsi256_ps(load32(p, 2)), _mm256_castsi256_ps(load32(p, 34)));
+        _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(a, b)))
+    },
+    0.25
+);
+signs_and_scales!(scales_iq3_xxs, |p| load32(p, 66), 0.5);
+
+/// 16 nibbles at `at` of each row, for 16 weights each: `d * (n + 1/2) / 4`.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read lies in the block at each pointer.
+#[inline(always)]
+unsafe fn scales_iq2(rows: &[*const u8; 8], at: usize, to: &mut Scales) {
+    // SAFETY: the bytes and the features are the caller's promise.
+    unsafe {
+        let mut bytes = [_mm_setzero_si128(); 8];
+        for i in 0..8 {
+            let both = _mm_loadl_epi64(rows[i].add(at).cast());
+            let both = _mm_unpacklo_epi8(both, _mm_srli_epi16::<4>(both));
+            // 2 n + 1
+            let twice = _mm_slli_epi16::<1>(_mm_and_si128(both, _mm_set1_epi8(15)));
+            bytes[i] = _mm_or_si128(twice, _mm_set1_epi8(1));
+        }
+        times(&mut to.d, &columns(&bytes), 0, _mm256_mul_ps(f16s(rows, 0), _mm256_set1_ps(0.125)));
+    }
+}
+
+/// IQ2_XS.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read lies in the block at each pointer.
+#[inline(always)]
+unsafe fn scales_iq2_xs(rows: &[*const u8; 8], to: &mut Scales) {
+    // SAFETY: the bytes and the features are the caller's promise.
+    unsafe {
+        for i in 0..8 {
+            // The upper 7 bits of 32 words, as bytes in their order.
+            let (a, b) = (_mm256_srli_epi16::<9>(load32(rows[i], 2)), _mm256_srli_epi16::<9>(load32(rows[i], 34)));
+            let seven = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi16(a, b));
+            _mm256_storeu_si256(to.signs[i].as_mut_ptr().cast(), even_signs(seven));
+        }
+        scales_iq2(rows, 66, to);
+    }
+}
+
+/// IQ2_S.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read lies in the block at each pointer.
+#[inline(always)]
+unsafe fn scales_iq2_s(rows: &[*const u8; 8], to: &mut Scales) {
+    // SAFETY: the caller's promises.
+    unsafe { scales_iq2(rows, 74, to) }
+}
+
+/// IQ3_S: 8 nibbles, `d * (2 n + 1)`.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read lies in the block at each pointer.
+#[inline(always)]
+unsafe fn scales_iq3_s(rows: &[*const u8; 8], to: &mut Scales) {
+    // SAFETY: the bytes and the features are the caller's promise.
+    unsafe {
+        let mut bytes = [_mm_setzero_si128(); 8];
+        for i in 0..8 {
+            let both = _mm_cvtsi32_si128(dword(rows[i], 106) as i32);
+            let both = _mm_unpacklo_epi8(both, _mm_srli_epi16::<4>(both));
+            let twice = _mm_slli_epi16::<1>(_mm_and_si128(both, _mm_set1_epi8(15)));
+            bytes[i] = _mm_or_si128(twice, _mm_set1_epi8(1));
+        }
+        times(&mut to.d[..8], &columns(&bytes), 0, f16s(rows, 0));
+    }
+}
+
+/// The types with a codebook: `$magnitudes` reads those of group `$i`, `$bits` its signs, which may be `$shared`.
+macro_rules! unpack_codes {
+    ($block:ident, largest: $largest:literal, scales: $scales:ident, |$p:ident, $i:ident, $shared:ident|
+     $magnitudes:expr, signs: $signs:expr) => {
+        impl Unpack for $block {
+            const MAGNITUDE: Option<u8> = Some($largest);
+
+            #[inline(always)]
+            unsafe fn integers(p: *const u8, i: usize, signs: u32) -> __m256i {
+                // SAFETY: the caller's promises.
+                unsafe {
+                    let [magnitudes, signs] = Self::factors(p, i, signs);
+                    _mm256_add_epi8(_mm256_sign_epi8(magnitudes, signs), _mm256_set1_epi8(Self::BIAS as i8))
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn factors($p: *const u8, $i: usize, $shared: u32) -> [__m256i; 2] {
+                // SAFETY: all reads lie in the block; the features are the caller's promise.
+                unsafe { [$magnitudes, ones($signs)] }
+            }
+
+            #[inline(always)]
+            unsafe fn scales(rows: &[*const u8; 8], to: &mut Scales) {
+                // SAFETY: as above.
+                unsafe { $scales(rows, to) }
+            }
+        }
+    };
+}
+
+unpack_codes!(BlockIQ2_XXS, largest: 43, scales: scales_iq2_xxs, |p, i, signs| {
+    let n = dword(p, 2 + 8 * i);
+    eights(&grids::IQ2_XXS_GRID, [n & 255, n >> 8 & 255, n >> 16 & 255, n >> 24])
+}, signs: signs);
+unpack_codes!(BlockIQ2_XS, largest: 43, scales: scales_iq2_xs, |p, i, signs| {
+    let n = qword(p, 2 + 8 * i);
+    eights(&grids::IQ2_XS_GRID, [n, n >> 16, n >> 32, n >> 48].map(|n| n as u32 & 511))
+}, signs: signs);
+unpack_codes!(BlockIQ2_S, largest: 43, scales: scales_iq2_s, |p, i, _signs| {
+    let (n, high) = (dword(p, 2 + 4 * i), u32::from(*p.add(66 + i)));
+    let [a, b, c, d] = [high << 8 & 0x300, high << 6 & 0x300, high << 4 & 0x300, high << 2 & 0x300];
+    eights(&grids::IQ2_S_GRID, [n & 255 | a, n >> 8 & 255 | b, n >> 16 & 255 | c, n >> 24 | d])
+}, signs: dword(p, 34 + 4 * i));
+unpack_codes!(BlockIQ3_XXS, largest: 62, scales: scales_iq3_xxs, |p, i, signs| {
+    let n = qword(p, 2 + 8 * i);
+    fours(&grids::IQ3_XXS_GRID, [n, n >> 8, n >> 16, n >> 24, n >> 32, n >> 40, n >> 48, n >> 56].map(|n| n as u32 & 255))
+}, signs: signs);
+unpack_codes!(BlockIQ3_S, largest: 15, scales: scales_iq3_s, |p, i, _signs| {
+    let (n, high) = (qword(p, 2 + 8 * i), u32::from(*p.add(66 + i)));
+    let low = [n, n >> 8, n >> 16, n >> 24, n >> 32, n >> 40, n >> 48, n >> 56];
+    let mut indices = [0; 8];
+    for l in 0..8 {
+        indices[l] = low[l] as u32 & 255 | high << (8 - l) & 256;
+    }
+    fours(&grids::IQ3_S_GRID, indices)
+}, signs: dword(p, 74 + 4 * i));

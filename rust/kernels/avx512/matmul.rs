@@ -163,7 +163,7 @@ unsafe fn add_step<U: Unpack, const T: usize, const TAIL: bool>(
     unsafe {
         let mut q = [[_mm512_setzero_si512(); 2]; 4];
         for i in 0..4 {
-            q[i] = U::integers::<TAIL>(p[i], left, s);
+            q[i] = U::integers::<TAIL>(p[i], left, shared, i, s);
         }
         let Scales { d, d_hi, m, m_hi } = U::scales::<TAIL>(p, left, shared, s);
         for j in 0..T {
@@ -474,13 +474,13 @@ unsafe fn stage<U: Unpack, const TAIL: bool>(
 ) -> Scales {
     // SAFETY: the units are there; the features are the caller's promise.
     unsafe {
+        let shared = U::shared(p);
         for i in 0..4 {
-            let q = U::integers::<TAIL>(p[i], left, s);
+            let q = U::integers::<TAIL>(p[i], left, &shared, i, s);
             let staged = staged[i].as_mut_ptr();
             _mm512_storeu_si512(staged.cast(), _mm512_add_epi8(q[0], raise));
             _mm512_storeu_si512(staged.add(64).cast(), _mm512_add_epi8(q[1], raise));
         }
-        let shared = U::shared(p);
         U::scales::<TAIL>(p, left, &shared, s)
     }
 }

@@ -41,13 +41,19 @@ pub trait Unpack: Block {
     /// - Each of `rows` is valid for reads of `UNIT` bytes, or the type has blocks of less than a step.
     unsafe fn shared(rows: &[*const u8; 4]) -> Self::Shared;
 
-    /// The integers of step `s` of the unit at `p`: byte `16 * g + k` of the two registers is weight `k` and `16 + k` of
-    /// group `g`.
+    /// The integers of step `s` of the unit at `p`, which is row `i` of those that `shared` came from: byte `16 * g + k` of
+    /// the two registers is weight `k` and `16 + k` of group `g`.
     ///
     /// # Safety
     /// - The CPU has the features of the set.
     /// - `p` is valid for reads of `UNIT` bytes, or with `TAIL` of `left` bytes: what is past them reads as zero.
-    unsafe fn integers<const TAIL: bool>(p: *const u8, left: usize, s: usize) -> [__m512i; 2];
+    unsafe fn integers<const TAIL: bool>(
+        p: *const u8,
+        left: usize,
+        shared: &Self::Shared,
+        i: usize,
+        s: usize,
+    ) -> [__m512i; 2];
 
     /// The scales of step `s` of the units at `rows`, from which `shared` came.
     ///
@@ -83,7 +89,7 @@ impl<B: Block> Unpack for Generic<B> {
     unsafe fn shared(_: &[*const u8; 4]) {}
 
     #[inline(always)]
-    unsafe fn integers<const TAIL: bool>(p: *const u8, left: usize, s: usize) -> [__m512i; 2] {
+    unsafe fn integers<const TAIL: bool>(p: *const u8, left: usize, _: &(), _: usize, s: usize) -> [__m512i; 2] {
         let left = if TAIL { left } else { Self::UNIT };
         let mut bytes = [[0u8; 64]; 2];
         for g in 0..4 {
@@ -302,7 +308,7 @@ macro_rules! unpack_32 {
             unsafe fn shared(_: &[*const u8; 4]) {}
 
             #[inline(always)]
-            unsafe fn integers<const TAIL: bool>(p: *const u8, left: usize, _: usize) -> [__m512i; 2] {
+            unsafe fn integers<const TAIL: bool>(p: *const u8, left: usize, _: &(), _: usize, _: usize) -> [__m512i; 2] {
                 const BLOCK: usize = size_of::<$block>();
                 static QS: Indices<u8, 64> = quarters(BLOCK, $qs);
                 // SAFETY: both loads lie within the unit; the features are the caller's promise.
@@ -362,7 +368,7 @@ impl Unpack for BlockMXFP4 {
     unsafe fn shared(_: &[*const u8; 4]) {}
 
     #[inline(always)]
-    unsafe fn integers<const TAIL: bool>(p: *const u8, left: usize, _: usize) -> [__m512i; 2] {
+    unsafe fn integers<const TAIL: bool>(p: *const u8, left: usize, _: &(), _: usize, _: usize) -> [__m512i; 2] {
         static QS: Indices<u8, 64> = quarters(17, 1);
         // SAFETY: both loads lie within the unit; the features are the caller's promise.
         unsafe {
@@ -390,6 +396,78 @@ impl Unpack for BlockMXFP4 {
             let bits = _mm512_mask_sllv_epi32(normal, small, _mm512_set1_epi32(0x0020_0000), e);
             let d = _mm512_castsi512_ps(bits);
             Scales { d, d_hi: d, m: zero(), m_hi: zero() }
+        }
+    }
+}
+
+impl Unpack for BlockNVFP4 {
+    const UNIT: usize = 2 * 36;
+    const STEPS: usize = 1;
+    type Shared = ();
+
+    #[inline(always)]
+    unsafe fn shared(_: &[*const u8; 4]) {}
+
+    #[inline(always)]
+    unsafe fn integers<const TAIL: bool>(p: *const u8, left: usize, _: &(), _: usize, _: usize) -> [__m512i; 2] {
+        /// Indices of the 8 bytes of a half of each group, twice.
+        const fn eight_bytes(half: usize) -> Indices<u8, 64> {
+            let mut out = [0; 64];
+            let mut i = 0;
+            while i < 64 {
+                let (block, group) = (i / 32, i / 16 % 2);
+                let at = 36 * block + 4 + 16 * group + 8 * half + i % 8;
+                out[i] = if at < 64 { at } else { 64 + at - 8 } as u8;
+                i += 1;
+            }
+            Indices(out)
+        }
+        static HALVES: [Indices<u8, 64>; 2] = [eight_bytes(0), eight_bytes(1)];
+        // SAFETY: both loads lie within the unit; the features are the caller's promise.
+        unsafe {
+            let (z0, z1) = (load::<TAIL>(p, 0, left), load::<TAIL>(p, 8, left));
+            let shifts = _mm512_setr_epi64(0, 4, 0, 4, 0, 4, 0, 4);
+            let mut out = [z0; 2];
+            for half in 0..2 {
+                let bytes = _mm512_permutex2var_epi8(z0, HALVES[half].get(), z1);
+                let codes = low_nibbles(_mm512_srlv_epi64(bytes, shifts));
+                out[half] = _mm512_shuffle_epi8(table(&MXFP4_TABLE), codes);
+            }
+            out
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<const TAIL: bool>(rows: &[*const u8; 4], left: usize, _: &(), _: usize) -> Scales {
+        /// Indices of the scale of a half of each group, in the lowest byte of each dword.
+        const fn scales_of(half: usize) -> Indices<u8, 64> {
+            let mut out = [0; 64];
+            let mut i = 0;
+            while i < 64 {
+                out[i] = (36 * (i / 32) + 2 * (i / 16 % 2) + half) as u8;
+                i += 1;
+            }
+            Indices(out)
+        }
+        static HALVES: [Indices<u8, 64>; 2] = [scales_of(0), scales_of(1)];
+        // SAFETY: as above.
+        unsafe {
+            let mut d = [zero(); 2];
+            let nan = _mm512_set1_epi32(0x7f);
+            for half in 0..2 {
+                let mut each = [_mm512_setzero_si512(); 4];
+                for i in 0..4 {
+                    each[i] = _mm512_permutexvar_epi8(HALVES[half].get(), load::<TAIL>(rows[i], 0, left));
+                }
+                let ab = _mm512_mask_blend_epi32(0x2222, each[0], each[1]);
+                let cd = _mm512_mask_blend_epi32(0x8888, each[2], each[3]);
+                let byte = _mm512_and_si512(_mm512_mask_blend_epi32(0xcccc, ab, cd), _mm512_set1_epi32(255));
+                // Exponent and mantissa where a float has them: too small by 2^120, of which half is wanted.
+                let is_number = _mm512_cmpneq_epi32_mask(byte, nan);
+                let bits = _mm512_maskz_slli_epi32::<20>(is_number, _mm512_and_si512(byte, nan));
+                d[half] = _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(f32::from_bits((119 + 127) << 23)));
+            }
+            Scales { d: d[0], d_hi: d[1], m: zero(), m_hi: zero() }
         }
     }
 }
@@ -423,7 +501,7 @@ impl Unpack for BlockQ8_0 {
     unsafe fn shared(_: &[*const u8; 4]) {}
 
     #[inline(always)]
-    unsafe fn integers<const TAIL: bool>(p: *const u8, left: usize, _: usize) -> [__m512i; 2] {
+    unsafe fn integers<const TAIL: bool>(p: *const u8, left: usize, _: &(), _: usize, _: usize) -> [__m512i; 2] {
         // SAFETY: all loads lie within the unit; the features are the caller's promise.
         unsafe {
             let sign = _mm512_set1_epi8(-128);
@@ -477,7 +555,13 @@ macro_rules! unpack_256 {
             }
 
             #[inline(always)]
-            unsafe fn integers<const TAIL: bool>($p: *const u8, _: usize, $s: usize) -> [__m512i; 2] {
+            unsafe fn integers<const TAIL: bool>(
+                $p: *const u8,
+                _: usize,
+                _: &Self::Shared,
+                _: usize,
+                $s: usize,
+            ) -> [__m512i; 2] {
                 // SAFETY: all reads lie in the block; the features are the caller's promise.
                 unsafe { $q }
             }
@@ -705,3 +789,546 @@ unpack_256!(BlockIQ4_XS, |p, s| {
     let codes = table(&IQ4_TABLE);
     [_mm512_shuffle_epi8(codes, low_nibbles(qs)), _mm512_shuffle_epi8(codes, high_nibbles(qs))]
 }, scales: scales_iq4 -> 1, |numbers, s| d: spread(&numbers[0], 4 * s, 1));
+
+/// What the steps of four blocks of a codebook share: their words of the codebook, `N` registers a row, their signs, and
+/// the scales of each row.
+///
+/// The words are looked up in registers, 64 at a time: `vpermi2b` goes through 128 bytes. Gathers from memory take a load
+/// for each word, and on some CPUs much more.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Codes<const N: usize> {
+    /// Words of 8 or of 4 weights, in the order of [`eights`] or [`fours`].
+    words: [[__m512i; N]; 4],
+    /// `[pair of rows]`: a bit a weight, 64 of row 0 or 2 for each half of each step, then as many of row 1 or 3.
+    signs: [__m512i; 2],
+    d: [__m512; 4],
+}
+
+impl<const N: usize> Codes<N> {
+    /// Nothing yet.
+    // SAFETY: registers, for which zeros are a value.
+    const ZERO: Self = unsafe { std::mem::zeroed() };
+}
+
+/// A codebook of `N` words, a plane for the low bytes and one for the high bytes.
+#[repr(C, align(64))]
+struct Codebook<const N: usize>([[u8; N]; 2]);
+
+const fn planes<const N: usize>(words: &[u16; N]) -> Codebook<N> {
+    let mut out = [[0; N]; 2];
+    let mut i = 0;
+    while i < N {
+        [out[0][i], out[1][i]] = words[i].to_le_bytes();
+        i += 1;
+    }
+    Codebook(out)
+}
+
+static IQ2_XXS: Codebook<256> = planes(&grids::IQ2_XXS);
+static IQ2_XS: Codebook<512> = planes(&grids::IQ2_XS);
+static IQ2_S: Codebook<1024> = planes(&grids::IQ2_S);
+static IQ3_XXS: Codebook<256> = planes(&grids::IQ3_XXS);
+static IQ3_S: Codebook<512> = planes(&grids::IQ3_S);
+
+impl<const N: usize> Codebook<N> {
+    /// The low and the high bytes of 64 words, whose numbers have these low bytes and, where there are more than 256 words,
+    /// bit 8 and bit 9 in the masks.
+    ///
+    /// # Safety
+    /// - The CPU has the features of the set.
+    #[inline(always)]
+    unsafe fn look_up(&self, low: __m512i, bit_8: u64, bit_9: u64) -> [__m512i; 2] {
+        // SAFETY: the features are the caller's promise; `of_256` is asked for parts that there are.
+        unsafe {
+            let mut out = [_mm512_setzero_si512(); 2];
+            for plane in 0..2 {
+                let mut quarters = [_mm512_setzero_si512(); 4];
+                for i in 0..N / 256 {
+                    quarters[i] = of_256(self.0[plane].as_ptr().add(256 * i), low);
+                }
+                for i in 0..N / 512 {
+                    quarters[i] = _mm512_mask_blend_epi8(bit_8, quarters[2 * i], quarters[2 * i + 1]);
+                }
+                out[plane] =
+                    if N > 512 { _mm512_mask_blend_epi8(bit_9, quarters[0], quarters[1]) } else { quarters[0] };
+            }
+            out
+        }
+    }
+}
+
+/// 64 of 256 bytes.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - `table` is valid for reads of 256 bytes, and aligned to 64.
+#[inline(always)]
+unsafe fn of_256(table: *const u8, at: __m512i) -> __m512i {
+    // SAFETY: the bytes and the features are the caller's promise.
+    unsafe {
+        let mut parts = [_mm512_setzero_si512(); 4];
+        for i in 0..4 {
+            parts[i] = _mm512_load_si512(table.add(64 * i).cast());
+        }
+        let lower = _mm512_permutex2var_epi8(parts[0], at, parts[1]);
+        let upper = _mm512_permutex2var_epi8(parts[2], at, parts[3]);
+        _mm512_mask_blend_epi8(_mm512_movepi8_mask(at), lower, upper)
+    }
+}
+
+/// Indices of 32 bytes of the words of 8 weights of one of two rows, from their low and high bytes: for each half of a step
+/// 16 bytes, the first words of the four groups and then the second, see [`eights`].
+const fn words_of_eight(row: usize) -> Indices<u8, 64> {
+    let mut out = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        let (step, half, word, group) = (i / 32, i / 16 % 2, i / 8 % 2, i / 2 % 4);
+        out[i] = (i % 2 * 64 + 32 * row + 16 * step + 4 * group + 2 * half + word) as u8;
+        i += 1;
+    }
+    Indices(out)
+}
+
+/// Indices of the words of 4 weights of one step of a row, from their low and high bytes: for each half 32 bytes, groups 0
+/// and 2 and then 1 and 3, see [`fours`].
+const fn words_of_four(step: usize) -> Indices<u8, 64> {
+    let mut out = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        let (half, group, word) = (i / 32, i / 16 % 2 + i / 4 % 2 * 2, i / 8 % 2 * 2 + i / 2 % 2);
+        out[i] = (i % 2 * 64 + 32 * step + 8 * group + 4 * half + word) as u8;
+        i += 1;
+    }
+    Indices(out)
+}
+
+/// Indices of the bytes of signs of two rows, so that eight of them are the signs of a half of a step.
+const fn halves_of_signs() -> Indices<u8, 64> {
+    let mut out = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        let (row_and_step, half, group, word) = (i / 16, i / 8 % 2, i / 2 % 4, i % 2);
+        out[i] = (16 * row_and_step + 4 * group + 2 * half + word) as u8;
+        i += 1;
+    }
+    Indices(out)
+}
+
+/// The 128 bytes of signs with an even number of negative ones, by their first seven bits.
+#[repr(C, align(64))]
+struct EvenSigns([u8; 128]);
+
+static EVEN_SIGNS: EvenSigns = {
+    let mut out = [0; 128];
+    let mut i = 0u8;
+    while i < 128 {
+        out[i as usize] = i | (i.count_ones() as u8 & 1) << 7;
+        i += 1;
+    }
+    EvenSigns(out)
+};
+
+/// Bytes of signs from bytes whose lower seven bits they are.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn even_signs(seven: __m512i) -> __m512i {
+    // SAFETY: 128 bytes are there; the features are the caller's promise.
+    unsafe {
+        let table = EVEN_SIGNS.0.as_ptr();
+        let (first, second) = (_mm512_load_si512(table.cast()), _mm512_load_si512(table.add(64).cast()));
+        _mm512_permutex2var_epi8(first, seven, second)
+    }
+}
+
+/// The same of dwords of 4 x 7 bits.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn even_signs_of_words(words: __m512i) -> __m512i {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let fields = _mm512_set1_epi64(i64::from_le_bytes([0, 7, 14, 21, 32, 39, 46, 53]));
+        even_signs(_mm512_multishift_epi64_epi8(fields, words))
+    }
+}
+
+/// 64 of the values of a codebook, raised by `bias`, over and over: only the lowest bits of an index count.
+const fn values<const N: usize>(values: [u8; N], bias: u8) -> Indices<u8, 64> {
+    let mut out = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        let at = i % N.next_power_of_two();
+        out[i] = bias + if at < N { values[at] } else { 0 };
+        i += 1;
+    }
+    Indices(out)
+}
+
+static IQ2_VALUES: Indices<u8, 64> = values(grids::IQ2_VALUES, BlockIQ2_XXS::BIAS);
+static IQ3_XXS_VALUES: Indices<u8, 64> = values(grids::IQ3_XXS_VALUES, BlockIQ3_XXS::BIAS);
+static IQ3_S_VALUES: Indices<u8, 64> = values(grids::IQ3_S_VALUES, BlockIQ3_S::BIAS);
+
+/// The integers of step `s` of row `i` from words of 8 weights.
+///
+/// The words of a half of a step are read from memory into all lanes, which takes no shuffle; a shift then brings the two
+/// of its group to each lane.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn eights(codes: &Codes<1>, values: &Indices<u8, 64>, bias: u8, i: usize, s: usize) -> [__m512i; 2] {
+    static FIELDS: Indices<u8, 64> = {
+        let mut out = [0; 64];
+        let mut i = 0;
+        while i < 64 {
+            out[i] = (i / 16 * 16 + 2 * (i % 8)) as u8;
+            i += 1;
+        }
+        Indices(out)
+    };
+    // SAFETY: 16 of the 64 bytes of a row; the features are the caller's promise.
+    unsafe {
+        let mut out = [_mm512_setzero_si512(); 2];
+        for half in 0..2 {
+            let words = codes.words[i].as_ptr().cast::<__m128i>().add(2 * s + half);
+            let words = _mm512_broadcast_i32x4(words.read());
+            out[half] = with_signs(codes, FIELDS.get(), words, values, bias, i, 2 * s + half);
+        }
+        out
+    }
+}
+
+/// The same from words of 4 weights.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn fours(codes: &Codes<2>, values: &Indices<u8, 64>, bias: u8, i: usize, s: usize) -> [__m512i; 2] {
+    static FIELDS: Indices<u8, 64> = {
+        let mut out = [0; 64];
+        let mut i = 0;
+        while i < 64 {
+            out[i] = (i / 32 * 32 + 4 * (i % 8)) as u8;
+            i += 1;
+        }
+        Indices(out)
+    };
+    // SAFETY: 32 of the 128 bytes of a row; the features are the caller's promise.
+    unsafe {
+        let mut out = [_mm512_setzero_si512(); 2];
+        for half in 0..2 {
+            let words = codes.words[i].as_ptr().cast::<__m256i>().add(2 * s + half);
+            let words = _mm512_broadcast_i64x4(words.read());
+            out[half] = with_signs(codes, FIELDS.get(), words, values, bias, i, 2 * s + half);
+        }
+        out
+    }
+}
+
+/// The values of `words`, whose indices begin at the bits `fields`, negative where the signs of half `at` of row `i` say so.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn with_signs<const N: usize>(
+    codes: &Codes<N>,
+    fields: __m512i,
+    words: __m512i,
+    values: &Indices<u8, 64>,
+    bias: u8,
+    i: usize,
+    at: usize,
+) -> __m512i {
+    // SAFETY: 8 of the 128 bytes of signs; the features are the caller's promise.
+    unsafe {
+        let raised = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(fields, words), values.get());
+        let negative = codes.signs.as_ptr().cast::<u64>().add(4 * i + at).read();
+        _mm512_mask_sub_epi8(raised, negative, _mm512_set1_epi8((2 * bias) as i8), raised)
+    }
+}
+
+/// 32 bytes of each of two rows.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read from `at` on lies in the block at each pointer.
+#[inline(always)]
+unsafe fn load_two(rows: &[*const u8; 4], pair: usize, at: usize) -> __m512i {
+    // SAFETY: the bytes and the features are the caller's promise.
+    unsafe {
+        let first = _mm512_castsi256_si512(_mm256_loadu_si256(rows[2 * pair].add(at).cast()));
+        _mm512_inserti64x4::<1>(first, _mm256_loadu_si256(rows[2 * pair + 1].add(at).cast()))
+    }
+}
+
+/// Puts the words of 8 weights of two rows, from their low and high bytes, and their signs where [`eights`] reads them.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn put_eights(codes: &mut Codes<1>, pair: usize, words: [__m512i; 2], signs: __m512i) {
+    static FIRST: Indices<u8, 64> = words_of_eight(0);
+    static SECOND: Indices<u8, 64> = words_of_eight(1);
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        codes.words[2 * pair] = [_mm512_permutex2var_epi8(words[0], FIRST.get(), words[1])];
+        codes.words[2 * pair + 1] = [_mm512_permutex2var_epi8(words[0], SECOND.get(), words[1])];
+        put_signs(codes, pair, signs);
+    }
+}
+
+/// Puts the signs of two rows where [`with_signs`] reads them.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn put_signs<const N: usize>(codes: &mut Codes<N>, pair: usize, signs: __m512i) {
+    static SIGNS: Indices<u8, 64> = halves_of_signs();
+    // SAFETY: the features are the caller's promise.
+    unsafe { codes.signs[pair] = _mm512_permutexvar_epi8(SIGNS.get(), signs) }
+}
+
+/// Puts the words of 4 weights of a row, from their low and high bytes, where [`fours`] reads them.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn put_fours(codes: &mut Codes<2>, i: usize, words: [__m512i; 2]) {
+    static FIRST: Indices<u8, 64> = words_of_four(0);
+    static SECOND: Indices<u8, 64> = words_of_four(1);
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        codes.words[i] = [
+            _mm512_permutex2var_epi8(words[0], FIRST.get(), words[1]),
+            _mm512_permutex2var_epi8(words[0], SECOND.get(), words[1]),
+        ];
+    }
+}
+
+/// `by * (n + 1/2)`
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn and_a_half(n: __m512i, by: __m512) -> __m512 {
+    // SAFETY: the features are the caller's promise.
+    unsafe { _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(n), _mm512_set1_ps(0.5)), by) }
+}
+
+/// 16 nibbles at `p`.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - `p` is valid for reads of 8 bytes.
+#[inline(always)]
+unsafe fn sixteen_nibbles(p: *const u8) -> __m512i {
+    // SAFETY: the bytes and the features are the caller's promise.
+    unsafe {
+        let bytes = _mm_loadl_epi64(p.cast());
+        let both = _mm_unpacklo_epi8(bytes, _mm_srli_epi16::<4>(bytes));
+        _mm512_cvtepu8_epi32(_mm_and_si128(both, _mm_set1_epi8(15)))
+    }
+}
+
+/// IQ2_XXS.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read lies in the block at each pointer.
+#[inline(always)]
+unsafe fn codes_iq2_xxs(rows: &[*const u8; 4]) -> Codes<1> {
+    // SAFETY: the bytes and the features are the caller's promise.
+    unsafe {
+        let mut codes = Codes::ZERO;
+        let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+        for pair in 0..2 {
+            let (a, b) = (load::<false>(rows[2 * pair], 2, 0), load::<false>(rows[2 * pair + 1], 2, 0));
+            let indices = _mm512_permutex2var_epi32(a, even, b);
+            let words = _mm512_permutex2var_epi32(a, odd, b);
+            put_eights(&mut codes, pair, IQ2_XXS.look_up(indices, 0, 0), even_signs_of_words(words));
+            for (i, z) in [(2 * pair, a), (2 * pair + 1, b)] {
+                let quarter = _mm512_mul_ps(scale(rows[i], 0), _mm512_set1_ps(0.25));
+                codes.d[i] = and_a_half(_mm512_srli_epi32::<28>(z), quarter);
+            }
+        }
+        codes
+    }
+}
+
+/// IQ2_XS.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read lies in the block at each pointer.
+#[inline(always)]
+unsafe fn codes_iq2_xs(rows: &[*const u8; 4]) -> Codes<1> {
+    static LOW: Indices<u8, 64> = {
+        let mut out = [0; 64];
+        let mut i = 0;
+        while i < 64 {
+            out[i] = 2 * i as u8;
+            i += 1;
+        }
+        Indices(out)
+    };
+    // SAFETY: the bytes and the features are the caller's promise.
+    unsafe {
+        let mut codes = Codes::ZERO;
+        let one = _mm512_set1_epi8(1);
+        for pair in 0..2 {
+            let (a, b) = (load::<false>(rows[2 * pair], 2, 0), load::<false>(rows[2 * pair + 1], 2, 0));
+            let low = _mm512_permutex2var_epi8(a, LOW.get(), b);
+            let high = _mm512_permutex2var_epi8(a, _mm512_add_epi8(LOW.get(), one), b);
+            let words = IQ2_XS.look_up(low, _mm512_test_epi8_mask(high, one), 0);
+            put_eights(&mut codes, pair, words, even_signs(_mm512_srli_epi16::<1>(high)));
+            for i in 2 * pair..2 * pair + 2 {
+                let quarter = _mm512_mul_ps(scale(rows[i], 0), _mm512_set1_ps(0.25));
+                codes.d[i] = and_a_half(sixteen_nibbles(rows[i].add(66)), quarter);
+            }
+        }
+        codes
+    }
+}
+
+/// IQ2_S.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read lies in the block at each pointer.
+#[inline(always)]
+unsafe fn codes_iq2_s(rows: &[*const u8; 4]) -> Codes<1> {
+    static EACH_FOUR: Indices<u8, 64> = {
+        let mut out = [0; 64];
+        let mut i = 0;
+        while i < 64 {
+            out[i] = i as u8 / 4;
+            i += 1;
+        }
+        Indices(out)
+    };
+    // SAFETY: the bytes and the features are the caller's promise.
+    unsafe {
+        let mut codes = Codes::ZERO;
+        for pair in 0..2 {
+            let (a, b) = (rows[2 * pair].add(66).cast(), rows[2 * pair + 1].add(66).cast());
+            let qh = _mm_unpacklo_epi64(_mm_loadl_epi64(a), _mm_loadl_epi64(b));
+            let qh = _mm512_permutexvar_epi8(EACH_FOUR.get(), _mm512_castsi128_si512(qh));
+            let bit_8 = _mm512_test_epi8_mask(qh, _mm512_set1_epi32(0x4010_0401));
+            let bit_9 = _mm512_test_epi8_mask(qh, _mm512_set1_epi32(0x8020_0802u32 as i32));
+            let words = IQ2_S.look_up(load_two(rows, pair, 2), bit_8, bit_9);
+            put_eights(&mut codes, pair, words, load_two(rows, pair, 34));
+            for i in 2 * pair..2 * pair + 2 {
+                let quarter = _mm512_mul_ps(scale(rows[i], 0), _mm512_set1_ps(0.25));
+                codes.d[i] = and_a_half(sixteen_nibbles(rows[i].add(74)), quarter);
+            }
+        }
+        codes
+    }
+}
+
+/// IQ3_XXS.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read lies in the block at each pointer.
+#[inline(always)]
+unsafe fn codes_iq3_xxs(rows: &[*const u8; 4]) -> Codes<2> {
+    // SAFETY: the bytes and the features are the caller's promise.
+    unsafe {
+        let mut codes = Codes::ZERO;
+        for pair in 0..2 {
+            put_signs(&mut codes, pair, even_signs_of_words(load_two(rows, pair, 66)));
+        }
+        for i in 0..4 {
+            put_fours(&mut codes, i, IQ3_XXS.look_up(load::<false>(rows[i], 2, 0), 0, 0));
+            let words = _mm512_castsi256_si512(_mm256_loadu_si256(rows[i].add(66).cast()));
+            let half = _mm512_mul_ps(scale(rows[i], 0), _mm512_set1_ps(0.5));
+            codes.d[i] = and_a_half(_mm512_srli_epi32::<28>(words), half);
+        }
+        codes
+    }
+}
+
+/// IQ3_S.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read lies in the block at each pointer.
+#[inline(always)]
+unsafe fn codes_iq3_s(rows: &[*const u8; 4]) -> Codes<2> {
+    // SAFETY: the bytes and the features are the caller's promise.
+    unsafe {
+        let mut codes = Codes::ZERO;
+        for pair in 0..2 {
+            put_signs(&mut codes, pair, load_two(rows, pair, 74));
+        }
+        for i in 0..4 {
+            let bit_8 = rows[i].add(66).cast::<u64>().read_unaligned();
+            put_fours(&mut codes, i, IQ3_S.look_up(load::<false>(rows[i], 2, 0), bit_8, 0));
+            let nibbles = _mm512_set1_epi32(rows[i].add(106).cast::<i32>().read_unaligned());
+            let shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0);
+            let nibbles = _mm512_and_si512(_mm512_srlv_epi32(nibbles, shifts), _mm512_set1_epi32(15));
+            // d * (2 s + 1) = 2 d * (s + 1/2)
+            let twice = _mm512_add_ps(scale(rows[i], 0), scale(rows[i], 0));
+            codes.d[i] = and_a_half(nibbles, twice);
+        }
+        codes
+    }
+}
+
+/// The types with a codebook: `$first` and `$stride` are where the scales of a step begin, and from one group to the next.
+macro_rules! unpack_codes {
+    ($block:ident, words: $n:literal, $codes:ident, $integers:ident, $values:ident, d: |$s:ident| $first:expr, $stride:literal
+     $(, d_hi: $second:expr)?) => {
+        impl Unpack for $block {
+            const UNIT: usize = size_of::<$block>();
+            const STEPS: usize = 2;
+            type Shared = Codes<$n>;
+
+            #[inline(always)]
+            unsafe fn shared(rows: &[*const u8; 4]) -> Codes<$n> {
+                // SAFETY: whole blocks; the features are the caller's promise.
+                unsafe { $codes(rows) }
+            }
+
+            #[inline(always)]
+            unsafe fn integers<const TAIL: bool>(
+                _: *const u8,
+                _: usize,
+                codes: &Codes<$n>,
+                i: usize,
+                s: usize,
+            ) -> [__m512i; 2] {
+                // SAFETY: the features are the caller's promise.
+                unsafe { $integers(codes, &$values, Self::BIAS, i, s) }
+            }
+
+            #[inline(always)]
+            unsafe fn scales<const TAIL: bool>(
+                _: &[*const u8; 4],
+                _: usize,
+                codes: &Codes<$n>,
+                $s: usize,
+            ) -> Scales {
+                // SAFETY: as above.
+                unsafe {
+                    #[allow(unused_mut)]
+                    let mut scales = Scales { d: spread(&codes.d, $first, $stride), d_hi: zero(), m: zero(), m_hi: zero() };
+                    $(scales.d_hi = spread(&codes.d, $second, $stride);)?
+                    scales
+                }
+            }
+        }
+    };
+}
+
+unpack_codes!(BlockIQ2_XXS, words: 1, codes_iq2_xxs, eights, IQ2_VALUES, d: |s| 8 * s + 1, 2);
+unpack_codes!(BlockIQ2_XS, words: 1, codes_iq2_xs, eights, IQ2_VALUES, d: |s| 8 * s, 2, d_hi: 8 * s + 1);
+unpack_codes!(BlockIQ2_S, words: 1, codes_iq2_s, eights, IQ2_VALUES, d: |s| 8 * s, 2, d_hi: 8 * s + 1);
+unpack_codes!(BlockIQ3_XXS, words: 2, codes_iq3_xxs, fours, IQ3_XXS_VALUES, d: |s| 4 * s, 1);
+unpack_codes!(BlockIQ3_S, words: 2, codes_iq3_s, fours, IQ3_S_VALUES, d: |s| 4 * s, 1);

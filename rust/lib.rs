@@ -15,7 +15,9 @@
 //! ```
 
 mod arch;
+mod chat;
 mod checkpoint;
+mod convert;
 mod engine;
 mod error;
 mod formats;
@@ -39,6 +41,7 @@ mod weights;
 
 pub use arch::Config;
 pub use checkpoint::{Checkpoint, Metadata, Value};
+pub use convert::convert;
 pub use error::{Error, FormatError, Result};
 pub use formats::open;
 pub use generate::{Answer, Event, FinishReason, Options};
@@ -58,7 +61,9 @@ pub mod internals {
     macro_rules! rooms {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
-    rooms! { arch checkpoint engine formats generate mapping measure quant quantize sampling tensor threads tokenizer weights }
+    rooms! {
+        arch chat checkpoint engine formats generate hash mapping measure quant quantize sampling tensor threads tokenizer weights
+    }
 
     pub mod kernels {
         pub use crate::kernels::*;

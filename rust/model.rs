@@ -66,7 +66,7 @@ impl Model {
         if let Some(tokenizer) = self.tokenizer.get() {
             return Ok(tokenizer);
         }
-        let metadata = &self.checkpoint.metadata;
+        let metadata = self.checkpoint.tokenizer_metadata()?;
         let made = Arc::new(self.checkpoint.checked(|| Tokenizer::from_metadata(metadata))?);
         Ok(self.tokenizer.get_or_init(|| made))
     }

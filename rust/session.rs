@@ -100,7 +100,8 @@ impl Session {
         }
     }
 
-    /// Forgets all but the first `n` tokens.
+    /// Forgets all but the first `n` tokens. A model with recurrent layers goes back to its last snapshot before them, and
+    /// computes the tokens from there on again before any that are added.
     ///
     /// # Errors
     /// [`Error::Argument`] if there are not so many.
@@ -111,7 +112,8 @@ impl Session {
     /// Keeps what there is of `tokens` already, and forgets the rest: all but the longest common prefix. Gives its length.
     ///
     /// The last of `tokens` is never part of it, so that something is left to compute the logits from. Nor is what
-    /// [`Session::shift`] has moved: it was computed with other tokens before it.
+    /// [`Session::shift`] has moved: it was computed with other tokens before it. Of a model with recurrent layers it may be
+    /// less, as much as there is a snapshot of.
     pub fn keep_prefix(&mut self, tokens: &[u32]) -> usize {
         self.sequence.keep_prefix(tokens)
     }
@@ -120,7 +122,8 @@ impl Session {
     /// rotated to their new positions, without computing anything again.
     ///
     /// # Errors
-    /// [`Error::Argument`] if there are not so many, [`Error::SavedSession`] if they came from a damaged file, [`Error::OutOfMemory`].
+    /// [`Error::Argument`] if there are not so many or if the model has recurrent layers, whose state cannot forget,
+    /// [`Error::SavedSession`] if they came from a damaged file, [`Error::OutOfMemory`].
     pub fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {
         self.engine.shift(&mut self.sequence, n_keep, n_discard)
     }
@@ -252,6 +255,10 @@ impl Forward for Session {
 
     fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {
         Session::shift(self, n_keep, n_discard)
+    }
+
+    fn can_shift(&self) -> bool {
+        !self.model.config().is_recurrent()
     }
 
     fn rng(&mut self) -> &mut Option<Rng> {

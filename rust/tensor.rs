@@ -80,4 +80,15 @@ impl TensorView {
         let bytes = start + range.start * self.row_bytes..start + range.end * self.row_bytes;
         Self::new(Bytes::new(self.bytes.mapping(), bytes)?, self.dtype, &[self.row_len(), range.len()])
     }
+
+    /// The elements `range` of a vector as one of their own. `None` if it is no vector, if there are not so many, or if they
+    /// are not whole blocks.
+    pub fn elements(&self, range: Range<usize>) -> Option<Self> {
+        if self.n_rows() != 1 || range.start > range.end || range.end > self.row_len() {
+            return None;
+        }
+        let start = self.bytes.offset();
+        let bytes = start + self.dtype.row_bytes(range.start)?..start + self.dtype.row_bytes(range.end)?;
+        Self::new(Bytes::new(self.bytes.mapping(), bytes)?, self.dtype, &[range.len()])
+    }
 }

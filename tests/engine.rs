@@ -94,6 +94,127 @@ fn each_sequence_gets_the_bits_that_it_gets_alone() {
     }
 }
 
+/// The same with layers that remember a state, which is cut, forked, saved and restored as the rest is. With short
+/// pieces and long ones, which cross many borders of chunks and of blocks.
+#[test]
+fn sequences_of_hybrids_get_the_bits_that_they_get_alone() {
+    for architecture in ["qwen35", "lfm2", "falcon-h1"] {
+        let path = TempFile::new(&Gguf::hybrid(architecture).bytes());
+        let model = Arc::new(Model::open(&path.0).unwrap());
+        let all_at_once = |tokens: &[u32]| {
+            let logits = session(&model, 1, DType::F16).forward_all(tokens, &Interrupt::never()).unwrap();
+            assert!(logits.iter().all(|x| x.is_finite()), "{architecture}");
+            bits(&logits[logits.len() - VOCAB as usize..])
+        };
+        for seed in 0..4 {
+            let mut rng = Rng::new(seed);
+            let mut random = |n: u64| rng.next_u64() % n;
+            let mut sessions: Vec<Session> = (0..3).map(|i| session(&model, i + 1, DType::F16)).collect();
+            for _ in 0..60 {
+                let i = random(sessions.len() as u64) as usize;
+                let position = sessions[i].position();
+                match random(12) {
+                    0 if sessions.len() < 5 => {
+                        let fork = sessions[i].fork();
+                        sessions.push(fork);
+                    }
+                    1 => sessions[i].truncate(random(position as u64 + 1) as usize).unwrap(),
+                    2 => {
+                        // back by a little, as when the end of an answer is taken off
+                        sessions[i].truncate(position.saturating_sub(random(9) as usize)).unwrap();
+                    }
+                    3 => {
+                        let mut prompt = sessions[i].tokens()[..random(position as u64 + 1) as usize].to_vec();
+                        prompt.extend([random(VOCAB) as u32; 3]);
+                        let kept = sessions[i].keep_prefix(&prompt);
+                        assert!(kept <= prompt.len() && sessions[i].tokens() == &prompt[..kept]);
+                    }
+                    4 => {
+                        let saved = TempFile::new(b"");
+                        let options = SessionOptions { context_length: 1000, threads: 2, kv_type: DType::F16 };
+                        let n = random(position as u64 + 1) as usize;
+                        if n < position / 2 {
+                            sessions[i].save_prefix(&saved.0, n).unwrap();
+                            sessions[i] = Session::load_prefix(&model, &saved.0, options).unwrap();
+                            assert_eq!(sessions[i].position(), n);
+                        } else {
+                            sessions[i].save(&saved.0).unwrap();
+                            let loaded = Session::load(&model, &saved.0, options).unwrap();
+                            assert_eq!(sessions[i].tokens(), loaded.tokens());
+                            sessions[i] = loaded;
+                        }
+                    }
+                    _ => {
+                        let tokens: Vec<Vec<u32>> = sessions
+                            .iter()
+                            .map(|_| {
+                                let n = [1, 1, 1, 2, 5, 15, 17, 64, 70, 230][random(10) as usize];
+                                (0..n).map(|_| random(VOCAB) as u32).collect()
+                            })
+                            .collect();
+                        let chosen = random(1 << sessions.len()) | 1 << i;
+                        let mut batch: Vec<_> = sessions
+                            .iter_mut()
+                            .zip(&tokens)
+                            .enumerate()
+                            .filter(|(i, (s, t))| chosen >> i & 1 == 1 && s.position() + t.len() <= 1000)
+                            .map(|(_, (session, tokens))| (session, &tokens[..]))
+                            .collect();
+                        let logits = Session::forward_batch(&mut batch, &Interrupt::never()).unwrap();
+                        for ((session, _), got) in batch.iter().zip(logits.chunks_exact(VOCAB as usize)) {
+                            let expected = all_at_once(session.tokens());
+                            let n = session.position();
+                            assert!(bits(got) == expected, "{architecture}, seed {seed}, {n} tokens");
+                        }
+                    }
+                }
+            }
+        }
+        // A pass of several batches, and one that stops between two of them.
+        let tokens: Vec<u32> = (0..900).map(|i| i * 7 % VOCAB as u32).collect();
+        let mut session = session(&model, 2, DType::F16);
+        let logits = session.forward_all(&tokens, &Interrupt::never()).unwrap();
+        let mut one_by_one = self::session(&model, 2, DType::F16);
+        for (token, expected) in tokens.iter().zip(logits.chunks_exact(VOCAB as usize)) {
+            let got = one_by_one.forward(std::slice::from_ref(token), &Interrupt::never()).unwrap();
+            assert!(bits(got) == bits(expected), "{architecture}");
+        }
+    }
+}
+
+#[test]
+fn a_hybrid_that_is_interrupted_or_to_be_shifted_is_left_as_it_was() {
+    let path = TempFile::new(&Gguf::hybrid("qwen35").bytes());
+    let model = Arc::new(Model::open(&path.0).unwrap());
+    let tokens: Vec<u32> = (0..600).map(|i| i * 7 % VOCAB as u32).collect();
+    let mut alone = session(&model, 1, DType::F16);
+    let expected = alone.forward_all(&tokens, &Interrupt::never()).unwrap();
+    let row = |i: usize| bits(&expected[i * VOCAB as usize..(i + 1) * VOCAB as usize]);
+    for (before, stop_after) in [(10, 0), (40, 3), (90, 30)] {
+        let mut session = session(&model, 1, DType::F16);
+        session.forward(&tokens[..before], &Interrupt::never()).unwrap();
+        let polls = std::sync::atomic::AtomicUsize::new(0);
+        let stop = || polls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) >= stop_after;
+        let interrupt = Interrupt::new(&stop);
+        let long: Vec<u32> = tokens[before..].iter().rev().copied().cycle().take(900).collect();
+        while let Ok(logits) = session.forward(&long, &interrupt) {
+            assert_eq!(logits.len(), VOCAB as usize); // it was done before anybody asked
+            session.truncate(before).unwrap();
+        }
+        assert_eq!(session.tokens(), &tokens[..before]);
+        let got = session.forward(&tokens[before..before + 25], &Interrupt::never()).unwrap();
+        assert!(bits(got) == row(before + 24), "after {before}");
+    }
+
+    let e = alone.shift(2, 100).unwrap_err().to_string();
+    assert!(e.contains("recurrent layers"), "{e}");
+    assert_eq!(alone.tokens(), tokens);
+    alone.shift(500, 100).unwrap(); // nothing follows: it is a cut
+    assert_eq!(alone.tokens(), &tokens[..500]);
+    let got = alone.forward(&tokens[500..510], &Interrupt::never()).unwrap();
+    assert!(bits(got) == row(509));
+}
+
 #[test]
 fn one_by_one_is_all_at_once_to_the_bit() {
     for (dtype, kv_type) in [(DType::F32, DType::F16), (DType::Q8_0, DType::F16), (DType::Q4_0, DType::F16)] {

@@ -129,6 +129,91 @@ impl Gguf {
         file
     }
 
+    /// A hybrid of two layers with the same vocabulary: `qwen35` (a Gated DeltaNet, then attention), `lfm2` (a short
+    /// convolution, then attention) or `falcon-h1` (attention and Mamba-2 side by side, twice).
+    pub fn hybrid(architecture: &str) -> Self {
+        let mut file = Self::llama();
+        let (dim, hidden_dim, vocab) = (32, 64, 260);
+        for (key, _) in &mut file.kv {
+            if let Some(name) = key.strip_prefix(b"llama") {
+                *key = [architecture.as_bytes(), name].concat();
+            }
+        }
+        file.set("general.architecture", string(architecture));
+        let mut set = |name: &str, value: Value| file.set(&format!("{architecture}.{name}"), value);
+        set("block_count", u32(2));
+        set("attention.key_length", u32(8));
+        set("attention.value_length", u32(8));
+        set("full_attention_interval", u32(2));
+        set("shortconv.l_cache", u32(3));
+        set("ssm.conv_kernel", u32(4));
+        set("ssm.state_size", u32(8));
+        set("ssm.group_count", u32(2));
+        set("ssm.time_step_rank", u32(4));
+        set("ssm.inner_size", u32(32));
+        if architecture == "lfm2" {
+            set("attention.head_count_kv", array(5, 2, [0i32, 2].iter().flat_map(|n| n.to_le_bytes()).collect()));
+        }
+
+        file.tensors.clear();
+        let mut rng = Rng::new(1);
+        let mut add = |name: &str, dims: &[u32]| {
+            let n = dims.iter().product::<u32>();
+            let number = |x: f64| match name.rsplit('.').next() {
+                Some("ssm_a") => -0.02 - x, // decays
+                _ => x - 0.5,
+            };
+            let data = (0..n).flat_map(|_| (number(rng.next_f64()) as f32).to_le_bytes()).collect();
+            let dims = dims.iter().map(|&d| d.into()).collect();
+            file.tensors.push(Tensor { name: name.into(), dims, dtype: 0, offset: None, data });
+        };
+        add("token_embd.weight", &[dim, vocab]);
+        for i in 0..2 {
+            let mut add = |name: &str, dims: &[u32]| add(&format!("blk.{i}.{name}"), dims);
+            let recurrent = architecture == "falcon-h1" || i == 0;
+            add("attn_norm.weight", &[dim]);
+            if architecture == "falcon-h1" || i == 1 {
+                let gated = if architecture == "qwen35" { 2 } else { 1 };
+                add("attn_q.weight", &[dim, gated * dim]);
+                add("attn_k.weight", &[dim, dim / 2]);
+                add("attn_v.weight", &[dim, dim / 2]);
+                add("attn_output.weight", &[dim, dim]);
+                if architecture != "falcon-h1" {
+                    add("attn_q_norm.weight", &[8]);
+                    add("attn_k_norm.weight", &[8]);
+                }
+            }
+            if recurrent && architecture == "lfm2" {
+                add("shortconv.in_proj.weight", &[dim, 3 * dim]);
+                add("shortconv.conv.weight", &[3, dim]);
+                add("shortconv.out_proj.weight", &[dim, dim]);
+            } else if recurrent {
+                if architecture == "qwen35" {
+                    add("attn_qkv.weight", &[dim, 64]);
+                    add("attn_gate.weight", &[dim, 32]);
+                    add("ssm_alpha.weight", &[dim, 4]);
+                    add("ssm_beta.weight", &[dim, 4]);
+                    add("ssm_norm.weight", &[8]);
+                } else {
+                    add("ssm_in.weight", &[dim, 32 + 64 + 4]);
+                    add("ssm_conv1d.bias", &[64]);
+                    add("ssm_d", &[1, 4]);
+                }
+                add("ssm_conv1d.weight", &[4, 64]);
+                add("ssm_dt.bias", &[4]);
+                add("ssm_a", if architecture == "qwen35" { &[4] } else { &[1, 4] });
+                add("ssm_out.weight", &[32, dim]);
+            }
+            let norm = if architecture == "qwen35" { "post_attention_norm" } else { "ffn_norm" };
+            add(&format!("{norm}.weight"), &[dim]);
+            add("ffn_gate.weight", &[dim, hidden_dim]);
+            add("ffn_up.weight", &[dim, hidden_dim]);
+            add("ffn_down.weight", &[hidden_dim, dim]);
+        }
+        add(if architecture == "lfm2" { "token_embd_norm.weight" } else { "output_norm.weight" }, &[dim]);
+        file
+    }
+
     /// A model of this architecture whose numbers follow from where they stand, so that others can write it too: number `i`
     /// of tensor `t` is `(40503 i + 7919 t + 12345) mod 65521 / 65521 - 1/2`; one more in norms, eight
     /// times that in biases.

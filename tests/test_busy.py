@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from llama_rs import Model, ModelClosedError, Session, SessionBusyError, Stream
+from llama_rs import Model, ModelClosedError, SamplingParams, Session, SessionBusyError, Stream
 
 PROMPT = "The old lighthouse keeper"
 LONG = [i % 200 + 1 for i in range(600)]
@@ -108,6 +108,35 @@ def test_threads_on_one_session_get_their_own_answers_or_an_error(model: Model) 
         thread.join()
     assert seen.keys() <= {"right", "busy"}
     assert seen["right"] > 0
+
+
+def test_an_answer_is_one_use_of_its_session_from_the_first_piece_to_the_last(model: Model) -> None:
+    """Another thread that wants the session between two pieces is told, and the answer is whole."""
+    options = SamplingParams(max_tokens=300, temperature=0, ignore_eos=True)
+    expected = model.generate(PROMPT, sampling=options)
+    session = model.session()
+    done: list[object] = []
+
+    def answer() -> None:
+        while not done:
+            try:
+                done.append(session.generate(PROMPT, sampling=options).text)
+            except SessionBusyError as e:  # it may be in use at the first piece, and at no other
+                if "since the last piece" in str(e):
+                    done.append(e)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    refused = 0
+    while not done:
+        try:
+            session.truncate(0)
+        except SessionBusyError:
+            refused += 1
+        time.sleep(0)
+    thread.join()
+    assert done == [expected.text]
+    assert refused > 0
 
 
 def test_what_a_stream_has_so_far_can_be_asked_from_another_thread(slow: Model) -> None:

@@ -382,7 +382,7 @@ def test_only_a_bad_model_file_is_3(tiny: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing.kv"
     common = ("generate", "-m", tiny, "-n", "1", "the sea", "--prompt-cache")
     assert str(missing) in bad(1, *common, missing, "--prompt-cache-ro")
-    assert "not a saved session" in bad(1, *common, tiny)
+    assert "not a saved session" in bad(1, *common, tiny, "--prompt-cache-ro")
 
 
 def test_a_changing_question_behind_fixed_rules_does_not_write_the_cache_again(tiny: Path, tmp_path: Path) -> None:
@@ -576,6 +576,19 @@ def test_bench(tiny: Path) -> None:
     assert "pp8" in good("bench", "-m", tiny, "-p", "8", "-n", "0", "-r", "1")
 
 
+def test_one_is_not_many_and_a_bench_beyond_the_training_is_said(tiny: Path) -> None:
+    trained = Model(tiny).config.context_length
+    done = run("bench", "-m", tiny, "-t", "1", "-p", str(trained + 1), "-n", "0", "-r", "1")
+    assert b", 1 thread, " in done.stdout
+    message = f"warning: a context of {trained + 1} tokens is more than the {trained} that the model was trained for"
+    assert done.stderr.decode() == message + "\n"
+    one = ("-n", "1", "-t", "1", "--no-add-special", "--ignore-eos", "-v", "a")
+    said = run("generate", "-m", tiny, *one).stderr.decode()
+    assert "; 1 thread, " in said
+    assert "vocabulary: 1 token of prompt" in said
+    assert "answer: 1 token in" in said
+
+
 def test_bench_forces_the_kernels_asked_for(tiny: Path) -> None:
     (result,) = json.loads(good("bench", "-m", tiny, "-p4", "-n0", "-r1", "--json", LLAMA_RS_CPU="scalar"))
     assert result["cpu"] == "scalar"
@@ -648,7 +661,7 @@ def test_numbers_out_of_range_name_option_value_and_range(tiny: Path, capfd: pyt
                 assert limit is None or str(limit) in err
             n += 1
     assert n > 30
-    for value in ("-3", "two", "9" * 40):
+    for value in ("-3", "0", "two", "9" * 40):
         message = bad(2, "generate", "-m", tiny, "x", LLAMA_RS_THREADS=value)
         assert "LLAMA_RS_THREADS" in message
         assert value in message
@@ -662,6 +675,7 @@ def test_numbers_out_of_range_name_option_value_and_range(tiny: Path, capfd: pyt
 
 
 def test_wrong_usage_is_2(tiny: Path, tmp_path: Path) -> None:
+    shift = ["generate", "-m", str(tiny), "--on-overflow", "shift", "x"]
     for says, arguments in (
         ("No such command", ["explode"]),
         ("No such option", ["generate", "--explode"]),
@@ -674,6 +688,10 @@ def test_wrong_usage_is_2(tiny: Path, tmp_path: Path) -> None:
         ("does not exist", ["generate", "-m", str(tiny), "-f", str(tmp_path / "nothing.txt")]),
         ("stop string", ["generate", "-m", str(tiny), "--stop", "", "x"]),
         ("prompt", ["generate", "-m", str(tiny), ""]),
+        ("after --, see llama-rs generate --help", ["generate", "-m", str(tiny), "-hello"]),
+        ("after --, see llama-rs tokenize --help", ["tokenize", "-m", str(tiny), "--hello"]),
+        ("--temperature is 1e308, it must be 0 or more", ["generate", "-m", str(tiny), "--temp", "1e308", "x"]),
+        ("--keep is 99, it must be less than the --context-length of 9", [*shift, "--keep", "99", "-c", "9"]),
         ("both 0", ["bench", "-m", str(tiny), "-p", "0", "-n", "0"]),
     ):
         assert says in bad(2, *arguments), arguments

@@ -162,13 +162,6 @@ def test_every_architecture_is_close_to_exact(tmp_path: Path, cpu: str) -> None:
         assert deviation(ours[name], reference.logits(path, TOKENS)) <= tolerance(name.split("-")[1]), name
 
 
-def test_every_architecture_has_a_file_a_row_and_a_tiny_model() -> None:
-    files = Path(__file__).parent.parent.joinpath("rust", "arch").glob("*.rs")
-    names = {file.stem for file in files} - {"mod", "keys"}
-    assert names == set(tiny_model.ARCHITECTURES) == set(reference.ROPE_STYLES)
-    # The table's rows are counted against the same files by `cargo test`, in `rust/arch/mod.rs`.
-
-
 def no_weight(name: str) -> Callable[[reference.Decoder], object]:
     return lambda decoder: decoder.weights.pop(name)
 

@@ -207,7 +207,7 @@ def test_a_model_is_refused_for_what_its_sessions_could_not_be(tiny: Path) -> No
             Model(tiny, **options)
 
 
-@pytest.mark.parametrize("value", ["-3", "abc", "1.5", "257", "9" * 5000, "٣"])
+@pytest.mark.parametrize("value", ["-3", "0", "abc", "1.5", "257", "9" * 5000, "٣"])
 def test_a_wrong_environment_variable_names_itself(tiny: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_RS_THREADS", value)
     with pytest.raises(ValueError, match=r"LLAMA_RS_THREADS is .*, it must be a whole number from 1 to 256"):
@@ -223,7 +223,7 @@ def test_what_is_no_prompt_and_no_token_ids_is_a_type_error_with_the_remedy(mode
     uses: list[tuple[Callable[[], object], str]] = [
         (lambda: model.generate(b"the"), r"a prompt is text or token ids, got bytes: decode it to text"),
         (lambda: model.generate(bytearray(b"the")), "got bytearray"),
-        (lambda: model.generate(messages), "for chat messages, write them as text in the template"),  # type: ignore[arg-type]
+        (lambda: model.generate(messages), "chat\\(messages\\) answers messages"),  # type: ignore[arg-type]
         (lambda: model.generate({"role": "user"}), "got dict"),  # type: ignore[arg-type]
         (lambda: model.generate(["the"]), "got a sequence of str"),  # type: ignore[list-item]
         (lambda: model.generate([1.5]), "got a sequence of float"),  # type: ignore[list-item]

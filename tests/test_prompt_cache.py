@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 from llama_rs import Model, SavedSessionError
 from llama_rs.prompt_cache import is_worth_writing
+from tiny_model import write_tiny_model
 
 TEXT = "The old lighthouse keeper climbed the stairs every evening and lit the lamp for the ships at sea. "
 
@@ -102,9 +105,74 @@ def test_without_an_answer_the_prompt_is_computed_and_kept(model: Model, tmp_pat
     assert done.timings.cached_tokens == done.prompt_tokens - 1
 
 
-def test_what_is_no_cache_is_not_replaced(model: Model, tmp_path: Path) -> None:
-    file = tmp_path / "diary.txt"
+def useless(model: Model, folder: Path) -> Iterator[tuple[Path, str]]:
+    """Files that are no caches of this model, and what is wrong with each."""
+    file = folder / "diary.txt"
     file.write_text("dear diary")
-    with pytest.raises(SavedSessionError, match="not a saved session"):
-        model.generate(TEXT, max_tokens=1, prompt_cache=file)
-    assert file.read_text() == "dear diary"
+    yield file, "not a saved session"
+    good = folder / "good.kv"
+    model.generate(TEXT, max_tokens=0, prompt_cache=good)
+    old, cut, another = (folder / name for name in ("old.kv", "cut.kv", "another.kv"))
+    content = good.read_bytes()
+    old.write_bytes(content[:8] + b"\x01" + content[9:])
+    yield old, "version 1"
+    cut.write_bytes(content[:-1])
+    yield cut, "cut short"
+    Model(write_tiny_model(folder / "another.gguf", "Q8_0", seed=2)).generate(TEXT, max_tokens=0, prompt_cache=another)
+    yield another, "another model"
+    yield Path("/dev/null"), "not a file"
+    os.mkfifo(folder / "pipe")
+    yield folder / "pipe", "not a file"
+
+
+def test_what_is_no_cache_of_this_model_costs_no_answer_and_is_not_replaced(
+    model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = model.generate(TEXT, max_tokens=4, temperature=0)
+    for path, what in useless(model, tmp_path):
+        before = path.stat()
+        caplog.clear()
+        done = model.generate(TEXT, max_tokens=4, temperature=0, prompt_cache=path)
+        assert done.token_ids == expected.token_ids
+        assert done.timings.cached_tokens == 0
+        assert len(caplog.records) == 1
+        assert f"{path}: " in caplog.text
+        assert what in caplog.text
+        assert "not replaced" in caplog.text
+        after = path.stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+        with pytest.raises(SavedSessionError, match=what):
+            model.generate(TEXT, max_tokens=1, prompt_cache=path, prompt_cache_readonly=True)
+
+
+def test_a_damaged_block_of_a_cache_costs_no_answer(
+    model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "prompt.kv"
+    expected = model.generate(TEXT, max_tokens=4, temperature=0, prompt_cache=cache)
+    content = bytearray(cache.read_bytes())
+    content[4096:4160] = bytes(64)  # keys of the first block
+    cache.write_bytes(content)
+    for n in (4, 0):
+        caplog.clear()
+        with model.stream(TEXT, max_tokens=n, temperature=0, prompt_cache=cache) as stream:
+            assert "".join(stream) == expected.text[: len(expected.text) if n else 0]
+        assert stream.prompt_cache_error is not None
+        assert "not replaced" in stream.prompt_cache_error
+        assert stream.timings.cached_tokens == 0
+    done = model.generate(TEXT, max_tokens=4, temperature=0, prompt_cache=cache)
+    assert done.token_ids == expected.token_ids
+    assert "damaged" in caplog.text
+    assert cache.read_bytes() == content
+    with pytest.raises(SavedSessionError, match="damaged"):
+        model.generate(TEXT, max_tokens=4, prompt_cache=cache, prompt_cache_readonly=True)
+
+
+def test_a_link_stays_a_link(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    link, target = tmp_path / "link.kv", tmp_path / "folder" / "prompt.kv"
+    link.symlink_to("folder/prompt.kv")
+    for _ in range(2):  # to nothing, then to a cache
+        model.generate(TEXT, max_tokens=0, prompt_cache=link)
+        assert link.is_symlink()
+        assert target.stat().st_size > 0

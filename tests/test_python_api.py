@@ -34,6 +34,7 @@ from llama_rs import (
     Tokenizer,
     UnsupportedModelError,
 )
+from tiny_model import write_tiny_model
 
 PROMPT = "The old lighthouse keeper"
 
@@ -253,6 +254,10 @@ def test_prompts_that_cannot_be(model: Model) -> None:
         model.generate([model.config.vocab_size])
     with pytest.raises(TypeError):
         model.generate(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a sequence of bool"):
+        model.generate([1, True])
+    with pytest.raises(TypeError, match="stop has an item of type int, each must be a str"):
+        model.generate(PROMPT, stop=["a", 1])  # type: ignore[list-item]
 
 
 def test_models_that_cannot_be(tiny: Path) -> None:
@@ -260,6 +265,14 @@ def test_models_that_cannot_be(tiny: Path) -> None:
     for options in zeros:
         with pytest.raises(ValueError, match=next(iter(options))):
             Model(tiny, **options)
+
+
+def test_a_context_that_no_memory_holds_is_a_memory_error(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "wide.gguf", "F32", n_heads=8, n_kv_heads=8, head_dim=256, n_layers=3)
+    with pytest.raises(MemoryError, match=r"no memory for \d{15,} bytes of keys and values: choose a shorter context"):
+        Model(path, context_length=2**32 - 1)
+    with pytest.raises(MemoryError), Model(path) as model:
+        model.session(context_length=2**32 - 1)
 
 
 def test_a_prompt_that_does_not_fit_says_so(tiny: Path) -> None:
@@ -412,12 +425,21 @@ def test_a_closed_model_says_so(tiny: Path) -> None:
         lambda: model.tokenizer,
         lambda: model.metadata,
         lambda: model.tensors,
+        lambda: model.__enter__(),
+        lambda: session.__enter__(),
+        lambda: session.position,
         lambda: session.forward([1]),
         lambda: next(stream),
     ]
     for use in uses:
-        with pytest.raises(ModelClosedError):
+        with pytest.raises(ModelClosedError) as caught:
             use()
+        assert str(caught.value) == f"{tiny}: the model is closed"
+    session = Model(tiny).session()
+    session.close()
+    session.model.close()
+    with pytest.raises(ModelClosedError, match=r"^the session is closed$"):
+        session.forward([1])
 
 
 def test_with_closes_the_model(tiny: Path) -> None:

@@ -1,17 +1,22 @@
-"""What the README shows, works."""
+"""What the README shows, works; what API.md lists, is there, and is all that is there."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import llama_rs
 import pytest
 from tiny_model import write_tiny_model
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+API = (ROOT / "API.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -26,7 +31,9 @@ COMMANDS = [
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the files that the README speaks of."""
-    write_tiny_model(tmp_path / "model.gguf", "Q8_0", head_dim=32)  # whole blocks for --kv-type q8_0
+    write_tiny_model(
+        tmp_path / "model.gguf", "Q8_0", head_dim=32, context_length=1024
+    )  # whole blocks for --kv-type q8_0
     (tmp_path / "prompt.txt").write_text("The keeper wrote the weather into his book:\n")
     (tmp_path / "text.txt").write_text("The sea gives and the sea takes, and there is no use in asking. " * 50)
     return tmp_path
@@ -62,4 +69,44 @@ def test_python_of_the_readme(folder: Path) -> None:
 
 def test_the_readme_shows_every_command() -> None:
     shown = {command.split()[1] for command in COMMANDS}
-    assert shown == {"generate", "tokenize", "inspect", "perplexity", "bench", "status", "warm"}
+    assert shown == {"chat", "generate", "tokenize", "inspect", "perplexity", "bench", "status", "warm"}
+
+
+def test_links_lead_to_files_and_headings() -> None:
+    for text in (README, API):
+        headings = {
+            re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)
+        }
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+            assert target[1:] in headings if target.startswith("#") else (ROOT / target).exists(), target
+
+
+def names_of(kind: type) -> set[str]:
+    """What a class of the package adds to those of Python."""
+    own = [base for base in kind.__mro__ if base.__module__.startswith("llama_rs")]
+    names = {name for base in own for name in (*vars(base), *getattr(base, "_fields", ()))}
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_the_reference_lists_all_that_is_public() -> None:
+    said = set(re.findall(r"`([A-Za-z_]+)", API))
+    for public in (*llama_rs.__all__, "FinishReason", "KvType", "Load", "Messages", "OnOverflow"):
+        assert public in said
+        kind = getattr(llama_rs, public)
+        if inspect.isclass(kind) and kind is not llama_rs.GenerateOptions:
+            assert names_of(kind) <= said, public
+
+
+def test_the_reference_has_the_parameters_of_every_method() -> None:
+    kinds = [kind for name in llama_rs.__all__ if inspect.isclass(kind := getattr(llama_rs, name))]
+    n = 0
+    for name, parameters in re.findall(r"`(\w+)\(([^`]*)\)`", API):
+        if name == "help" or "..." in parameters:
+            continue
+        shown = [p.split("=")[0].strip("* ") for p in parameters.split(",") if p.strip("* ")]
+        functions: list[Any] = [kind for kind in kinds if kind.__name__ == name] or [
+            f for k in kinds if inspect.isfunction(f := vars(k).get(name))
+        ]
+        assert shown in [[p for p in inspect.signature(f).parameters if p != "self"] for f in functions], name
+        n += 1
+    assert n > 25

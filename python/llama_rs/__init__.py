@@ -22,11 +22,14 @@ if TYPE_CHECKING:
         SessionBusyError,
         UnsupportedModelError,
     )
+    from .files import OutputType as OutputType
+    from .files import convert, merge, split
     from .model import Benchmark, Config, Model, Perplexity, Score
     from .options import FinishReason as FinishReason
     from .options import GenerateOptions, SamplingParams
     from .options import KvType as KvType
     from .options import Load as Load
+    from .options import Messages as Messages
     from .options import OnOverflow as OnOverflow
     from .session import Completion, Session, Stream, Timings
     from .tokenizer import Tokenizer
@@ -59,12 +62,16 @@ __all__ = [
     "Tokenizer",
     "UnsupportedModelError",
     "Warmed",
+    "convert",
+    "merge",
+    "split",
 ]
 
-_LITERALS = ("FinishReason", "KvType", "Load", "OnOverflow")  # public too: words that have no docstring of their own
+# Public too: words and unions, which have no docstring of their own.
+_LITERALS = ("FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType")
 
 # Where those names are, the quickest to import first.
-_HOMES = ("errors", "options", "tokenizer", "checkpoint", "session", "model")
+_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model")
 
 
 def __getattr__(name: str) -> object:

@@ -171,7 +171,9 @@ class Metadata(Mapping[str, Any]):
 
 
 class Checkpoint:
-    """A model file, opened to look into: it need not be a model that can be run.
+    """A model file or directory, opened to look into: it need not be a model that can be run.
+
+    Of a directory, names, shapes and keys are those that a GGUF file of the model would have.
 
     Raises:
         ModelFileError: if it cannot be opened or mapped.

@@ -13,8 +13,8 @@ from . import _core
 from .checkpoint import Checkpoint, Metadata, Tensor, Tensors
 from .errors import ModelChangedError, ModelClosedError, ModelNotFoundError
 from .lazy import Lazy
-from .notes import note
-from .options import GenerateOptions, KvType, Load, SamplingParams, default_threads, merged
+from .notes import counted, note
+from .options import GenerateOptions, KvType, Load, Messages, SamplingParams, default_threads, merged
 from .prompt_cache import PromptCache
 from .session import Completion, Session, Stream
 from .tokenizer import Tokenizer
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from . import residency as _residency
+    from .chat import ChatTemplate
 else:
     np, npt, _residency = Lazy("numpy"), Lazy("numpy.typing"), Lazy("llama_rs.residency")
 
@@ -97,12 +98,13 @@ class Benchmark(NamedTuple):
 
 
 class Model:
-    """A model file, mapped and ready. Opening it reads the header and nothing else.
+    """A model, mapped and ready. Opening it reads the header and nothing else.
 
     A model never changes: any number of threads may use one at the same time.
 
     Args:
-        path: a GGUF file.
+        path: a GGUF file, any part of one that is split, or a directory as Hugging Face has them: ``config.json``,
+            safetensors of BF16, F16 or F32, the files of a tokenizer. Nothing is converted.
         threads: workers of a session; default ``LLAMA_RS_THREADS``, else the cores that this process may use.
         context_length: positions of a session; default 4096, or less if the model was trained for less. Positions that
             are not used cost no memory.
@@ -153,6 +155,7 @@ class Model:
         self.kv_type = kv_type
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._tokenizer: Tokenizer | None = None
+        self._templates: dict[bool, ChatTemplate] = {}  # for tools, and without
 
     @property
     def _handle(self) -> _core.Model:
@@ -226,15 +229,16 @@ class Model:
             prompt_cache: a file that holds the computed prompt. What it has of this prompt, from the first token on, is
                 not computed again; any number of processes share it in memory. It is made when it is not there, and
                 replaced by one with this prompt when that has a sixteenth more, or when less than half of the prompt
-                was in it. When it cannot be written the answer comes all the same, and the logger ``llama_rs`` says so,
-                or :attr:`Stream.prompt_cache_error`.
-            prompt_cache_readonly: use the file as it is: it has to be there.
+                was in it. When it cannot be used or written (it is damaged, of another model, or no such file at all)
+                it is left as it is, the answer comes all the same, and the logger ``llama_rs`` says so, or
+                :attr:`Stream.prompt_cache_error`.
+            prompt_cache_readonly: use the file as it is: it has to be there, and to be a cache of this model.
             options: the fields of :class:`SamplingParams`, which says what they mean: ``max_tokens``, ``temperature``,
                 ``seed``, ``stop`` and so on. They override ``sampling``.
 
         Raises:
             ContextOverflowError: if the prompt does not fit in the context.
-            SavedSessionError: if the prompt cache is not one, or is one of another model.
+            SavedSessionError: if the prompt cache may only be read, and is not one, or is one of another model.
             ValueError: if an argument is out of range.
         """
         stream = self.stream(
@@ -262,6 +266,77 @@ class Model:
         cache = PromptCache(prompt_cache, readonly=prompt_cache_readonly)
         return cache.open(self)._stream(prompt, params, owned=True, prompt_cache=cache)
 
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Answers a conversation, in the form that the model was trained for: by the chat template in its file.
+
+        Nothing that a message says becomes a control token. To go on with a conversation without computing it again,
+        use :meth:`Session.chat`.
+
+        Args:
+            messages: dicts with ``role`` (``system``, ``user``, ``assistant``, ...) and ``content``, and whatever else
+                the template uses; or text, which is one message of the user.
+            tools: descriptions of functions, as the template takes them.
+            template_options: other variables of the template, such as ``enable_thinking``.
+            sampling: how the answer is made.
+            options: the fields of :class:`SamplingParams`. They override ``sampling``.
+
+        Raises:
+            ContextOverflowError: if the conversation does not fit in the context.
+            UnsupportedModelError: if the model has no chat template, or one that cannot be used.
+            ValueError: if the template refuses the messages, or an argument is out of range.
+        """
+        stream = self.stream_chat(
+            messages, tools=tools, template_options=template_options, sampling=sampling, **options
+        )
+        return stream._completion()
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Stream:
+        """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of text."""
+        params = merged(sampling, options)
+        prompt = self._chat_prompt(messages, tools, template_options, self.context_length)
+        return self.session()._stream(prompt, params, owned=True)
+
+    def chat_prompt(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The tokens that :meth:`chat` asks with; ``tokenizer.decode`` shows them as text."""
+        return self._chat_prompt(messages, tools, template_options, None)
+
+    def _chat_prompt(
+        self,
+        messages: Messages,
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any] | None,
+        at_most: int | None,
+    ) -> list[int]:
+        from .chat import ChatTemplate
+
+        for_tools = tools is not None
+        if for_tools not in self._templates:
+            self._templates[for_tools] = ChatTemplate(self, for_tools=for_tools)
+        template = self._templates[for_tools]
+        return template.encode(messages, at_most=at_most or 1 << 32, tools=tools, options=options)
+
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits of every token given those before it, ``(n_tokens, vocab_size)``.
 
@@ -279,7 +354,7 @@ class Model:
         of the prompt.
 
         Raises:
-            ValueError: if one of the two has no tokens.
+            ValueError: if one of the two is empty.
         """
         if isinstance(prompt, str) and isinstance(continuation, str):
             encode = self.tokenizer.encode
@@ -292,7 +367,7 @@ class Model:
             before, whole = list(prompt), [*prompt, *continuation]
         if not before or len(whole) == len(before):
             which = "continuation" if before else "prompt"
-            raise ValueError(f"the {which} has no tokens: it must have at least one")
+            raise ValueError(f"the {which} is empty: it must have at least one token")
         with self.session(context_length=len(whole)) as session:
             nll = session._handle.negative_log_likelihood(whole, len(before))
         return Score(whole[len(before) :], [-x for x in nll])
@@ -325,7 +400,8 @@ class Model:
             raise ValueError(f"context_length is {context_length}, it must be 4 or more")
         if len(ids) < context_length:
             raise ValueError(
-                f"the text has {len(ids)} tokens, too few for a window of {context_length}: choose a smaller one"
+                f"the text has {counted(len(ids), 'token')}, too few for a window of {context_length}: "
+                "choose a smaller one"
             )
         begin = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.encode("")[:1] == [tokenizer.bos] else []
         n_windows = len(ids) // context_length
@@ -391,7 +467,7 @@ class Model:
     def __copy__(self) -> Model:
         handle = self._handle
         copy = Model.__new__(Model)
-        copy.__dict__.update(self.__dict__, _open=handle, _sessions=weakref.WeakSet())
+        copy.__dict__.update(self.__dict__, _open=handle, _sessions=weakref.WeakSet(), _templates={})
         return copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
@@ -410,13 +486,16 @@ class Model:
         if self._open is not None:
             views = self._handle.checkpoint().views()
             if views:
-                raise BufferError(f"{self.path}: cannot close the model, {views} views of its tensors are alive")
+                what = f"{counted(views, 'view')} of its tensors in use"
+                raise BufferError(f"{self.path}: cannot close the model, {what}")
             for session in list(self._sessions):
-                session.close()
+                session._handle.close(True)
             self._open = None
             self._tokenizer = None
+            self._templates = {}
 
     def __enter__(self) -> Model:
+        _ = self._handle  # raises if it is closed
         return self
 
     def __exit__(

@@ -11,6 +11,11 @@ from contextlib import contextmanager
 _listeners: list[Callable[[str], None]] = []
 
 
+def counted(n: int, noun: str) -> str:
+    """``1 token``, ``2 tokens``."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def note(text: str) -> None:
     """Says it."""
     if _listeners:

@@ -24,6 +24,10 @@ Load = Literal["mmap", "read"]
 OnOverflow = Literal["stop", "shift"]
 """What to do when the context is full."""
 
+Messages = str | Sequence[Mapping[str, Any]]
+"""A conversation: mappings with ``role`` and ``content``, and whatever else the template of the model uses. Text alone
+is one message of the user."""
+
 
 class Parameter(NamedTuple):
     """A row of the table of parameters."""
@@ -190,7 +194,7 @@ def default_threads() -> int:
         ValueError: if the variable is no such number.
     """
     text = os.environ.get("LLAMA_RS_THREADS", "").strip()
-    if text in ("", "0"):
+    if not text:
         return _core.available_threads()
     most = PARAMETERS["threads"].maximum
     assert isinstance(most, int), "the table has it"

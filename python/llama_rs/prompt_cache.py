@@ -1,8 +1,8 @@
 """The prompt cache: a file with a computed prompt, that saves work and decides nothing.
 
-A cache that cannot be written is no reason to withhold an answer: that is found out before the first piece, kept as
-:attr:`PromptCache.error`, and said by whoever talks to people. A file that is something else than a cache of this model
-is an error, for the name is most likely wrong, and it is never replaced.
+A cache that cannot be used or written is no reason to withhold an answer: that is found out before the first piece,
+kept as :attr:`PromptCache.error`, and said by whoever talks to people. A file that is something else than a sound cache
+of this model is never replaced, for the name is most likely wrong. Only who asks for the file as it is gets an error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from .errors import LlamaError, ModelFileError
+from .errors import LlamaError, ModelFileError, SavedSessionError
 
 if TYPE_CHECKING:
     from .model import Model
@@ -33,7 +33,7 @@ class PromptCache:
         """A session of what the file holds; an empty one if there is no file, or an empty file (mktemp makes one).
 
         Raises:
-            SavedSessionError: if it is not a session, or one of another model.
+            SavedSessionError: if it is to be used as it is and is no session of this model.
             ModelFileError: if it is to be used as it is and cannot be read.
         """
         session = None
@@ -41,10 +41,9 @@ class PromptCache:
             if not self._is_to_be_written or _holds_something(self.path):
                 session = model._load_session(self.path, model.context_length, prefix=True)
                 self._held = session.position
-        except ModelFileError as e:
-            if not self._is_to_be_written:
+        except (ModelFileError, SavedSessionError) as e:
+            if not self.is_dispensable(e):
                 raise
-            self._give_up(str(e))
         if self._is_to_be_written:
             self._try_the_folder()
         return session or model.session()
@@ -67,8 +66,20 @@ class PromptCache:
             most = min(len(tokens), len(prompt) - 1)
             cached = next((i for i in range(most) if tokens[i] != prompt[i]), most)
             session.truncate(cached)
-            session._handle.forward(prompt[cached:])
+            try:
+                session._handle.forward(prompt[cached:])
+            except SavedSessionError as e:
+                if not self.is_dispensable(e):
+                    raise
             self.keep(session, len(prompt), cached)
+
+    def is_dispensable(self, error: LlamaError) -> bool:
+        """Whether the answer goes on without the file, which ``error`` is about. If so it is not written either."""
+        if self._is_to_be_written:
+            self._is_to_be_written = False
+            self.error = f"{error}; it is not used, and not replaced"
+            return True
+        return False
 
     def _try_the_folder(self) -> None:
         """Finds out whether a file can be written there, before anything is computed."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Unpack
 
 from . import _core
+from .errors import SavedSessionError
 from .lazy import Lazy
 from .notes import note
-from .options import FinishReason, GenerateOptions, SamplingParams, merged
+from .options import FinishReason, GenerateOptions, Messages, SamplingParams, merged
 from .prompt_cache import PromptCache
 
 if TYPE_CHECKING:
@@ -134,6 +135,35 @@ class Session:
         """
         return self._stream(prompt, merged(sampling, options), owned=False)
 
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Answers a conversation, as :meth:`Model.chat` does; what the session has of it is not computed again."""
+        stream = self.stream_chat(
+            messages, tools=tools, template_options=template_options, sampling=sampling, **options
+        )
+        return stream._completion()
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Stream:
+        """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of text."""
+        params = merged(sampling, options)
+        prompt = self.model._chat_prompt(messages, tools, template_options, self.context_length)
+        return self._stream(prompt, params, owned=False)
+
     def _stream(
         self,
         prompt: str | Sequence[int],
@@ -171,6 +201,9 @@ class Session:
     def truncate(self, n: int) -> None:
         """Forgets all but the first ``n`` tokens.
 
+        A model with recurrent layers (Qwen 3.5, LFM2, Granite 4) goes back to its last snapshot before them, and computes
+        the tokens from there on again before any that are added.
+
         Raises:
             ValueError: if there are not so many.
         """
@@ -183,7 +216,7 @@ class Session:
         compared with the tokens that did not move only.
 
         Raises:
-            ValueError: if there are not so many.
+            ValueError: if there are not so many, or if the model has recurrent layers, whose state cannot forget them.
         """
         self._handle.shift(n_keep, n_discard)
 
@@ -192,9 +225,10 @@ class Session:
 
     def close(self) -> None:
         """Frees the cache. A call that uses it ends with a :class:`ModelClosedError`, as every later one does."""
-        self._handle.close()
+        self._handle.close(False)
 
     def __enter__(self) -> Session:
+        _ = self._handle.position  # raises if it is closed
         return self
 
     def __exit__(
@@ -229,7 +263,13 @@ class Stream(Iterator[str]):
         if self._closed:
             raise StopIteration
         self._save_prompt()
-        piece = self._generation.next(self._session._handle)
+        try:
+            piece = self._generation.next(self._session._handle)
+        except SavedSessionError as e:
+            if self._prompt_cache is None or not self._prompt_cache.is_dispensable(e):
+                raise
+            self._session.truncate(0)  # and anew, without it
+            piece = self._generation.next(self._session._handle)
         if piece is None:
             self.close()
             raise StopIteration
@@ -246,8 +286,12 @@ class Stream(Iterator[str]):
         return self._prompt_cache.error if self._prompt_cache else None
 
     def _completion(self) -> Completion:
-        for _ in self:
-            pass
+        if self._prompt_cache:
+            next(self, None)  # with what is to be done about the cache
+            self._save_prompt()
+        if not self._closed:
+            self._generation.finish(self._session._handle)
+            self.close()
         if self.prompt_cache_error:
             note(self.prompt_cache_error)
         finish_reason = self.finish_reason

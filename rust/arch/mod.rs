@@ -8,14 +8,12 @@
 //! that the tensors have the shapes that follow. Nothing after that doubts them.
 
 mod keys;
-mod llama;
-mod qwen2;
 
 use crate::checkpoint::{Checkpoint, Metadata};
 use crate::error::{Error, Result};
 
-pub use crate::kernels::RopeStyle;
-pub use keys::{Keys, MAX_DIM, MAX_VOCAB_SIZE};
+pub use crate::kernels::{Activation, KeyHead, LinearHeads, Mask, Norm, NormKind, RopeStyle, Rule};
+pub use keys::{ExpertDefaults, Keys, MAX_DIM, MAX_VOCAB_SIZE};
 
 /// The hyper-parameters of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,57 +26,341 @@ pub struct Config {
     pub vocab_size: usize,
     /// Longest context in training. What the file says, and it may say anything: allocate by request.
     pub context_length: usize,
-    /// Epsilon of RMSNorm.
-    pub norm_eps: f32,
+    /// All norms are of this kind.
+    pub norm: Norm,
+    /// What token embeddings are multiplied with. 1 for most models.
+    pub embedding_scale: f32,
+    /// Length of the embeddings that tokens have for each layer besides (Gemma 3n and 4).
+    pub layer_embedding_dim: Option<usize>,
     /// The layers, first to last; there is one at least.
     pub layers: Vec<LayerConfig>,
+    /// Layers after those in the file, which predict further tokens (multi-token prediction). We do not run them.
+    pub n_predict_layers: usize,
     /// The rotations that layers refer to by index.
     pub ropes: Vec<RopeConfig>,
+    /// The name of the norm before the output.
+    pub output_norm: &'static str,
+    /// What logits are multiplied with. 1 for most models.
+    pub logit_scale: f32,
+    /// Logits become `limit * tanh(logit / limit)` (Gemma 2).
+    pub logit_softcap: Option<f32>,
 }
 
-/// A layer: a mixer of positions, then a feed-forward network, each behind a norm and added to the residual stream.
+/// A layer: a mixer of positions, then a feed-forward network, each a branch that is added to the residual stream.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerConfig {
     /// What looks at other positions.
     pub mixer: Mixer,
     /// What looks at each position by itself.
     pub ffn: Ffn,
+    /// The norms around the two.
+    pub norms: Norms,
+    /// What a branch is multiplied with before it is added. 1 for most models.
+    pub residual_scale: f32,
+    /// Whether the file has a number that the residual stream is multiplied with in the end (Gemma 4).
+    pub has_output_scale: bool,
+}
+
+/// The names in GGUF of the norms of a layer, where it has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Norms {
+    /// Of what goes into the mixer.
+    pub mixer: Option<&'static str>,
+    /// Of what comes out of it, before it is added.
+    pub after_mixer: Option<&'static str>,
+    /// Of what goes into the feed-forward network. Without it this is what went into the mixer if `parallel`.
+    pub ffn: Option<&'static str>,
+    /// Of what comes out of it, before it is added.
+    pub after_ffn: Option<&'static str>,
+    /// The feed-forward network takes what the mixer takes, and not what it gives.
+    pub parallel: bool,
+}
+
+impl Norms {
+    /// Before each branch: most models.
+    pub const BEFORE: Self =
+        Self { mixer: Some("attn_norm"), after_mixer: None, ffn: Some("ffn_norm"), after_ffn: None, parallel: false };
+    /// Before and after each branch (Gemma 2).
+    pub const AROUND: Self =
+        Self { after_mixer: Some("post_attention_norm"), after_ffn: Some("post_ffw_norm"), ..Self::BEFORE };
+    /// After each branch, and none before (OLMo 2).
+    pub const AFTER: Self = Self { mixer: None, ffn: None, ..Self::AROUND };
+    /// One before both branches, which go side by side (Cohere).
+    pub const PARALLEL: Self = Self { ffn: None, parallel: true, ..Self::BEFORE };
+    /// [`Norms::BEFORE`] in files that name the second one after what is before it.
+    pub const BEFORE_AS_POST: Self = Self { ffn: Some("post_attention_norm"), ..Self::BEFORE };
 }
 
 /// What of a layer looks at other positions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Mixer {
-    /// Attention over all positions so far.
+    /// Attention.
     Attention(AttentionConfig),
+    /// Gated DeltaNet.
+    DeltaNet(DeltaNetConfig),
+    /// A short convolution between two gates.
+    ShortConv(ShortConvConfig),
+    /// Mamba-2.
+    Mamba(MambaConfig),
+    /// The two side by side, from one norm; what they give is added (Falcon-H1).
+    AttentionAndMamba(AttentionConfig, MambaConfig),
 }
 
-/// Causal attention with scores divided by the root of `head_dim`.
+impl Mixer {
+    /// Its attention, if it has one.
+    pub fn attention(&self) -> Option<&AttentionConfig> {
+        match self {
+            Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) => Some(attention),
+            Mixer::DeltaNet(_) | Mixer::ShortConv(_) | Mixer::Mamba(_) => None,
+        }
+    }
+
+    fn attention_mut(&mut self) -> Option<&mut AttentionConfig> {
+        match self {
+            Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) => Some(attention),
+            Mixer::DeltaNet(_) | Mixer::ShortConv(_) | Mixer::Mamba(_) => None,
+        }
+    }
+
+    /// What it remembers besides keys and values, in a model of this `dim`.
+    pub fn recurrent(&self, dim: usize) -> Option<RecurrentConfig> {
+        match self {
+            Mixer::Attention(_) => None,
+            Mixer::DeltaNet(c) => {
+                let channels = 2 * c.heads.n_key_heads * c.heads.key_dim + c.heads.n_heads * c.heads.value_dim;
+                Some(RecurrentConfig { channels, n_taps: c.n_taps, heads: Some(c.heads) })
+            }
+            Mixer::ShortConv(c) => Some(RecurrentConfig { channels: dim, n_taps: c.n_taps, heads: None }),
+            Mixer::Mamba(c) | Mixer::AttentionAndMamba(_, c) => {
+                Some(RecurrentConfig { channels: c.channels(), n_taps: c.n_taps, heads: Some(c.heads) })
+            }
+        }
+    }
+}
+
+/// What a recurrent layer remembers: the last inputs of a convolution, and a state for each head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RecurrentConfig {
+    /// Channels of the convolution.
+    pub channels: usize,
+    /// Its taps, that of the token itself included.
+    pub n_taps: usize,
+    /// The heads, if there are any.
+    pub heads: Option<LinearHeads>,
+}
+
+/// Gated DeltaNet (Yang et al. 2024), as Qwen3-Next and Qwen 3.5 have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeltaNetConfig {
+    /// Its heads.
+    pub heads: LinearHeads,
+    /// Taps of the convolution.
+    pub n_taps: usize,
+    /// Strengths and decays come from one matrix: for each key head the strengths of its value heads, then their decays.
+    pub fused_rates: bool,
+    /// Queries, keys, values and gates come from one matrix, those of a key head and its value heads together.
+    pub fused_heads: bool,
+    /// The file has `log(-a)` for `a`.
+    pub log_decays: bool,
+}
+
+/// A gated short convolution (LFM2): `out(c * conv(b * x))`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShortConvConfig {
+    /// Taps of the convolution.
+    pub n_taps: usize,
+}
+
+/// Mamba-2 (Dao and Gu 2024).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MambaConfig {
+    /// Its heads; keys and queries are what the paper calls B and C, and key heads its groups.
+    pub heads: LinearHeads,
+    /// Taps of the convolution.
+    pub n_taps: usize,
+    /// What comes out goes through a norm of each group.
+    pub normed: bool,
+    /// The file has `log(-a)` for `a`.
+    pub log_decays: bool,
+}
+
+impl MambaConfig {
+    /// Channels of the convolution: values, then B, then C.
+    pub fn channels(&self) -> usize {
+        self.inner_dim() + 2 * self.heads.n_key_heads * self.heads.key_dim
+    }
+
+    /// The values of all heads.
+    pub fn inner_dim(&self) -> usize {
+        self.heads.n_heads * self.heads.value_dim
+    }
+}
+
+/// Attention with keys and values of all positions so far.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionConfig {
     /// Query heads.
     pub n_heads: usize,
     /// Key and value heads; divides `n_heads`.
     pub n_kv_heads: usize,
-    /// Length of a head.
+    /// Length of a head's queries and keys.
     pub head_dim: usize,
-    /// The rotation of queries and keys, of [`Config::ropes`].
-    pub rope: usize,
+    /// Length of a head's values.
+    pub value_dim: usize,
+    /// Where values come from.
+    pub values: Values,
+    /// The layer whose keys and values are read, if this one has none of its own.
+    pub kv_layer: Option<usize>,
+    /// The rotation of queries and keys, of [`Config::ropes`], if there is one.
+    pub rope: Option<usize>,
+    /// What scores are multiplied with.
+    pub scale: f32,
+    /// Who sees whom.
+    pub mask: Mask,
+    /// Scores become `limit * tanh(score / limit)` (Gemma 2).
+    pub softcap: Option<f32>,
+    /// Norms of queries and keys.
+    pub qk_norm: QkNorm,
+    /// Each head has a score that belongs to no position (gpt-oss).
+    pub sinks: bool,
+    /// What comes out is multiplied with a sigmoid.
+    pub gate: Gate,
+    /// Queries of far positions are made longer.
+    pub temperature: Option<Temperature>,
 }
 
-/// A gated feed-forward network: `w_down(activation(w_gate x) * w_up x)`.
+impl AttentionConfig {
+    /// Plain causal attention with the first of the ropes.
+    pub fn new(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> Self {
+        Self {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            value_dim: head_dim,
+            values: Values::Own,
+            kv_layer: None,
+            rope: Some(0),
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            mask: Mask::Causal,
+            softcap: None,
+            qk_norm: QkNorm::None,
+            sinks: false,
+            gate: Gate::None,
+            temperature: None,
+        }
+    }
+}
+
+/// Where values come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Values {
+    /// A matrix of their own.
+    Own,
+    /// The same, behind a norm of each head, without weights (Gemma 4).
+    Normed,
+    /// Keys, as they are before their norm and rotation, behind such a norm (Gemma 4).
+    NormedKeys,
+}
+
+/// Norms of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// None.
+    None,
+    /// Of each head, before the rotation.
+    Heads,
+    /// Of each head, after the rotation.
+    RotatedHeads,
+    /// Of all heads together, before the rotation.
+    All,
+}
+
+/// The gate of an attention's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// None.
+    None,
+    /// As long as the queries, which it follows head by head in one matrix (Qwen3-Next).
+    BesideQueries,
+}
+
+/// Queries at position `p` are multiplied with `1 + scale * ln(floor(p / length) + 1)` (Llama 4, Ministral 3).
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Ffn {
+#[allow(missing_docs)]
+pub struct Temperature {
+    pub scale: f32,
+    pub length: usize,
+}
+
+/// What of a layer looks at each position by itself.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Ffn {
+    /// One network for all positions.
+    Dense(DenseConfig),
+    /// Of many networks, a few for each position.
+    Experts(ExpertsConfig),
+    /// Both, side by side (Gemma 4).
+    Both(DenseConfig, ExpertsConfig),
+}
+
+/// A feed-forward network: `w_down(activation(w_gate x) * w_up x)`, or `w_down(activation(w_up x))`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DenseConfig {
     /// Length of the inner vector.
     pub hidden_dim: usize,
-    /// What the gate goes through.
+    /// What it goes through.
     pub activation: Activation,
+    /// Whether there is a gate.
+    pub gated: bool,
 }
 
-/// What a gate goes through.
+/// A mixture of experts (Shazeer et al. 2017): a router chooses some for each token, whose results are weighted and added.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertsConfig {
+    /// Experts that there are.
+    pub n_experts: usize,
+    /// Experts that a token goes to.
+    pub n_used: usize,
+    /// Each of them. They are gated.
+    pub expert: DenseConfig,
+    /// How the router's logits become weights.
+    pub gating: Gating,
+    /// Whether the weights of those that were chosen are divided by their sum.
+    pub normalized: bool,
+    /// What the weights are then multiplied with.
+    pub weight_scale: f32,
+    /// The expert that every token goes to besides.
+    pub shared: Option<SharedConfig>,
+    /// Experts come in so many groups, of which those with the best two are chosen first.
+    pub groups: Groups,
+}
+
+/// An expert that every token goes to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SharedConfig {
+    /// Length of the inner vector.
+    pub hidden_dim: usize,
+    /// Whether what it gives is multiplied with the sigmoid of a product of its own.
+    pub gated: bool,
+}
+
+/// How a router's logits become weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x / (1 + exp(-x))`
-    Silu,
+pub enum Gating {
+    /// Softmax over all experts.
+    Softmax,
+    /// The sigmoid of each.
+    Sigmoid,
+    /// Softmax over those that were chosen by their logits.
+    SoftmaxOfChosen,
+}
+
+/// Groups of experts (DeepSeek-V3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Groups {
+    pub n: usize,
+    pub used: usize,
 }
 
 /// A rotary position embedding (RoPE, Su et al. 2021).
@@ -88,10 +370,31 @@ pub struct RopeConfig {
     pub dim: usize,
     /// Base of the frequencies.
     pub theta: f32,
-    /// Linear scaling: positions are divided by it. 1 for most models.
-    pub scale: f32,
     /// Which dimensions form a pair.
     pub style: RopeStyle,
+    /// What makes it reach further than it was trained for.
+    pub scaling: RopeScaling,
+    /// Whether each frequency is divided by a factor of the file, where it has them (`rope_freqs.weight`).
+    pub factors: bool,
+}
+
+/// How positions beyond those in training are reached. A file may also have factors by which each frequency is divided.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// Positions are divided by this (Chen et al. 2023).
+    Linear(f32),
+    /// High frequencies stay, low ones are divided by `factor` (Llama 3.1).
+    #[allow(missing_docs)]
+    Llama3 { factor: f32, low: f32, high: f32, original_length: usize },
+    /// The same with a ramp, and cosines and sines times `magnitude` (YaRN, Peng et al. 2023).
+    #[allow(missing_docs)]
+    Yarn { factor: f32, beta_fast: f32, beta_slow: f32, original_length: usize, magnitude: f32 },
+    /// A factor of each frequency, one of two: for contexts up to `original_length` and for longer ones; cosines and sines
+    /// times `magnitude` (LongRoPE, Ding et al. 2024).
+    #[allow(missing_docs)]
+    Long { original_length: usize, magnitude: f32 },
 }
 
 impl Config {
@@ -102,7 +405,11 @@ impl Config {
     /// or a variant that we do not run, and for what is no model.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
         let architecture = Architecture::of(&checkpoint.metadata)?;
-        (architecture.read)(&Keys::new(checkpoint, architecture.name))
+        let keys = Keys::new(checkpoint, architecture.name);
+        let config = (architecture.read)(&keys)?;
+        keys.refuse_headless(&config)?;
+        keys.refuse_variants(&config)?;
+        Ok(config)
     }
 
     /// Number of layers.
@@ -112,7 +419,12 @@ impl Config {
 
     /// The inner length of the largest feed-forward network.
     pub fn hidden_dim(&self) -> usize {
-        self.layers.iter().map(|layer| layer.ffn.hidden_dim).max().unwrap_or(0)
+        let dims = self.layers.iter().map(|layer| match &layer.ffn {
+            Ffn::Dense(dense) => dense.hidden_dim,
+            Ffn::Experts(experts) => experts.expert.hidden_dim,
+            Ffn::Both(dense, experts) => dense.hidden_dim.max(experts.expert.hidden_dim),
+        });
+        dims.max().unwrap_or(0)
     }
 
     /// Query heads of the layer that has most.
@@ -132,9 +444,51 @@ impl Config {
 
     /// The layers that look at all positions.
     pub fn attention(&self) -> impl Iterator<Item = &AttentionConfig> {
-        self.layers.iter().map(|layer| match &layer.mixer {
-            Mixer::Attention(attention) => attention,
-        })
+        self.layers.iter().filter_map(|layer| layer.mixer.attention())
+    }
+
+    /// Whether a layer remembers more than keys and values: then a sequence cannot forget tokens in its middle.
+    pub fn is_recurrent(&self) -> bool {
+        self.layers.iter().any(|layer| layer.mixer.recurrent(self.dim).is_some())
+    }
+
+    /// Changes each attention, with the number of its layer.
+    fn each_attention(&mut self, mut change: impl FnMut(usize, &mut AttentionConfig)) {
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            if let Some(attention) = layer.mixer.attention_mut() {
+                change(i, attention);
+            }
+        }
+    }
+
+    /// Changes each feed-forward network, experts included.
+    fn each_dense(&mut self, mut change: impl FnMut(&mut DenseConfig)) {
+        for layer in &mut self.layers {
+            match &mut layer.ffn {
+                Ffn::Dense(dense) => change(dense),
+                Ffn::Experts(experts) => change(&mut experts.expert),
+                Ffn::Both(dense, experts) => {
+                    change(dense);
+                    change(&mut experts.expert);
+                }
+            }
+        }
+    }
+
+    /// Gives attentions with a window a rotation of their own.
+    fn give_windows(&mut self, rope: RopeConfig) {
+        self.ropes.push(rope);
+        let index = self.ropes.len() - 1;
+        self.each_attention(|_, attention| {
+            if matches!(attention.mask, Mask::Window(_) | Mask::Around(_)) {
+                attention.rope = Some(index);
+            }
+        });
+    }
+
+    /// Gives all layers these norms.
+    fn set_norms(&mut self, norms: Norms) {
+        self.layers.iter_mut().for_each(|layer| layer.norms = norms);
     }
 }
 
@@ -144,14 +498,18 @@ pub struct Architecture {
     pub name: &'static str,
     /// Reads the hyper-parameters.
     pub read: fn(&Keys) -> Result<Config>,
-    /// The tensors that its layers have beyond those that every layer has, by their names in GGUF.
-    pub tensors: &'static [&'static str],
-    /// Matrices whose rows its files keep in one tensor, one after another: the tensor, and those that it holds.
-    pub fused: &'static [(&'static str, &'static [&'static str])],
 }
 
-/// The architectures that we run.
-pub const ARCHITECTURES: &[Architecture] = &[llama::ARCHITECTURE, qwen2::ARCHITECTURE];
+macro_rules! architectures {
+    ($($name:ident)*) => {
+        $(mod $name;)*
+        /// The architectures that we run.
+        pub const ARCHITECTURES: &[Architecture] = &[$($name::ARCHITECTURE),*];
+    };
+}
+architectures! {
+    arcee cohere2 command_r ernie4_5 ernie4_5_moe exaone4 falcon_h1 gemma gemma2 gemma3 gemma4 glm4 glm4moe gpt_oss granite granitehybrid granitemoe hunyuan_dense hunyuan_moe lfm2 lfm2moe llama minicpm mistral3 olmo2 olmoe phi3 qwen2 qwen2moe qwen3 qwen35 qwen35moe qwen3moe qwen3next seed_oss smollm3 starcoder2
+}
 
 /// What a GGUF file may hold that is no model, by its `general.type`.
 const NO_MODELS: &[(&str, &str)] = &[
@@ -187,6 +545,34 @@ impl Architecture {
     }
 }
 
+/// A plain decoder with such layers, for tests.
+#[cfg(test)]
+pub fn plain(n_layers: usize, dim: usize, attention: AttentionConfig, hidden_dim: usize) -> Config {
+    let layer = LayerConfig {
+        mixer: Mixer::Attention(attention),
+        ffn: Ffn::Dense(DenseConfig { hidden_dim, activation: Activation::Silu, gated: true }),
+        norms: Norms::BEFORE,
+        residual_scale: 1.0,
+        has_output_scale: false,
+    };
+    let (style, scaling) = (RopeStyle::Interleaved, RopeScaling::None);
+    Config {
+        architecture: "plain".into(),
+        dim,
+        vocab_size: 8,
+        context_length: 8,
+        norm: Norm { kind: NormKind::Rms, eps: 1e-5, offset: 0.0 },
+        embedding_scale: 1.0,
+        layer_embedding_dim: None,
+        layers: vec![layer; n_layers],
+        n_predict_layers: 0,
+        ropes: vec![RopeConfig { dim: attention.head_dim, theta: 1e4, style, scaling, factors: true }],
+        output_norm: "output_norm",
+        logit_scale: 1.0,
+        logit_softcap: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,6 +586,7 @@ mod tests {
         files.sort();
         let mut rows: Vec<_> = ARCHITECTURES.iter().map(|architecture| architecture.name).collect();
         rows.sort();
+        let rows: Vec<_> = rows.iter().map(|name| name.replace('-', "_")).collect();
         assert_eq!(rows, files);
     }
 }

@@ -7,7 +7,7 @@
 mod pairs;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, FormatError, Result};
 use crate::hash::hash;
@@ -29,21 +29,38 @@ pub struct Checkpoint {
     by_name: Vec<u32>,        // indices into `tensors`, by name
     maps: Vec<Arc<Mapping>>,  // at least one
     headers: Vec<usize>,      // bytes of each map before its padding and its data
+    directory: Option<Directory>,
+}
+
+/// A directory of files that together are a model.
+struct Directory {
+    path: PathBuf,
+    read_tokenizer: Box<dyn Fn() -> Result<Metadata> + Send + Sync>,
+    tokenizer: OnceLock<Metadata>, // read when first asked for
+}
+
+impl std::fmt::Debug for Directory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Directory")
+            .field("path", &self.path)
+            .field("tokenizer", &self.tokenizer)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A tensor's name and view.
 #[derive(Debug, Clone)]
 pub struct TensorInfo {
     name: Box<str>,
-    at: usize, // where the name stands in the file
+    at: Option<usize>, // where the name stands in the file, if that is one place
     /// The tensor.
     pub view: TensorView,
 }
 
 impl TensorInfo {
     /// A tensor whose name stands at the byte `at` of its file.
-    pub fn new(name: Box<str>, at: usize, view: TensorView) -> Self {
-        Self { name, at, view }
+    pub fn new(name: Box<str>, at: impl Into<Option<usize>>, view: TensorView) -> Self {
+        Self { name, at: at.into(), view }
     }
 
     /// The tensor's name, such as `blk.0.attn_q.weight`.
@@ -78,10 +95,36 @@ impl Checkpoint {
         if let Some((first, second)) = duplicate(&tensors, &by_name, TensorInfo::name) {
             let (file, other) = (second.view.bytes().mapping(), first.view.bytes().mapping());
             let of = if Arc::ptr_eq(file, other) { String::new() } else { format!(" of {}", other.path().display()) };
-            let e = FormatError::new(file.path(), "tensor name used twice").at(second.at).named(&second.name);
-            return Err(e.limit(format!("only the one at byte {}{of}", first.at)).into());
+            let e = placed(FormatError::new(file.path(), "tensor name used twice"), second.at).named(&second.name);
+            let at = first.at.map_or(String::new(), |at| format!(" at byte {at}"));
+            return Err(e.limit(format!("only the one{at}{of}")).into());
         }
-        Ok(Self { metadata, tensors, by_name, maps, headers })
+        Ok(Self { metadata, tensors, by_name, maps, headers, directory: None })
+    }
+
+    /// The same, as the files of the directory at `path`. What they say of the tokenizer, in the words of GGUF,
+    /// `read_tokenizer` finds out when it is first asked for.
+    pub fn in_directory(
+        mut self,
+        path: PathBuf,
+        read_tokenizer: impl Fn() -> Result<Metadata> + Send + Sync + 'static,
+    ) -> Self {
+        let read_tokenizer = Box::new(read_tokenizer);
+        self.directory = Some(Directory { path, read_tokenizer, tokenizer: OnceLock::new() });
+        self
+    }
+
+    /// The key-value pairs that the tokenizer is made of: the metadata, unless that is another file's matter.
+    ///
+    /// # Errors
+    /// What is wrong with that file, of a directory.
+    pub fn tokenizer_metadata(&self) -> Result<&Metadata> {
+        let Some(directory) = &self.directory else { return Ok(&self.metadata) };
+        if let Some(metadata) = directory.tokenizer.get() {
+            return Ok(metadata);
+        }
+        let metadata = (directory.read_tokenizer)()?;
+        Ok(directory.tokenizer.get_or_init(|| metadata))
     }
 
     /// The tensors, in the order of the file.
@@ -97,18 +140,23 @@ impl Checkpoint {
     /// A report about the tensor called `name`, which need not be there.
     pub fn error(&self, what: &str, name: &str) -> FormatError {
         match self.find(name) {
-            Some(tensor) => FormatError::new(tensor.view.bytes().mapping().path(), what).named(name).at(tensor.at),
+            Some(tensor) => placed(FormatError::new(tensor.view.bytes().mapping().path(), what).named(name), tensor.at),
             None => FormatError::new(self.path(), what).named(name),
         }
     }
 
-    fn find(&self, name: &str) -> Option<&TensorInfo> {
+    /// Which of [`Checkpoint::tensors`] is called `name`.
+    pub fn index_of(&self, name: &str) -> Option<usize> {
         find(&self.tensors, &self.by_name, TensorInfo::name, name)
     }
 
-    /// The file, or the first of its parts.
+    fn find(&self, name: &str) -> Option<&TensorInfo> {
+        Some(&self.tensors[self.index_of(name)?])
+    }
+
+    /// The file, or the first of its parts, or the directory that they are in if it was opened as one.
     pub fn path(&self) -> &Path {
-        self.maps[0].path()
+        self.directory.as_ref().map_or_else(|| self.maps[0].path(), |directory| &directory.path)
     }
 
     /// The mapped files, in the order of the parts. There is at least one.
@@ -424,8 +472,8 @@ impl StringArray {
 pub struct Entry {
     /// The key.
     pub key: Box<str>,
-    /// Where it stands in the file.
-    pub at: usize,
+    /// Where it stands in the file; nowhere if the file says it in other words.
+    pub at: Option<usize>,
     /// The type of the value, which says how wide an integer is.
     pub kind: ValueType,
     /// The value.
@@ -454,10 +502,16 @@ impl Metadata {
     pub fn new(path: &Path, entries: Vec<Entry>) -> Result<Self> {
         let by_key = index(&entries, Entry::key);
         if let Some((first, second)) = duplicate(&entries, &by_key, Entry::key) {
-            let e = FormatError::new(path, "metadata key used twice").at(second.at).named(&second.key);
-            return Err(e.limit(format!("only the one at byte {}", first.at)).into());
+            let e = placed(FormatError::new(path, "metadata key used twice"), second.at).named(&second.key);
+            return Err(e.limit(format!("only the one at byte {}", first.at.unwrap_or(0))).into());
         }
         Ok(Self { entries, by_key, path: path.into() })
+    }
+
+    /// The same of which no report says where it stands: what the file has in other words.
+    pub fn without_places(mut self) -> Self {
+        self.entries.iter_mut().for_each(|entry| entry.at = None);
+        self
     }
 
     /// Keys and values, in the order of the file.
@@ -471,7 +525,7 @@ impl Metadata {
     }
 
     fn find(&self, key: &str) -> Option<&Entry> {
-        find(&self.entries, &self.by_key, Entry::key, key)
+        Some(&self.entries[find(&self.entries, &self.by_key, Entry::key, key)?])
     }
 
     /// The file's path, for messages.
@@ -544,7 +598,7 @@ impl Metadata {
     pub fn error(&self, what: &str, key: &str) -> FormatError {
         let e = FormatError::new(self.path(), what).named(key);
         match self.find(key) {
-            Some(entry) => e.at(entry.at),
+            Some(entry) => placed(e, entry.at),
             None => e,
         }
     }
@@ -564,6 +618,14 @@ impl Metadata {
     }
 }
 
+/// The report with the place, if there is one.
+fn placed(e: FormatError, at: Option<usize>) -> FormatError {
+    match at {
+        Some(at) => e.at(at),
+        None => e,
+    }
+}
+
 /// The indices of `entries`, by name and then by place.
 fn index<T>(entries: &[T], name: impl Fn(&T) -> &str) -> Vec<u32> {
     let mut sorted: Vec<u32> = (0..entries.len() as u32).collect(); // formats allow far fewer
@@ -572,9 +634,9 @@ fn index<T>(entries: &[T], name: impl Fn(&T) -> &str) -> Vec<u32> {
 }
 
 /// The entry called `wanted`.
-fn find<'a, T>(entries: &'a [T], sorted: &[u32], name: impl Fn(&T) -> &str, wanted: &str) -> Option<&'a T> {
+fn find<T>(entries: &[T], sorted: &[u32], name: impl Fn(&T) -> &str, wanted: &str) -> Option<usize> {
     let at = sorted.binary_search_by(|&i| name(&entries[i as usize]).cmp(wanted)).ok()?;
-    Some(&entries[sorted[at] as usize])
+    Some(sorted[at] as usize)
 }
 
 /// Two entries of the same name.

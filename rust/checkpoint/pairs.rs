@@ -96,16 +96,19 @@ impl Pairs {
         values.for_each(|value| self.text(value.as_ref()));
     }
 
+    /// An array whose elements, packed as GGUF has them, are `bytes`.
+    pub fn array(&mut self, key: &str, element: ValueType, len: usize, bytes: &[u8]) {
+        self.begin(key, ValueType::Array);
+        self.array_head(element, len);
+        self.bytes.extend_from_slice(bytes);
+    }
+
     /// The pair that `key` has in `metadata`, in the type that it has there; nothing if it has none. What the file holds
     /// is copied, not checked again.
     pub fn copy(&mut self, metadata: &Metadata, key: &str) {
         let Some(entry) = metadata.find(key) else { return };
         match &entry.value {
-            Value::Array(Array { element, len, bytes }) => {
-                self.begin(key, ValueType::Array);
-                self.array_head(*element, *len);
-                self.bytes.extend_from_slice(bytes);
-            }
+            Value::Array(Array { element, len, bytes }) => self.array(key, *element, *len, bytes),
             Value::String(text) => self.str(key, &**text),
             Value::Unsigned(n) => self.integer(key, entry.kind, &n.to_le_bytes()),
             Value::Signed(n) => self.integer(key, entry.kind, &n.to_le_bytes()),
@@ -136,7 +139,8 @@ impl Pairs {
         self.scalar(key, kind, &bytes[..kind.size().expect("an integer")]);
     }
 
-    fn scalar(&mut self, key: &str, kind: ValueType, bytes: &[u8]) {
+    /// A number or a truth value of these little-endian bytes, as many as its type has.
+    pub fn scalar(&mut self, key: &str, kind: ValueType, bytes: &[u8]) {
         self.begin(key, kind);
         self.bytes.extend_from_slice(bytes);
     }

@@ -7,14 +7,23 @@
 //! Buffers, tables and the reading ahead of a cold file belong to the engine; a sequence is its tokens and its blocks. One
 //! set of buffers is kept from pass to pass. Sessions of several threads each get one while they compute.
 
+mod attention;
+mod delta_net;
+mod dense;
+mod experts;
+mod head;
+mod layer_embedding;
+mod mamba;
 mod pass;
 mod read_ahead;
+mod recurrent;
 mod rope;
+mod short_conv;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::arch::{Config, Mixer};
+use crate::arch::Config;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Context, Kernels};
@@ -73,6 +82,8 @@ pub struct Engine {
     buffers: Mutex<Option<Box<Buffers>>>, // of the last pass
     ahead: Mutex<ReadAhead>,              // held for a whole pass: only ever tried
     expect_cold: AtomicBool,
+    experts_are_cold: AtomicBool, // until a pass finds all that it chose in memory
+    expert_was_cold: AtomicBool,  // in this pass
 }
 
 impl Engine {
@@ -81,16 +92,17 @@ impl Engine {
     /// # Errors
     /// [`Error::Argument`] if the environment asks for kernels that there are not.
     pub fn new(checkpoint: &Arc<Checkpoint>, config: &Arc<Config>, weights: &Arc<Weights>) -> Result<Self> {
-        let factors = weights.rope_freq_factors.as_ref();
         Ok(Self {
             checkpoint: Arc::clone(checkpoint),
             config: Arc::clone(config),
             weights: Arc::clone(weights),
             kernels: kernels::best()?,
-            ropes: config.ropes.iter().map(|rope| Rope::new(rope, factors)).collect(),
+            ropes: config.ropes.iter().map(|rope| Rope::new(rope, &weights.rope_factors)).collect(),
             buffers: Mutex::new(None),
             ahead: Mutex::new(ReadAhead::new(weights)),
             expect_cold: AtomicBool::new(false),
+            experts_are_cold: AtomicBool::new(false),
+            expert_was_cold: AtomicBool::new(false),
         })
     }
 
@@ -101,10 +113,7 @@ impl Engine {
     pub fn layout(&self, kv_type: DType) -> Result<Arc<Layout>> {
         let layout = Some(kv_type).filter(|t| kernels::KV_TYPES.contains(t)).and_then(|t| Layout::new(&self.config, t));
         layout.map(Arc::new).ok_or_else(|| {
-            let dims = self.config.layers.iter().map(|layer| match &layer.mixer {
-                Mixer::Attention(attention) => attention.head_dim,
-            });
-            let head_dim = dims.min().unwrap_or(0);
+            let head_dim = self.config.attention().map(|attention| attention.head_dim).min().unwrap_or(0);
             let what =
                 format!("kv_type {kv_type} cannot hold the keys of this model, {head_dim} numbers per head: use F16");
             Error::Argument(what)
@@ -114,6 +123,7 @@ impl Engine {
     /// Looks at the file again before the next pass: what of it is not in memory is read ahead.
     pub fn expect_cold(&self) {
         self.expect_cold.store(true, Ordering::Relaxed);
+        self.experts_are_cold.store(true, Ordering::Relaxed);
     }
 
     /// Computes the tokens of all spans and writes the logits that they want to `logits`, a row of `vocab_size` each, in
@@ -131,6 +141,9 @@ impl Engine {
         assert_eq!(logits.len(), spans.iter().map(Span::n_wanted).sum::<usize>() * vocab_size, "room for the logits");
         let (_busy, _guarded) = (threads::busy(), guarded());
         let cx = Context { kernels: self.kernels, threads, interrupt };
+        for Span { sequence, .. } in spans.iter_mut() {
+            self.settle(sequence, threads, interrupt)?;
+        }
         for Span { sequence, tokens, .. } in spans.iter_mut() {
             if tokens.is_empty() {
                 return Err(Error::Argument("no tokens to compute".into()));
@@ -159,6 +172,20 @@ impl Engine {
         Ok(())
     }
 
+    /// Computes the tokens that a sequence has and that have to be computed again, see [`Sequence::truncate`]. On error they
+    /// still have to be.
+    ///
+    /// # Errors
+    /// As for [`Engine::pass`].
+    pub fn settle(&self, sequence: &mut Sequence, threads: usize, interrupt: &Interrupt) -> Result<()> {
+        let tokens = sequence.take_owed();
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let span = Span { sequence, tokens: &tokens, want: Want::Nothing };
+        self.pass(&mut [span], &mut [], threads, interrupt).inspect_err(|_| sequence.give_back(&tokens))
+    }
+
     /// Goes through the spans in pieces of up to [`BATCH`] tokens together.
     fn pieces(&self, spans: &mut [Span], mut logits: &mut [f32], cx: &Context, buffers: &mut Buffers) -> Result<()> {
         let (mut span, mut token) = (0, 0);
@@ -176,6 +203,9 @@ impl Engine {
                 }
             }
             let last = first + pieces.len();
+            for (span, (_, range)) in spans[first..last].iter_mut().zip(&pieces) {
+                span.sequence.begin_batch(span.sequence.position() + range.start, range.len())?;
+            }
             let mut pass = Pass::new(self, cx, buffers, &mut spans[first..last], &pieces);
             let (now, later) = std::mem::take(&mut logits).split_at_mut(pass.n_wanted() * self.config.vocab_size);
             pass.run(now)?;
@@ -183,6 +213,7 @@ impl Engine {
             // The files were what they were up to here, or nothing of this gets out.
             self.checkpoint.check()?;
             spans[first..last].iter().try_for_each(|span| span.sequence.check())?;
+            spans[first..last].iter_mut().for_each(|span| span.sequence.end_batch());
         }
         Ok(())
     }
@@ -197,12 +228,13 @@ impl Engine {
             let have = sequence.position();
             return Err(Error::Argument(format!("cannot discard {n_discard} tokens: there are {have}")));
         }
-        let turns: Vec<_> = self.ropes.iter().map(|rope| rope.turns_back(n_discard)).collect();
-        sequence.shift(self.kernels, n_keep, n_discard, &|layer, key| match &self.config.layers[layer].mixer {
-            Mixer::Attention(attention) => {
-                let rope = &self.ropes[attention.rope];
-                self.kernels.rope(&mut key[..2 * rope.pairs()], &turns[attention.rope], rope.style());
-            }
+        let context_length = sequence.context_length();
+        let turns: Vec<_> = self.ropes.iter().map(|rope| rope.turns_back(n_discard, context_length)).collect();
+        sequence.shift(self.kernels, n_keep, n_discard, &|layer, key| {
+            let attention = self.config.layers[layer].mixer.attention();
+            let Some(index) = attention.and_then(|attention| attention.rope) else { return };
+            let rope = &self.ropes[index];
+            self.kernels.rope(&mut key[..2 * rope.pairs()], &turns[index], rope.style());
         })
     }
 }

@@ -1,43 +1,53 @@
-//! The forward pass of a transformer, for a batch of tokens of some sequences.
+//! The forward pass, for a batch of tokens of some sequences: embedding, the layers, logits.
 //!
-//! Each step is a region of the thread pool, or a plain loop where there is one token. Names of the steps follow the
-//! weights: attention norm, queries, keys and values, rotation, attention, output; feed-forward norm, gate and up,
-//! SwiGLU, down. Every activation is quantised once, by the step that makes it.
+//! Each step of a layer is a file beside this one. It is a region of the thread pool, or a plain loop where there is one
+//! token. Every activation is quantised once, by the step that makes it.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
+use super::experts::Chosen;
 use super::read_ahead::ReadAhead;
 use super::{Engine, Span, Want};
-use crate::arch::{Activation, AttentionConfig, Ffn, Mixer};
+use crate::arch::{Ffn, LayerConfig, Mixer};
 use crate::error::{Error, Result};
 use crate::kernels::activations::Activations;
 use crate::kernels::matmul::Matmul;
-use crate::kernels::{Attention, AttentionSpan, BLOCK, Context};
+use crate::kernels::{Context, Norm, Numbers};
 use crate::quant;
 use crate::tensor::TensorView;
 use crate::threads::Disjoint;
-use crate::weights::{LayerWeights, Weights};
+use crate::weights::{FfnWeights, LayerWeights, Linear, MixerWeights, NormWeights};
 
 /// The buffers of a pass; they grow to the largest batch that they have seen.
 #[derive(Default)]
 pub struct Buffers {
-    x: Vec<f32>,               // (tokens, dim), the residual stream
-    q: Vec<f32>,               // (tokens, n_heads * head_dim)
-    k: Vec<f32>,               // (tokens, n_kv_heads * head_dim)
-    v: Vec<f32>,               // (tokens, n_kv_heads * head_dim)
-    gate: Vec<f32>,            // (tokens, hidden_dim)
-    up: Vec<f32>,              // (tokens, hidden_dim)
-    turns: Vec<Vec<[f32; 2]>>, // of each rope: (tokens, pairs)
-    normed: Activations,       // (tokens, dim)
-    attended: Activations,     // (tokens, n_heads * head_dim)
-    hidden: Activations,       // (tokens, hidden_dim)
-    halves: Vec<f32>,          // (2 * HEAD_BATCH, vocab_size), see `head`
-    parts: Vec<f32>,           // see `Attention`
+    pub x: Vec<f32>,               // (tokens, dim), the residual stream
+    pub branch: Vec<f32>,          // (tokens, dim), what is added to it if that takes more than a product
+    pub q: Vec<f32>,               // (tokens, n_heads * head_dim)
+    pub q_and_gate: Vec<f32>,      // (tokens, n_heads, [q, gate], head_dim), of some attentions
+    pub k: Vec<f32>,               // (tokens, n_kv_heads * head_dim)
+    pub v: Vec<f32>,               // (tokens, n_kv_heads * value_dim)
+    pub gate: Vec<f32>,            // (tokens, hidden_dim)
+    pub up: Vec<f32>,              // (tokens, hidden_dim)
+    pub turns: Vec<Vec<[f32; 2]>>, // of each rope: (tokens, pairs)
+    pub normed: Activations,       // (tokens, dim)
+    pub attended: Activations,     // (tokens, n_heads * value_dim)
+    pub hidden: Activations,       // (tokens, hidden_dim)
+    pub chosen: Chosen,            // of experts
+    pub inputs: Vec<f32>,          // (tokens, channels), of a convolution
+    pub convolved: Vec<f32>,       // (tokens, channels)
+    pub fused: Vec<f32>,           // (tokens, ...), what one matrix of a recurrent layer gives for several uses
+    pub alpha: Vec<f32>,           // (tokens, n_heads), decays
+    pub beta: Vec<f32>,            // (tokens, n_heads), strengths
+    pub linear: Vec<f32>,          // (tokens, n_heads * value_dim), of linear attention
+    pub layer_inputs: Vec<f32>,    // (tokens, layers, layer_embedding_dim), see `layer_embedding`
+    pub halves: Vec<f32>,          // see `head`
+    pub parts: Vec<f32>,           // see `Attention`
 }
 
 /// The first `n` numbers of a buffer, which grows to have them. What they are is unspecified.
-fn room(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
+pub fn room(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
     if buffer.len() < n {
         *buffer = vec![0.0; n]; // not `resize`: the old numbers are not wanted, and zeroed pages cost nothing
     }
@@ -45,24 +55,24 @@ fn room(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
 }
 
 /// A part of a span that is in this batch.
-struct Piece<'p, 's> {
-    span: &'p mut Span<'s>,
-    range: Range<usize>, // of its tokens
-    first: usize,        // the row of the first of them in the batch
+pub struct Piece<'p, 's> {
+    pub span: &'p mut Span<'s>,
+    pub range: Range<usize>, // of its tokens
+    pub first: usize,        // the row of the first of them in the batch
 }
 
 impl Piece<'_, '_> {
-    fn tokens(&self) -> &[u32] {
+    pub fn tokens(&self) -> &[u32] {
         &self.span.tokens[self.range.clone()]
     }
 
     /// The position of its first token.
-    fn start(&self) -> usize {
+    pub fn start(&self) -> usize {
         self.span.sequence.position() + self.range.start
     }
 
     /// The rows whose logits are wanted.
-    fn wanted(&self) -> Range<usize> {
+    pub fn wanted(&self) -> Range<usize> {
         let end = self.first + self.range.len();
         match self.span.want {
             Want::All => self.first..end,
@@ -74,11 +84,11 @@ impl Piece<'_, '_> {
 
 /// One pass over a batch of `n` tokens, the rows.
 pub struct Pass<'p, 's> {
-    engine: &'p Engine,
-    cx: &'p Context<'p>,
-    buffers: &'p mut Buffers,
-    pieces: Vec<Piece<'p, 's>>,
-    n: usize,
+    pub(super) engine: &'p Engine,
+    pub(super) cx: &'p Context<'p>,
+    pub(super) buffers: &'p mut Buffers,
+    pub(super) pieces: Vec<Piece<'p, 's>>,
+    pub(super) n: usize,
 }
 
 impl<'p, 's> Pass<'p, 's> {
@@ -121,10 +131,7 @@ impl<'p, 's> Pass<'p, 's> {
             if let Some(ahead) = &mut ahead {
                 ahead.before_layer(i);
             }
-            match &config.mixer {
-                Mixer::Attention(attention) => self.attention(i, attention, layer),
-            }
-            self.feed_forward(&config.ffn, layer);
+            self.layer(i, config, layer);
             engine.checkpoint.check_pages()?; // early: what is computed from zeros is thrown away in the end
             if self.cx.interrupt.poll(0) {
                 return Err(Error::Interrupted);
@@ -133,198 +140,197 @@ impl<'p, 's> Pass<'p, 's> {
         if let Some(ahead) = &mut ahead {
             ahead.before_layer(weights.layers.len());
         }
-        self.head(weights, logits);
+        self.head(logits);
+        if engine.experts_are_cold.load(Ordering::Relaxed) && !engine.expert_was_cold.swap(false, Ordering::Relaxed) {
+            engine.experts_are_cold.store(false, Ordering::Relaxed);
+        }
         if self.cx.interrupt.poll(0) { Err(Error::Interrupted) } else { Ok(()) }
     }
 
     /// Token embeddings, and the angles of the positions.
     fn embed(&mut self, embedding: &TensorView, ahead: Option<&mut ReadAhead>) {
-        let Buffers { x, turns, .. } = &mut *self.buffers;
+        let Buffers { x, .. } = &mut *self.buffers;
         let tokens: Vec<u32> = self.pieces.iter().flat_map(|piece| piece.tokens()).copied().collect();
         if let Some(ahead) = ahead {
             ahead.before_layer(0);
             ahead.before_embedding(embedding, &tokens);
+            if let Some(of_layers) = &self.engine.weights.layer_embedding {
+                ahead.before_embedding(&of_layers.tokens, &tokens);
+            }
         }
-        let dim = self.engine.config.dim;
+        let (dim, scale) = (self.engine.config.dim, self.engine.config.embedding_scale);
         let rows = Disjoint::new(room(x, self.n * dim));
         self.cx.each(self.n, &|t| {
             // SAFETY: each token has its own row.
             let x = unsafe { rows.slice(t * dim..(t + 1) * dim) };
             quant::dequantize(embedding.dtype(), embedding.row(tokens[t] as usize), x);
+            if scale != 1.0 {
+                x.iter_mut().for_each(|x| *x *= scale);
+            }
         });
+        if let Some(weights) = &self.engine.weights.layer_embedding {
+            self.layer_inputs(weights, &tokens);
+        }
 
+        let turns = &mut self.buffers.turns;
         turns.resize_with(self.engine.ropes.len(), Vec::new);
         for (rope, turns) in self.engine.ropes.iter().zip(turns) {
             turns.clear();
             for piece in &self.pieces {
-                (0..piece.range.len()).for_each(|t| rope.turns(turns, piece.start() + t));
+                let context_length = piece.span.sequence.context_length();
+                (0..piece.range.len()).for_each(|t| rope.turns(turns, piece.start() + t, context_length));
             }
         }
     }
 
-    /// `x += wo attention(norm(x))`
-    fn attention(&mut self, i: usize, config: &AttentionConfig, layer: &LayerWeights) {
-        let &AttentionConfig { n_heads, n_kv_heads, head_dim, rope } = config;
-        let (q_dim, kv_dim) = (n_heads * head_dim, n_kv_heads * head_dim);
-        let (cx, n, dim) = (self.cx, self.n, self.engine.config.dim);
-        let Buffers { x, q, k, v, turns, normed, attended, parts, .. } = &mut *self.buffers;
-        let (x, q, k, v) = (room(x, n * dim), room(q, n * q_dim), room(k, n * kv_dim), room(v, n * kv_dim));
-
-        // attention norm; queries, keys and values
-        norm(cx, normed, x, &layer.attn_norm, self.engine.config.norm_eps, &[&layer.wq, &layer.wk, &layer.wv]);
-        cx.matmul(&[
-            linear(q, &layer.wq, layer.bq.as_ref(), normed),
-            linear(k, &layer.wk, layer.bk.as_ref(), normed),
-            linear(v, &layer.wv, layer.bv.as_ref(), normed),
-        ]);
-
-        // rotation
-        let (turns, rope) = (&turns[rope], &self.engine.ropes[rope]);
-        let (q_rows, k_rows) = (Disjoint::new(q), Disjoint::new(k));
-        cx.each(n, &|t| {
-            let turns = &turns[t * rope.pairs()..(t + 1) * rope.pairs()];
-            for (rows, width) in [(&q_rows, q_dim), (&k_rows, kv_dim)] {
-                // SAFETY: each token has its own row.
-                let row = unsafe { rows.slice(t * width..(t + 1) * width) };
-                for head in row.chunks_exact_mut(head_dim) {
-                    cx.kernels.rope(&mut head[..2 * rope.pairs()], turns, rope.style());
-                }
+    fn layer(&mut self, i: usize, config: &LayerConfig, layer: &LayerWeights) {
+        match (&config.mixer, &layer.mixer) {
+            (Mixer::Attention(attention), MixerWeights::Attention(weights)) => {
+                self.attention(i, attention, weights, config, layer);
             }
-        });
-
-        // keys and values to their blocks: a block is one worker's
-        let layout = std::sync::Arc::clone(self.pieces[0].span.sequence.layout());
-        let (heads, at) = (layout.heads(i), layout.at(i));
-        let mut blocks = Vec::new(); // (the block, its first slot to write, rows)
-        for piece in &mut self.pieces {
-            let (start, mut row, end) = (piece.start(), piece.first, piece.first + piece.range.len());
-            let last = start + piece.range.len();
-            for (b, block) in (start / BLOCK..).zip(piece.span.sequence.blocks_mut(start / BLOCK, last.div_ceil(BLOCK)))
-            {
-                let slot = start.saturating_sub(b * BLOCK);
-                let rows = row..end.min(row + BLOCK - slot);
-                row = rows.end;
-                blocks.push((block, slot, rows));
+            (Mixer::DeltaNet(delta), MixerWeights::DeltaNet(weights)) => {
+                self.delta_net(i, delta, weights, config, layer);
+            }
+            (Mixer::ShortConv(conv), MixerWeights::ShortConv(weights)) => {
+                self.short_conv(i, conv, weights, config, layer);
+            }
+            (Mixer::Mamba(mamba), MixerWeights::Mamba(weights)) => self.mamba(i, mamba, weights, config, layer),
+            (Mixer::AttentionAndMamba(attention, mamba), MixerWeights::AttentionAndMamba(of_attention, of_mamba)) => {
+                self.attention(i, attention, of_attention, config, layer);
+                self.mamba(i, mamba, of_mamba, config, layer);
+            }
+            (
+                Mixer::Attention(_)
+                | Mixer::DeltaNet(_)
+                | Mixer::ShortConv(_)
+                | Mixer::Mamba(_)
+                | Mixer::AttentionAndMamba(..),
+                _,
+            ) => unreachable!("weights are loaded as the config says"),
+        }
+        match (&config.ffn, &layer.ffn) {
+            (Ffn::Dense(dense), FfnWeights::Dense(weights)) => self.dense(dense, weights, config, layer),
+            (Ffn::Experts(experts), FfnWeights::Experts(weights)) => self.experts(experts, weights, config, layer),
+            (Ffn::Both(dense, experts), FfnWeights::Both(weights)) => {
+                self.both((dense, experts), weights, config, layer);
+            }
+            (Ffn::Dense(_) | Ffn::Experts(_) | Ffn::Both(..), _) => {
+                unreachable!("weights are loaded as the config says")
             }
         }
-        let n_blocks = blocks.len();
-        let blocks = Disjoint::new(&mut blocks);
-        cx.each(n_blocks, &|b| {
-            // SAFETY: each block is one worker's.
-            let [(block, slot, rows)] = (unsafe { blocks.slice(b..b + 1) }) else { unreachable!("one block") };
-            for (t, slot) in rows.clone().zip(*slot..) {
-                let row = t * kv_dim..(t + 1) * kv_dim;
-                cx.kernels.store_kv(heads, &mut block[at.clone()], slot, &k[row.clone()], Some(&v[row]));
-            }
-        });
-
-        // attention; output
-        attended.reset(n, q_dim, &[&layer.wo]);
-        let spans = self.pieces.iter().map(|piece| {
-            let (start, tokens) = (piece.start(), piece.range.len());
-            let blocks = piece.span.sequence.blocks(start + tokens).map(|block| &block[at.clone()]).collect();
-            AttentionSpan { tokens, start, blocks }
-        });
-        Attention::new(heads, q, spans.collect(), attended.x_mut(), parts).run(cx);
-        attended.finish(cx);
-        cx.matmul(&[Matmul::add(x, &layer.wo, attended)]);
-    }
-
-    /// `x += down(silu(gate(norm(x))) * up(norm(x)))`
-    fn feed_forward(&mut self, config: &Ffn, layer: &LayerWeights) {
-        let &Ffn { hidden_dim, activation } = config;
-        let (cx, n, dim) = (self.cx, self.n, self.engine.config.dim);
-        let Buffers { x, gate, up, normed, hidden, .. } = &mut *self.buffers;
-        let (x, gate, up) = (room(x, n * dim), room(gate, n * hidden_dim), room(up, n * hidden_dim));
-
-        norm(cx, normed, x, &layer.ffn_norm, self.engine.config.norm_eps, &[&layer.w_gate, &layer.w_up]);
-        cx.matmul(&[Matmul::new(gate, &layer.w_gate, normed), Matmul::new(up, &layer.w_up, normed)]);
-
-        hidden.reset(n, hidden_dim, &[&layer.w_down]);
-        hidden.fill(cx, &|t, row| {
-            let range = t * hidden_dim..(t + 1) * hidden_dim;
-            match activation {
-                Activation::Silu => cx.kernels.swiglu(row, &gate[range.clone()], &up[range]),
-            }
-        });
-        cx.matmul(&[Matmul::add(x, &layer.w_down, hidden)]);
-    }
-
-    /// Output norm and logits, of the rows that are asked for.
-    fn head(&mut self, weights: &Weights, logits: &mut [f32]) {
-        let vocab_size = self.engine.config.vocab_size;
-        let wanted: Vec<usize> = self.pieces.iter().flat_map(Piece::wanted).collect();
-        for (rows, logits) in wanted.chunks(HEAD_BATCH).zip(logits.chunks_mut(HEAD_BATCH * vocab_size)) {
-            self.logits_of(rows, weights, logits);
+        if let Some(weights) = &layer.embedding {
+            self.layer_embedding(i, weights);
+        }
+        if let Some(scale) = layer.output_scale.as_ref().and_then(|scale| floats(scale).next()) {
+            let n = self.n * self.engine.config.dim;
+            self.buffers.x[..n].iter_mut().for_each(|x| *x *= scale);
         }
     }
 
-    /// Logits of some rows, `(rows, vocab_size)`.
-    ///
-    /// The logits feel the rounding of the activations directly: a quarter of the whole model's error was theirs. So the
-    /// rounding error is quantised as well, as a second row, and its product added: some 16 bits, and the weights are
-    /// read once for both.
-    fn logits_of(&mut self, rows: &[usize], weights: &Weights, logits: &mut [f32]) {
-        let (w, output) = (&weights.output_norm, &weights.output);
-        let (cx, dim, eps) = (self.cx, self.engine.config.dim, self.engine.config.norm_eps);
-        let Buffers { x, normed, halves, .. } = &mut *self.buffers;
-        let x = |i: usize| &x[rows[i] * dim..(rows[i] + 1) * dim];
-        if !output.dtype().is_quantized() {
-            normed.reset(rows.len(), dim, &[output]);
-            normed.fill(cx, &|t, row| cx.kernels.rms_norm(row, x(t), w.bytes(), eps));
-            cx.matmul(&[Matmul::new(logits, output, normed)]);
-            return;
-        }
-        normed.reset(2 * rows.len(), dim, &[output]);
+    /// What a branch starts from, ready for `consumers`: the residual stream behind a norm, if there is one.
+    pub(super) fn normed(&mut self, w: Option<&NormWeights>, consumers: &[&TensorView]) {
+        let Buffers { x, normed, .. } = &mut *self.buffers;
+        let (cx, dim, norm) = (self.cx, self.engine.config.dim, self.engine.config.norm);
+        normed.reset(self.n, dim, consumers);
         normed.fill(cx, &|t, row| {
-            if t % 2 == 0 {
-                cx.kernels.rms_norm(row, x(t / 2), w.bytes(), eps);
-            } else {
-                let mut exact = vec![0.0; dim];
-                cx.kernels.rms_norm(&mut exact, x(t / 2), w.bytes(), eps);
-                rounding_errors(row, &exact);
+            let x = &x[t * dim..(t + 1) * dim];
+            match w {
+                Some(w) => apply_norm(cx, norm, row, x, w),
+                None => row.copy_from_slice(x),
             }
         });
-        let vocab_size = output.n_rows();
-        let halves = room(halves, 2 * rows.len() * vocab_size);
-        cx.matmul(&[Matmul::new(halves, output, normed)]);
-        for (logits, pair) in logits.chunks_exact_mut(vocab_size).zip(halves.chunks_exact(2 * vocab_size)) {
-            let (row, errors) = pair.split_at(vocab_size);
-            for ((out, a), b) in logits.iter_mut().zip(row).zip(errors) {
-                *out = a + b;
-            }
-        }
     }
 }
 
-/// Tokens whose logits are computed together.
-const HEAD_BATCH: usize = 32;
+/// `out = norm(x)`
+pub fn apply_norm(cx: &Context, norm: Norm, out: &mut [f32], x: &[f32], w: &NormWeights) {
+    cx.kernels.norm(norm, out, x, Some(numbers(&w.weight)), w.bias.as_ref().map(numbers));
+}
 
-/// `out = w x`, or `b + w x`.
-fn linear<'a>(out: &'a mut [f32], w: &'a TensorView, bias: Option<&TensorView>, x: &'a Activations) -> Matmul<'a> {
+/// The numbers of a vector.
+pub fn numbers(view: &TensorView) -> Numbers<'_> {
+    Numbers::of(view).expect("vectors are floats: that was checked when they were found")
+}
+
+/// The numbers of a vector.
+pub fn floats(view: &TensorView) -> impl Iterator<Item = f32> {
+    numbers(view).iter()
+}
+
+/// `out = w x`, or `w x + b`. The scale of a matrix that has one is still to be multiplied with, see [`rescale`].
+pub fn linear<'a>(out: &'a mut [f32], w: &'a Linear, x: &'a Activations) -> Matmul<'a> {
+    product(out, &w.weight, w.bias.as_ref().filter(|_| w.scale.is_none()), x)
+}
+
+/// `out = w x`, or `w x + b`.
+pub fn product<'a>(out: &'a mut [f32], w: &'a TensorView, bias: Option<&TensorView>, x: &'a Activations) -> Matmul<'a> {
     let Some(bias) = bias else { return Matmul::new(out, w, x) };
     for row in out.chunks_exact_mut(w.n_rows()) {
-        for (out, bias) in row.iter_mut().zip(bias.bytes().as_chunks::<4>().0) {
-            *out = f32::from_le_bytes(*bias);
+        for (out, bias) in row.iter_mut().zip(floats(bias)) {
+            *out = bias;
         }
     }
     Matmul::add(out, w, x)
 }
 
-/// `out[t] = rms_norm(x[t], w)`, ready for `consumers`.
-fn norm(cx: &Context, out: &mut Activations, x: &[f32], w: &TensorView, eps: f32, consumers: &[&TensorView]) {
-    let dim = w.row_len();
-    out.reset(x.len() / dim, dim, consumers);
-    out.fill(cx, &|t, row| cx.kernels.rms_norm(row, &x[t * dim..(t + 1) * dim], w.bytes(), eps));
+/// What [`linear`] leaves to be done.
+pub fn rescale(out: &mut [f32], w: &Linear) {
+    if w.scale.is_some() {
+        scale_and_shift(out, w);
+    }
 }
 
-/// What quantising `x` in groups of 32 rounds off, see [`crate::kernels::activations`].
-fn rounding_errors(out: &mut [f32], x: &[f32]) {
-    for (out, x) in out.chunks_exact_mut(32).zip(x.chunks_exact(32)) {
-        let max = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
-        let (d, inverse) = (max / 127.0, if max > 0.0 { 127.0 / max } else { 0.0 });
-        for (out, x) in out.iter_mut().zip(x) {
-            *out = x - d * (x * inverse).round_ties_even();
+/// Makes `scale * (w x) + b` of `w x`.
+pub fn scale_and_shift(out: &mut [f32], w: &Linear) {
+    let scale = w.scale.as_ref().and_then(|scale| floats(scale).next());
+    for row in out.chunks_exact_mut(w.weight.n_rows()) {
+        if let Some(scale) = scale {
+            row.iter_mut().for_each(|out| *out *= scale);
         }
+        if let Some(bias) = &w.bias {
+            row.iter_mut().zip(floats(bias)).for_each(|(out, bias)| *out += bias);
+        }
+    }
+}
+
+/// Adds a branch to the residual stream.
+pub struct Add<'a> {
+    pub cx: &'a Context<'a>,
+    pub norm: Norm,
+    pub after: Option<&'a NormWeights>,
+    pub scale: f32,
+}
+
+impl Add<'_> {
+    /// `x += scale * norm(w from)`
+    pub fn product(&self, x: &mut [f32], branch: &mut Vec<f32>, w: &Linear, from: &Activations) {
+        if self.after.is_none() && self.scale == 1.0 && w.bias.is_none() && w.scale.is_none() {
+            return self.cx.matmul(&[Matmul::add(x, &w.weight, from)]);
+        }
+        let branch = room(branch, x.len());
+        self.cx.matmul(&[linear(branch, w, from)]);
+        rescale(branch, w);
+        self.rows(x, branch, w.weight.n_rows());
+    }
+
+    /// `x += scale * norm(branch)`, rows of `dim`.
+    pub fn rows(&self, x: &mut [f32], branch: &[f32], dim: usize) {
+        let rows = Disjoint::new(x);
+        self.cx.each(branch.len() / dim, &|t| {
+            // SAFETY: each token has its own row.
+            let x = unsafe { rows.slice(t * dim..(t + 1) * dim) };
+            let branch = &branch[t * dim..(t + 1) * dim];
+            let add = |x: &mut [f32], branch: &[f32]| {
+                x.iter_mut().zip(branch).for_each(|(x, branch)| *x += self.scale * branch);
+            };
+            match self.after {
+                Some(w) => {
+                    let mut normed = vec![0.0; dim];
+                    apply_norm(self.cx, self.norm, &mut normed, branch, w);
+                    add(x, &normed);
+                }
+                None => add(x, branch),
+            }
+        });
     }
 }

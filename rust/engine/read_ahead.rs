@@ -66,11 +66,11 @@ impl ReadAhead {
         };
         for (i, layer) in weights.layers.iter().enumerate() {
             // As they lie in the file: neighbours are read together.
-            let mut tensors: Vec<&TensorView> = layer.tensors().map(|(_, tensor)| tensor).collect();
+            let mut tensors: Vec<&TensorView> = layer.tensors().collect();
             tensors.sort_by_key(|tensor| (Arc::as_ptr(tensor.bytes().mapping()), tensor.bytes().offset()));
             add(i, &mut tensors.into_iter());
         }
-        add(weights.layers.len(), &mut [&weights.output_norm, &weights.output].into_iter());
+        add(weights.layers.len(), &mut [&weights.output_norm.weight, &weights.output.weight].into_iter());
         Self { steps, next: 0, reader: None }
     }
 

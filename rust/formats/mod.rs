@@ -5,7 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+mod ggml;
 pub mod gguf;
+pub(crate) mod huggingface;
+mod safetensors;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -29,10 +32,10 @@ pub struct Format {
 pub type OpenPart<'a> = dyn Fn(&Path) -> Result<Arc<Mapping>> + 'a;
 
 /// The formats that we read.
-pub const FORMATS: &[Format] = &[gguf::FORMAT];
+pub const FORMATS: &[Format] = &[gguf::FORMAT, ggml::FORMAT];
 
-/// Opens the model file at `path`: maps it, reads and checks its header, and nothing else. Any part of a model that is
-/// split opens all of it.
+/// Opens the model at `path`, a file or a directory: maps it, reads and checks its header, and nothing else. Any part of a
+/// model that is split opens all of it.
 ///
 /// # Errors
 /// [`Error::File`] if it cannot be mapped, [`Error::Format`] if it is not a valid model file,
@@ -56,9 +59,13 @@ pub fn open_with<T>(
     let open = |load: Load| -> Result<(Checkpoint, T)> {
         let options = LoadOptions { load, ..LoadOptions::default() };
         let open = |path: &Path| Mapping::open_with(path, options, interrupt);
-        let map = open(path)?;
-        let format = map.checked(|| identify(&map))?;
-        let checkpoint = (format.open)(&map, &open)?;
+        let checkpoint = if path.is_dir() {
+            huggingface::open(path, &open)?
+        } else {
+            let map = open(path)?;
+            let format = map.checked(|| identify(&map))?;
+            (format.open)(&map, &open)?
+        };
         let accepted = checkpoint.checked(|| accept(&checkpoint))?;
         Ok((checkpoint, accepted))
     };
@@ -77,10 +84,15 @@ fn identify(map: &Mapping) -> Result<&'static Format> {
         return Err(FormatError::new(map.path(), "the file is empty").into());
     }
     FORMATS.iter().find(|format| (format.probe)(data)).ok_or_else(|| {
-        let names = FORMATS.iter().map(|format| format.name).collect::<Vec<_>>().join(" or ");
         let is = look_alike(data).map_or(String::new(), |is| format!(", but {is}"));
-        Error::from(FormatError::new(map.path(), format!("not a {names} file{is}")))
+        Error::from(FormatError::new(map.path(), format!("not a {} file{is}", FORMATS[0].name)))
     })
+}
+
+/// The beginning of a text that a file has, as it can stand in a message.
+fn one_line(text: &str) -> String {
+    let escaped = |c: char| if matches!(c, '"' | '\'') { c.to_string() } else { c.escape_debug().to_string() };
+    text.chars().take(80).map(escaped).collect()
 }
 
 /// What a file that is no model file starts with, and what it is then.
@@ -99,9 +111,7 @@ const LOOK_ALIKES: &[(&[u8], &str)] = &[
     (b"\xfd7zXZ\0", "xz-compressed: unpack it first"),
     (b"\x28\xb5\x2f\xfd", "Zstandard-compressed: unpack it first"),
     (b"BZh", "bzip2-compressed: unpack it first"),
-    (b"lmgg", "a GGML file from before August 2023: convert it to GGUF first"),
-    (b"fmgg", "a GGMF file from before August 2023: convert it to GGUF first"),
-    (b"tjgg", "a GGJT file from before August 2023: convert it to GGUF first"),
+    (b"lmgg", "a GGML file of before March 2023, whose vocabulary has no scores: take a GGUF file of the model"),
     (b"algg", "a GGLA adapter: it is no model"),
     (b"24ka", "a llama2.c checkpoint: convert it to GGUF first"),
     (b"llama_rs", "a saved session of llama_rs: it is no model"),
@@ -113,10 +123,8 @@ const LOOK_ALIKES: &[(&[u8], &str)] = &[
 
 /// Says what the file is instead.
 fn look_alike(data: &[u8]) -> Option<&'static str> {
-    if let Some((len, [b'{', ..])) = data.split_first_chunk::<8>()
-        && u64::from_le_bytes(*len) < data.len() as u64
-    {
-        return Some("a safetensors file: convert it to GGUF first");
+    if safetensors::probe(data) {
+        return Some("a safetensors file: name the directory that it is in, with its config.json");
     }
     let text = data.strip_prefix(b"\xef\xbb\xbf").unwrap_or(data); // a byte-order mark
     let text = text[..text.len().min(64)].trim_ascii_start();

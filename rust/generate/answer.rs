@@ -110,7 +110,7 @@ impl<D: Decode> Answer<D> {
         options.check()?;
         let Options { max_tokens, stop, ignore_eos, mut sampling, on_overflow: _, n_keep: _ } = options;
         if prompt.is_empty() {
-            return Err(Error::Argument("the prompt has no tokens: it must have at least one".into()));
+            return Err(Error::Argument("the prompt is empty: it must have at least one token".into()));
         }
         if ignore_eos {
             sampling.logit_bias.extend(end_tokens.iter().map(|&id| (id, f32::NEG_INFINITY)));

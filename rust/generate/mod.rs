@@ -42,10 +42,13 @@ pub trait Forward {
     fn position(&self) -> usize;
     /// Tokens that there is room for.
     fn context_length(&self) -> usize;
-    /// Forgets all but the longest common prefix of `tokens`, without the last of them. Gives its length.
+    /// Forgets all but the longest common prefix of `tokens`, without the last of them, or what it can go back to. Gives its
+    /// length.
     fn keep_prefix(&mut self, tokens: &[u32]) -> usize;
     /// Forgets `n_discard` tokens after the first `n_keep`; the others move down.
     fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()>;
+    /// Whether the model is of those that can.
+    fn can_shift(&self) -> bool;
     /// Where the random numbers of the last answer left off.
     fn rng(&mut self) -> &mut Option<Rng>;
     /// The model file, for messages.
@@ -151,6 +154,11 @@ impl<D: Decode> Generation<D> {
             let what = format!("n_keep is {n_keep}, it must be less than the context_length of {context_length}");
             return Err(Error::Argument(what));
         }
+        if self.on_overflow == Overflow::Shift && !session.can_shift() {
+            let what =
+                "on_overflow is shift, which a model with recurrent layers cannot do: their state cannot forget tokens";
+            return Err(Error::Argument(what.into()));
+        }
         if let Some(rng) = session.rng() {
             self.answer.resume(rng);
         }
@@ -221,6 +229,9 @@ mod tests {
         fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {
             self.seen.drain(n_keep..n_keep + n_discard);
             Ok(())
+        }
+        fn can_shift(&self) -> bool {
+            self.context_length != 13
         }
         fn rng(&mut self) -> &mut Option<Rng> {
             &mut self.rng
@@ -320,6 +331,13 @@ mod tests {
         let e = answer(&[5, 6, 7], 2, greedy()).err().unwrap();
         assert!(matches!(e, Error::ContextOverflow { tokens: 3, context_length: 2 }), "{e}");
         assert!(matches!(answer(&[], 2, greedy()).err().unwrap(), Error::Argument(_)));
+    }
+
+    #[test]
+    fn a_model_that_cannot_shift_says_so_before_it_begins() {
+        let e = answer(&[1, 2], 13, Options { on_overflow: Overflow::Shift, ..greedy() }).err().unwrap();
+        assert!(matches!(&e, Error::Argument(what) if what.contains("recurrent")), "{e}");
+        assert_eq!(answer(&[1, 2], 13, greedy()).unwrap().reason, "length");
     }
 
     #[test]

@@ -53,22 +53,25 @@ pub struct Heads {
     pub n_heads: usize,
     /// Key-value heads; `n_heads / n_kv_heads` query heads share one.
     pub n_kv_heads: usize,
-    /// Numbers of a head.
+    /// Numbers of a head's queries and keys.
     pub head_dim: usize,
+    /// Numbers of a head's values.
+    pub value_dim: usize,
     /// Type of keys and values, one of [`KV_TYPES`].
     pub kv_type: DType,
 }
 
 impl Heads {
-    /// Bytes of the keys of one head in a block, and as many of its values; `None` if a head is not whole blocks of the
-    /// type.
-    pub fn head_bytes(&self) -> Option<usize> {
-        self.kv_type.row_bytes(self.head_dim)?.checked_mul(BLOCK)
+    /// Bytes of the keys of one head in a block, and of its values; `None` if a head is not whole blocks of the type.
+    fn head_bytes(&self) -> Option<[usize; 2]> {
+        let bytes = |n: usize| self.kv_type.row_bytes(n)?.checked_mul(BLOCK);
+        Some([bytes(self.head_dim)?, bytes(self.value_dim)?])
     }
 
-    /// Bytes of a layer in a block: the keys of all heads, then the values of all heads.
+    /// Bytes of a layer in a block: the keys of all heads, then the values of all heads. `None` as above.
     pub fn layer_bytes(&self) -> Option<usize> {
-        self.head_bytes()?.checked_mul(2)?.checked_mul(self.n_kv_heads)
+        let [keys, values] = self.head_bytes()?;
+        keys.checked_add(values)?.checked_mul(self.n_kv_heads)
     }
 
     fn group(&self) -> usize {
@@ -77,9 +80,69 @@ impl Heads {
 
     /// Where the keys of a head are in the bytes of a layer, and where its values are.
     fn at(&self, kv_head: usize) -> [Range<usize>; 2] {
-        let len = self.head_bytes().expect("checked when the job was made");
-        let (keys, values) = (kv_head * len, (self.n_kv_heads + kv_head) * len);
-        [keys..keys + len, values..values + len]
+        let [key_bytes, value_bytes] = self.head_bytes().expect("checked when the job was made");
+        let (keys, values) = (kv_head * key_bytes, self.n_kv_heads * key_bytes + kv_head * value_bytes);
+        [keys..keys + key_bytes, values..values + value_bytes]
+    }
+}
+
+/// Which positions a token attends to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mask {
+    /// All up to its own.
+    Causal,
+    /// Its own and those before it, so many in all.
+    Window(usize),
+    /// Those up to its own of the same chunk of so many (Llama 4).
+    Chunk(usize),
+    /// All, also those after it: an encoder.
+    All,
+    /// Those that are at most half of this away, before it and after it: an encoder.
+    Around(usize),
+}
+
+impl Mask {
+    /// The positions that a token sees, of `end`. Neither bound falls from one token to the next.
+    pub fn visible(self, position: usize, end: usize) -> Range<usize> {
+        match self {
+            Mask::Causal => 0..position + 1,
+            Mask::Window(n) => (position + 1).saturating_sub(n)..position + 1,
+            Mask::Chunk(n) => position - position % n..position + 1,
+            Mask::All => 0..end,
+            Mask::Around(n) => position.saturating_sub(n / 2)..end.min(position + n / 2 + 1),
+        }
+    }
+}
+
+/// What becomes of the scores.
+#[derive(Debug, Clone, Copy)]
+pub struct Scores<'a> {
+    /// What `q . k` is multiplied with.
+    pub scale: f32,
+    /// `x -> softcap * tanh(x / softcap)`, before masking (Gemma 2).
+    pub softcap: Option<f32>,
+    /// The largest slope of a bias that falls with the distance, by head (ALiBi, Press et al. 2022).
+    pub alibi: Option<f32>,
+    /// Who sees whom.
+    pub mask: Mask,
+    /// A score of each head that belongs to no position, `(n_heads)` (gpt-oss).
+    pub sinks: Option<&'a [f32]>,
+}
+
+impl Scores<'_> {
+    fn sink(&self, head: usize) -> Option<f32> {
+        Some(self.sinks?[head])
+    }
+
+    /// By what the score falls with each position of distance.
+    fn slope(&self, head: usize, n_heads: usize) -> Option<f32> {
+        let largest = self.alibi?;
+        // Heads up to the power of two have a geometric series; the others the odd members of the next one.
+        let power = 1 << n_heads.ilog2();
+        Some(match head.checked_sub(power) {
+            None => (-largest * (head + 1) as f32 / power as f32).exp2(),
+            Some(i) => (-largest / 2.0 * (2 * i + 1) as f32 / power as f32).exp2(),
+        })
     }
 }
 
@@ -87,26 +150,32 @@ impl Heads {
 pub struct AttentionSpan<'a> {
     /// How many tokens, one after another.
     pub tokens: usize,
-    /// Position of the first. Token `t` sees the positions `0 ..= start + t`.
+    /// Position of the first. There are no positions after the last.
     pub start: usize,
     /// The layer in each block of the sequence, see [`Heads::layer_bytes`]; at least as many as the tokens see.
     pub blocks: Vec<&'a [u8]>,
 }
 
 impl AttentionSpan<'_> {
-    fn parts(&self) -> usize {
-        (self.start + self.tokens).div_ceil(PART)
+    fn end(&self) -> usize {
+        self.start + self.tokens
+    }
+
+    /// The parts that its tokens see.
+    fn parts(&self, mask: Mask) -> Range<usize> {
+        mask.visible(self.start, self.end()).start / PART..self.end().div_ceil(PART)
     }
 }
 
-/// Causal attention of a batch of tokens over one layer: `out = softmax(q k^T / sqrt(head_dim)) v` for each query head.
+/// Attention of a batch of tokens over one layer: `out = softmax(scale q k^T) v` for each query head, see [`Scores`].
 pub struct Attention<'a> {
     q: &'a [f32],           // (tokens, n_heads * head_dim), rotated
-    out: Disjoint<'a, f32>, // (tokens, n_heads * head_dim)
+    out: Disjoint<'a, f32>, // (tokens, n_heads * value_dim)
     heads: Heads,
+    scores: Scores<'a>,
     spans: Vec<AttentionSpan<'a>>,
     first: Vec<usize>,            // the first token of each span in the batch
-    parts: Disjoint<'a, f32>, // results of parts, (query, part, head_dim + 2), of the spans that are cut into such tasks
+    parts: Disjoint<'a, f32>, // results of parts, (query, part, value_dim + 2), of the spans that are cut into such tasks
     parts_at: Vec<Option<usize>>, // where those of each span start; None if its tasks take all parts
     tasks: Vec<AttentionTask>,
 }
@@ -128,19 +197,22 @@ impl<'a> Attention<'a> {
     /// If the shapes do not fit.
     pub fn new(
         heads: Heads,
+        scores: Scores<'a>,
         q: &'a [f32],
         spans: Vec<AttentionSpan<'a>>,
         out: &'a mut [f32],
         parts: &'a mut Vec<f32>,
     ) -> Self {
-        let Heads { n_heads, n_kv_heads, head_dim, kv_type } = heads;
+        let Heads { n_heads, n_kv_heads, head_dim, value_dim, kv_type } = heads;
         let layer_bytes = heads.layer_bytes().expect("heads are whole blocks");
         assert!(KV_TYPES.contains(&kv_type) && n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads), "heads");
         let tokens: usize = spans.iter().map(|span| span.tokens).sum();
-        let numbers = n_heads.checked_mul(head_dim).and_then(|n| n.checked_mul(tokens)).expect("a size");
-        assert!(q.len() == numbers && out.len() == numbers, "queries and results of {tokens} tokens");
+        let numbers = |dim: usize| n_heads.checked_mul(dim).and_then(|n| n.checked_mul(tokens)).expect("a size");
+        let fit = q.len() == numbers(head_dim) && out.len() == numbers(value_dim);
+        assert!(fit, "queries and results of {tokens} tokens");
+        assert!(scores.sinks.is_none_or(|sinks| sinks.len() == n_heads), "a sink of each head");
         for span in &spans {
-            let needed = (span.start + span.tokens).div_ceil(BLOCK);
+            let needed = span.end().div_ceil(BLOCK);
             assert!(span.blocks.len() >= needed && span.blocks.iter().all(|b| b.len() == layer_bytes), "blocks");
         }
 
@@ -156,10 +228,11 @@ impl<'a> Attention<'a> {
                 end_token: tokens.end,
                 part,
             };
-            if span.tokens * heads.group() < TILE_QUERIES && span.parts() > 1 {
+            let of_span = span.parts(scores.mask);
+            if span.tokens * heads.group() < TILE_QUERIES && of_span.len() > 1 {
                 parts_at.push(Some(scratch));
-                scratch += span.tokens * n_heads * span.parts() * (head_dim + 2);
-                for part in 0..span.parts() {
+                scratch += span.tokens * n_heads * of_span.len() * (value_dim + 2);
+                for part in of_span {
                     tasks.extend((0..n_kv_heads).map(|head| task(head, 0..span.tokens, Some(part))));
                 }
             } else {
@@ -175,7 +248,7 @@ impl<'a> Attention<'a> {
         if parts.len() < scratch {
             *parts = vec![0.0; scratch];
         }
-        Self { q, out: Disjoint::new(out), heads, spans, first, parts: Disjoint::new(parts), parts_at, tasks }
+        Self { q, out: Disjoint::new(out), heads, scores, spans, first, parts: Disjoint::new(parts), parts_at, tasks }
     }
 
     /// Computes it. When the interrupt says stop, the results are incomplete.
@@ -190,9 +263,9 @@ impl<'a> Attention<'a> {
     /// Where the result of a part is for query `i` (token times heads) of a span that is cut: the sum of weighted values,
     /// the largest score and the sum of the weights relative to it.
     fn part_at(&self, span: usize, query: usize, part: usize) -> Range<usize> {
-        let width = self.heads.head_dim + 2;
-        let start =
-            self.parts_at[span].expect("a span that is cut") + (query * self.spans[span].parts() + part) * width;
+        let (width, parts) = (self.heads.value_dim + 2, self.spans[span].parts(self.scores.mask));
+        let index = query * parts.len() + (part - parts.start);
+        let start = self.parts_at[span].expect("a span that is cut") + index * width;
         start..start + width
     }
 
@@ -201,21 +274,22 @@ impl<'a> Attention<'a> {
     /// # Safety
     /// - All tasks of the span are done, and no other worker writes its results.
     unsafe fn put_together(&self, span: usize) {
-        let (hd, n_heads) = (self.heads.head_dim, self.heads.n_heads);
+        let (dim, n_heads) = (self.heads.value_dim, self.heads.n_heads);
         let AttentionSpan { tokens, start, .. } = self.spans[span];
         for query in 0..tokens * n_heads {
-            let at = (self.first[span] * n_heads + query) * hd;
+            let at = (self.first[span] * n_heads + query) * dim;
             // SAFETY: the caller's promise: these results are its own.
-            let out = unsafe { self.out.slice(at..at + hd) };
+            let out = unsafe { self.out.slice(at..at + dim) };
             out.fill(0.0);
             let mut sum = PartSum::EMPTY;
-            for part in 0..=(start + query / n_heads) / PART {
+            let seen = self.scores.mask.visible(start + query / n_heads, start + tokens);
+            for part in seen.start / PART..seen.end.div_ceil(PART) {
                 // SAFETY: as above; nobody writes parts any more.
                 let part = unsafe { self.parts.slice(self.part_at(span, query, part)) };
-                let (acc, scale) = part.split_at(hd);
+                let (acc, scale) = part.split_at(dim);
                 sum.add(out, acc, PartSum { largest: scale[0], total: scale[1] });
             }
-            out.iter_mut().for_each(|out| *out /= sum.total);
+            sum.finish(out, self.scores.sink(query % n_heads));
         }
     }
 }
@@ -240,6 +314,18 @@ impl PartSum {
             *out = *out * shrink + acc * grow;
         }
     }
+
+    /// Divides the whole sum, `out`, by its weights and that of the sink.
+    #[inline(always)]
+    fn finish(mut self, out: &mut [f32], sink: Option<f32>) {
+        let mut weight = 1.0;
+        if let Some(sink) = sink {
+            let now = self.largest.max(sink);
+            weight = (self.largest - now).exp();
+            self.total = self.total * weight + (sink - now).exp();
+        }
+        out.iter_mut().for_each(|out| *out = *out * weight / self.total);
+    }
 }
 
 thread_local! {
@@ -256,18 +342,20 @@ thread_local! {
 pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
     let AttentionTask { span: index, kv_head, first_token, end_token, part } = job.tasks[i];
     let span = &job.spans[index];
-    let Heads { n_heads, head_dim: hd, kv_type, .. } = job.heads;
+    let Heads { n_heads, head_dim: hd, value_dim: vd, kv_type, .. } = job.heads;
+    let Scores { scale, softcap, mask, .. } = job.scores;
     let group = job.heads.group();
-    let wide = hd.next_multiple_of(16); // registers are whole in scratch
+    let (wide, wide_v) = (hd.next_multiple_of(16), vd.next_multiple_of(16)); // registers are whole in scratch
     let queries = (end_token - first_token) * group;
     let [keys_at, values_at] = job.heads.at(kv_head);
-    let scale = 1.0 / (hd as f32).sqrt();
     // Query i of the task is this one of the span, token times heads.
     let query_of = |i: usize| (first_token + i / group) * n_heads + kv_head * group + i % group;
     let batch = job.first[index] * n_heads;
+    let position_of = |i: usize| span.start + first_token + i / group;
+    let visible = |i: usize| mask.visible(position_of(i), span.end());
 
     let mut scratch = SCRATCH.take();
-    let sizes = [queries * wide, queries * wide, queries * wide, queries * BLOCK, wide * BLOCK];
+    let sizes = [queries * wide, queries * wide_v, queries * wide_v, queries * BLOCK, wide.max(wide_v) * BLOCK];
     let needed = sizes.iter().sum::<usize>();
     if scratch.len() < needed {
         scratch = vec![0.0; needed];
@@ -291,17 +379,20 @@ pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
     let mut sums = vec![PartSum::EMPTY; 2 * queries];
     let (sums, states) = sums.split_at_mut(queries); // of all parts, of this part
 
-    let end = span.start + end_token; // one past the last position that any of the tokens sees
-    let parts = part.map_or(0..end.div_ceil(PART), |part| part..part + 1);
+    // What any of the tokens sees.
+    let (start, end) = (visible(0).start, visible(queries - 1).end);
+    let parts = part.map_or(start / PART..end.div_ceil(PART), |part| part..part + 1);
     for part_index in parts {
         acc.fill(0.0);
         states.fill(PartSum::EMPTY);
-        for first in (part_index * PART..end.min((part_index + 1) * PART)).step_by(BLOCK) {
+        let part_range = part_index * PART..(part_index + 1) * PART;
+        let blocks = part_range.start.max(start - start % BLOCK)..part_range.end.min(end);
+        for first in blocks.step_by(BLOCK) {
             let n = BLOCK.min(end - first);
             let block = span.blocks[first / BLOCK];
             let (keys, values) = (&block[keys_at.clone()], &block[values_at.clone()]);
-            // SAFETY: a block has BLOCK positions of head_dim, the scratch has the shapes given above, and the features
-            // are the caller's promise.
+            // SAFETY: a block has BLOCK positions of keys and values, the scratch has the shapes given above, and the
+            // features are the caller's promise.
             unsafe {
                 let (s, q) = (scores.as_mut_ptr(), q.as_ptr());
                 if queries < UNPACKED_QUERIES && kv_type == DType::F16 {
@@ -312,48 +403,59 @@ pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
                     gemm::<V, f32>(s, BLOCK, q, wide, floats.as_ptr(), BLOCK, (queries, BLOCK, hd), false);
                 }
                 for i in 0..queries {
-                    // Causal: this query sees positions up to its own.
-                    let seen = (span.start + first_token + i / group + 1).saturating_sub(first).min(n);
+                    let seen = visible(i);
+                    let seen = seen.start.saturating_sub(first).min(n)..seen.end.saturating_sub(first).min(n);
                     let scores = &mut scores[i * BLOCK..(i + 1) * BLOCK];
-                    scores[seen..].fill(f32::NEG_INFINITY);
-                    if seen > 0 {
-                        soften::<V>(scores, &mut states[i], &mut acc[i * wide..(i + 1) * wide]);
+                    if let Some(limit) = softcap {
+                        super::ops::softcap::<V>(scores, limit);
                     }
-                    scores[seen..].fill(0.0);
+                    if let Some(slope) = job.scores.slope(kv_head * group + i % group, n_heads) {
+                        for (position, score) in (first..).zip(&mut *scores) {
+                            *score -= slope * position.abs_diff(position_of(i)) as f32;
+                        }
+                    }
+                    scores[..seen.start].fill(f32::NEG_INFINITY);
+                    scores[seen.end..].fill(f32::NEG_INFINITY);
+                    if !seen.is_empty() {
+                        soften::<V>(scores, &mut states[i], &mut acc[i * wide_v..(i + 1) * wide_v]);
+                    }
+                    scores[..seen.start].fill(0.0);
+                    scores[seen.end.max(seen.start)..].fill(0.0);
                 }
                 let (acc, scores) = (acc.as_mut_ptr(), scores.as_ptr());
-                if queries < UNPACKED_QUERIES && kv_type == DType::F16 && hd.is_multiple_of(V::LANES) {
+                if queries < UNPACKED_QUERIES && kv_type == DType::F16 && vd.is_multiple_of(V::LANES) {
                     let values = values.as_ptr().cast::<u16>();
-                    gemm::<V, u16>(acc, wide, scores, BLOCK, values, hd, (queries, hd, n), true);
+                    gemm::<V, u16>(acc, wide_v, scores, BLOCK, values, vd, (queries, vd, n), true);
                 } else {
-                    unpack_values::<V>(floats, kv_type, values, n, hd, wide);
-                    gemm::<V, f32>(acc, wide, scores, BLOCK, floats.as_ptr(), wide, (queries, wide, n), true);
+                    unpack_values::<V>(floats, kv_type, values, n, vd, wide_v);
+                    gemm::<V, f32>(acc, wide_v, scores, BLOCK, floats.as_ptr(), wide_v, (queries, wide_v, n), true);
                 }
             }
         }
         for i in 0..queries {
-            if span.start + first_token + i / group < part_index * PART {
+            let seen = visible(i);
+            if seen.end <= part_range.start || part_range.end <= seen.start {
                 continue; // it sees nothing of this part
             }
-            let acc = &acc[i * wide..][..hd];
+            let acc = &acc[i * wide_v..][..vd];
             if part.is_some() {
                 // SAFETY: this part of this query is the caller's own.
                 let part = unsafe { job.parts.slice(job.part_at(index, query_of(i), part_index)) };
-                part[..hd].copy_from_slice(acc);
-                (part[hd], part[hd + 1]) = (states[i].largest, states[i].total);
+                part[..vd].copy_from_slice(acc);
+                (part[vd], part[vd + 1]) = (states[i].largest, states[i].total);
             } else {
-                sums[i].add(&mut whole[i * wide..][..hd], acc, states[i]);
+                sums[i].add(&mut whole[i * wide_v..][..vd], acc, states[i]);
             }
         }
     }
     if part.is_none() {
         for i in 0..queries {
-            let at = (batch + query_of(i)) * hd;
+            let query = query_of(i);
+            let at = (batch + query) * vd;
             // SAFETY: the results of this query are the caller's own.
-            let out = unsafe { job.out.slice(at..at + hd) };
-            for (out, acc) in out.iter_mut().zip(&whole[i * wide..]) {
-                *out = acc / sums[i].total;
-            }
+            let out = unsafe { job.out.slice(at..at + vd) };
+            out.copy_from_slice(&whole[i * wide_v..][..vd]);
+            sums[i].finish(out, job.scores.sink(query % n_heads));
         }
     }
     SCRATCH.set(scratch);
@@ -394,18 +496,18 @@ unsafe fn soften<V: Vector>(scores: &mut [f32], state: &mut PartSum, acc: &mut [
 /// - The CPU has the features of `V`.
 #[inline(always)]
 pub unsafe fn store<V: Vector>(heads: Heads, layer: &mut [u8], slot: usize, key: &[f32], value: Option<&[f32]>) {
-    let Heads { n_kv_heads, head_dim: hd, kv_type, .. } = heads;
-    let all = n_kv_heads * hd;
-    assert!(slot < BLOCK && key.len() == all && value.is_none_or(|v| v.len() == all), "a position of a block");
+    let Heads { n_kv_heads, head_dim: hd, value_dim: vd, kv_type, .. } = heads;
+    let fits = key.len() == n_kv_heads * hd && value.is_none_or(|v| v.len() == n_kv_heads * vd);
+    assert!(slot < BLOCK && fits, "a position of a block");
     assert!(Some(layer.len()) == heads.layer_bytes(), "a layer of a block");
-    let row = kv_type.row_bytes(hd).expect("heads are whole blocks");
+    let row = kv_type.row_bytes(vd).expect("heads are whole blocks");
     let mut staged = [0u16; 272]; // a piece of a key, as a row
     let staged: &mut [u8] = bytemuck::cast_slice_mut(&mut staged);
     for head in 0..n_kv_heads {
         let [keys_at, values_at] = heads.at(head);
         if let Some(value) = value {
             // SAFETY: the features are the caller's promise.
-            unsafe { round_to::<V>(kv_type, &mut layer[values_at][slot * row..][..row], &value[head * hd..][..hd]) };
+            unsafe { round_to::<V>(kv_type, &mut layer[values_at][slot * row..][..row], &value[head * vd..][..vd]) };
         }
         let (key, keys) = (&key[head * hd..][..hd], &mut layer[keys_at]);
         // Long heads go piece by piece, of whole groups of 32 as Q8_0 has them.
@@ -470,7 +572,7 @@ pub fn zero_key(heads: Heads, layer: &mut [u8], kv_head: usize, slot: usize) {
 
 /// Where in the layer's part of a block the value of one head and position is.
 pub fn value_row(heads: Heads, kv_head: usize, slot: usize) -> Range<usize> {
-    let row = heads.kv_type.row_bytes(heads.head_dim).expect("heads are whole blocks");
+    let row = heads.kv_type.row_bytes(heads.value_dim).expect("heads are whole blocks");
     let start = heads.at(kv_head)[1].start + slot * row;
     start..start + row
 }
@@ -702,11 +804,11 @@ mod tests {
 
     impl Cache {
         fn new(kernels: &dyn Kernels, heads: Heads, keys: &[f32], values: &[f32]) -> Self {
-            let width = heads.n_kv_heads * heads.head_dim;
+            let [width, value_width] = [heads.head_dim, heads.value_dim].map(|dim| heads.n_kv_heads * dim);
             let n = keys.len() / width;
             let blocks = vec![vec![0xff; heads.layer_bytes().unwrap()]; n.div_ceil(BLOCK)];
             let mut cache = Self { heads, blocks };
-            for (p, (key, value)) in keys.chunks(width).zip(values.chunks(width)).enumerate() {
+            for (p, (key, value)) in keys.chunks(width).zip(values.chunks(value_width)).enumerate() {
                 kernels.store_kv(heads, &mut cache.blocks[p / BLOCK], p % BLOCK, key, Some(value));
             }
             cache
@@ -714,9 +816,9 @@ mod tests {
 
         /// Key and value of a position, as they were rounded.
         fn get(&self, head: usize, position: usize) -> [Vec<f32>; 2] {
-            let Heads { head_dim, kv_type, .. } = self.heads;
+            let Heads { head_dim, value_dim, kv_type, .. } = self.heads;
             let block = &self.blocks[position / BLOCK];
-            let (mut key, mut value) = (vec![0.0; head_dim], vec![0.0; head_dim]);
+            let (mut key, mut value) = (vec![0.0; head_dim], vec![0.0; value_dim]);
             load_key(self.heads, block, head, position % BLOCK, &mut key);
             crate::quant::dequantize(kv_type, &block[value_row(self.heads, head, position % BLOCK)], &mut value);
             [key, value]
@@ -736,76 +838,135 @@ mod tests {
         kernels: &'static dyn Kernels,
         threads: usize,
         heads: Heads,
+        scores: Scores,
         q: &[f32],
         spans: Vec<AttentionSpan>,
     ) -> Vec<f32> {
-        let (mut out, mut parts) = (vec![f32::NAN; q.len()], Vec::new());
+        let (mut out, mut parts) = (vec![f32::NAN; q.len() / heads.head_dim * heads.value_dim], Vec::new());
         let interrupt = Interrupt::never();
         let cx = Context { kernels, threads, interrupt: &interrupt };
-        Attention::new(heads, q, spans, &mut out, &mut parts).run(&cx);
+        Attention::new(heads, scores, q, spans, &mut out, &mut parts).run(&cx);
         out
     }
 
-    const CASES: [(usize, usize, usize, DType); 10] = [
-        (64, 9, 3, DType::F16),
-        (64, 9, 3, DType::Q8_0),
-        (128, 4, 4, DType::F16),
-        (96, 4, 4, DType::Q8_0),
-        (80, 4, 1, DType::F16),
-        (36, 2, 1, DType::F16),
-        (5, 3, 3, DType::F16),
-        (32, 2, 1, DType::Q8_0),
-        (288, 2, 2, DType::Q8_0), // longer than a piece of `store`
-        (16, 100, 1, DType::F16), // more heads in a group than queries in a task
+    /// Plain attention, and one of each option.
+    fn options(i: usize, sinks: &[f32]) -> Scores<'_> {
+        let plain = Scores { scale: 0.1, softcap: None, alibi: None, mask: Mask::Causal, sinks: None };
+        match i % 7 {
+            0 => plain,
+            1 => Scores { mask: Mask::Window(90), ..plain },
+            2 => Scores { mask: Mask::Chunk(70), softcap: Some(1.5), ..plain },
+            3 => Scores { sinks: Some(sinks), mask: Mask::Window(1), ..plain },
+            4 => Scores { mask: Mask::All, alibi: Some(8.0), ..plain },
+            5 => Scores { mask: Mask::Around(40), softcap: Some(2.0), ..plain },
+            _ => Scores { sinks: Some(sinks), alibi: Some(4.0), ..plain },
+        }
+    }
+
+    // length of keys and of values, heads, heads of keys and values, their type
+    const CASES: [(usize, usize, usize, usize, DType); 10] = [
+        (64, 64, 9, 3, DType::F16),
+        (64, 32, 9, 3, DType::Q8_0),
+        (128, 128, 4, 4, DType::F16),
+        (96, 96, 4, 4, DType::Q8_0),
+        (80, 48, 4, 1, DType::F16),
+        (36, 36, 2, 1, DType::F16),
+        (5, 7, 3, 3, DType::F16),
+        (32, 32, 2, 1, DType::Q8_0),
+        (288, 288, 2, 2, DType::Q8_0), // longer than a piece of `store`
+        (16, 16, 100, 1, DType::F16),  // more heads in a group than queries in a task
     ];
 
     #[test]
     fn attention_equals_plain_arithmetic() {
         let mut rng = Rng::new(6);
-        for (i, (head_dim, n_heads, n_kv_heads, kv_type)) in CASES.into_iter().enumerate() {
-            let heads = Heads { n_heads, n_kv_heads, head_dim, kv_type };
-            let (start, tokens) = [(0, 70), (200, 1), (63, 2), (130, 5), (511, 3), (256, 1), (1, 33)][i % 7];
-            let n = (start + tokens) * n_kv_heads * head_dim;
-            let (keys, values) = (random(&mut rng, n), random(&mut rng, n));
-            let q = random(&mut rng, tokens * n_heads * head_dim);
+        let shapes = [(0, 70), (200, 1), (63, 2), (130, 5), (511, 3), (256, 1), (1, 33)];
+        for (i, (head_dim, value_dim, n_heads, n_kv_heads, kv_type)) in (0..7).flat_map(|i| CASES.map(|case| (i, case)))
+        {
+            let heads = Heads { n_heads, n_kv_heads, head_dim, value_dim, kv_type };
+            let (start, tokens) = shapes[(i + head_dim) % 7];
+            let keys = random(&mut rng, (start + tokens) * n_kv_heads * head_dim);
+            let values = random(&mut rng, (start + tokens) * n_kv_heads * value_dim);
+            let (q, sinks) = (random(&mut rng, tokens * n_heads * head_dim), random(&mut rng, n_heads));
+            let scores = options(i, &sinks);
             for kernels in all() {
                 let cache = Cache::new(kernels, heads, &keys, &values);
-                let out = run(kernels, 2, heads, &q, vec![cache.span(start, tokens)]);
-                for t in 0..tokens {
-                    for h in 0..n_heads {
-                        let seen: Vec<_> = (0..=start + t).map(|p| cache.get(h / (n_heads / n_kv_heads), p)).collect();
-                        let q = &q[(t * n_heads + h) * head_dim..][..head_dim];
-                        let dot =
-                            |key: &[f32]| q.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>();
-                        let scores: Vec<f64> = seen.iter().map(|[k, _]| dot(k) / (head_dim as f64).sqrt()).collect();
-                        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                        let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-                        for i in 0..head_dim {
-                            let weighted =
-                                scores.iter().zip(&seen).map(|(s, [_, v])| (s - max).exp() * f64::from(v[i]));
-                            let expected = weighted.sum::<f64>() / total;
-                            let got = f64::from(out[(t * n_heads + h) * head_dim + i]);
-                            let error = (got - expected).abs() / expected.abs().max(1.0);
-                            assert!(error < 2e-6, "{} {heads:?} head {h} token {t}: {got} {expected}", kernels.name());
-                        }
+                let out = run(kernels, 2, heads, scores, &q, vec![cache.span(start, tokens)]);
+                for (t, h) in (0..tokens).flat_map(|t| (0..n_heads).map(move |h| (t, h))) {
+                    let expected = plain(
+                        &cache,
+                        &scores,
+                        &q[(t * n_heads + h) * head_dim..][..head_dim],
+                        h,
+                        start + t,
+                        start + tokens,
+                    );
+                    for (got, expected) in out[(t * n_heads + h) * value_dim..].iter().zip(expected) {
+                        let error = (f64::from(*got) - expected).abs() / expected.abs().max(1.0);
+                        let name = kernels.name();
+                        assert!(error < 3e-6, "{name} {heads:?} {scores:?} head {h} token {t}: {got} {expected}");
                     }
                 }
             }
         }
     }
 
+    /// What a query at a position gets, in plain arithmetic.
+    fn plain(cache: &Cache, scores: &Scores, q: &[f32], head: usize, position: usize, end: usize) -> Vec<f64> {
+        let Heads { n_heads, n_kv_heads, value_dim, .. } = cache.heads;
+        let mut weights = Vec::new();
+        for p in 0..end {
+            let distance = position.abs_diff(p);
+            let sees = match scores.mask {
+                Mask::Causal => p <= position,
+                Mask::Window(n) => p <= position && distance < n,
+                Mask::Chunk(n) => p <= position && p / n == position / n,
+                Mask::All => true,
+                Mask::Around(n) => distance <= n / 2,
+            };
+            if !sees {
+                continue;
+            }
+            let [key, value] = cache.get(head / (n_heads / n_kv_heads), p);
+            let dot = q.iter().zip(&key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>();
+            let mut score = dot * f64::from(scores.scale);
+            if let Some(limit) = scores.softcap.map(f64::from) {
+                score = limit * (score / limit).tanh();
+            }
+            if let Some(largest) = scores.alibi.map(f64::from) {
+                // the slopes of the paper, as its code has them
+                let power = 1 << n_heads.ilog2();
+                let slopes = |n: usize| (1..=n).map(move |i| 2f64.powf(-largest * i as f64 / n as f64));
+                let slopes: Vec<f64> = slopes(power).chain(slopes(2 * power).step_by(2)).collect();
+                score -= slopes[head] * distance as f64;
+            }
+            weights.push((score, value));
+        }
+        let sink = scores.sinks.map(|sinks| f64::from(sinks[head]));
+        let max = weights.iter().map(|(s, _)| *s).chain(sink).fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = weights.iter().map(|(s, _)| *s).chain(sink).map(|s| (s - max).exp()).sum();
+        let sum = |i: usize| weights.iter().map(|(s, v)| (s - max).exp() * f64::from(v[i])).sum::<f64>();
+        (0..value_dim).map(|i| sum(i) / total).collect()
+    }
+
     /// See the top of this file.
     #[test]
     fn a_token_gets_the_same_bits_in_any_company() {
         let mut rng = Rng::new(7);
-        for (head_dim, n_heads, n_kv_heads, kv_type) in CASES {
-            let heads = Heads { n_heads, n_kv_heads, head_dim, kv_type };
-            let (width, kv_width) = (n_heads * head_dim, n_kv_heads * head_dim);
+        for (i, (head_dim, value_dim, n_heads, n_kv_heads, kv_type)) in CASES.into_iter().chain(CASES).enumerate() {
+            let heads = Heads { n_heads, n_kv_heads, head_dim, value_dim, kv_type };
+            let [width, out_width] = [head_dim, value_dim].map(|dim| n_heads * dim);
             for kernels in all() {
                 let n = if kernels.name() == "scalar" { 290 } else { 600 };
-                let (keys, values) = (random(&mut rng, n * kv_width), random(&mut rng, n * kv_width));
+                let keys = random(&mut rng, n * n_kv_heads * head_dim);
+                let values = random(&mut rng, n * n_kv_heads * value_dim);
                 let (cache, q) = (Cache::new(kernels, heads, &keys, &values), random(&mut rng, n * width));
-                let all = run(kernels, 3, heads, &q, vec![cache.span(0, n)]);
+                let sinks = random(&mut rng, n_heads);
+                let scores = options(i, &sinks);
+                if matches!(scores.mask, Mask::All | Mask::Around(_)) {
+                    continue; // it depends on what comes after
+                }
+                let all = run(kernels, 3, heads, scores, &q, vec![cache.span(0, n)]);
                 let mut at = 0;
                 while at < n {
                     let tokens = [1, 1, 2, 3, 7, 40, 150][rng.next_u64() as usize % 7].min(n - at);
@@ -816,17 +977,18 @@ mod tests {
                     let threads = 1 + rng.next_u64() as usize % 3;
                     let (first, second) = (cache.span(at, tokens), cache.span(other, m));
                     let together = if at % 2 == 0 {
-                        run(kernels, threads, heads, &[a, b].concat(), vec![first, second])
+                        run(kernels, threads, heads, scores, &[a, b].concat(), vec![first, second])
                     } else {
-                        let mut out = run(kernels, threads, heads, &[b, a].concat(), vec![second, first]);
-                        out.rotate_left(m * width);
+                        let mut out = run(kernels, threads, heads, scores, &[b, a].concat(), vec![second, first]);
+                        out.rotate_left(m * out_width);
                         out
                     };
-                    let expected = [&all[at * width..(at + tokens) * width], &all[other * width..(other + m) * width]];
+                    let expected =
+                        [at..at + tokens, other..other + m].map(|r| &all[r.start * out_width..r.end * out_width]);
                     let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                     assert!(
                         bits(&together) == bits(&expected.concat()),
-                        "{} {heads:?} {tokens} from {at}",
+                        "{} {heads:?} {scores:?} {tokens} from {at}",
                         kernels.name()
                     );
                     at += tokens;
@@ -838,28 +1000,28 @@ mod tests {
     #[test]
     #[should_panic(expected = "queries and results")]
     fn fewer_queries_than_the_spans_have_are_refused() {
-        let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 16, kv_type: DType::F16 };
+        let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 16, value_dim: 16, kv_type: DType::F16 };
         let block = vec![0; heads.layer_bytes().unwrap()];
         let span = AttentionSpan { tokens: 2, start: 0, blocks: vec![&block] };
         let (mut out, mut parts) = (vec![0.0; 16], Vec::new());
-        Attention::new(heads, &[0.0; 16], vec![span], &mut out, &mut parts);
+        Attention::new(heads, options(0, &[]), &[0.0; 16], vec![span], &mut out, &mut parts);
     }
 
     #[test]
     #[should_panic(expected = "blocks")]
     fn fewer_blocks_than_the_tokens_see_are_refused() {
-        let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 16, kv_type: DType::F16 };
+        let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 16, value_dim: 16, kv_type: DType::F16 };
         let block = vec![0; heads.layer_bytes().unwrap()];
         let span = AttentionSpan { tokens: 1, start: 64, blocks: vec![&block] };
         let (mut out, mut parts) = (vec![0.0; 16], Vec::new());
-        Attention::new(heads, &[0.0; 16], vec![span], &mut out, &mut parts);
+        Attention::new(heads, options(0, &[]), &[0.0; 16], vec![span], &mut out, &mut parts);
     }
 
     #[test]
     fn every_set_rounds_keys_and_values_alike_and_hides_nothing() {
         let mut rng = Rng::new(7);
         for kv_type in KV_TYPES {
-            let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 96, kv_type };
+            let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 96, value_dim: 96, kv_type };
             for magnitude in [0.0f32, 1e-6, 1.0, 3e4] {
                 let mut x = random(&mut rng, 96);
                 x.iter_mut().for_each(|x| *x *= magnitude / 2.0);

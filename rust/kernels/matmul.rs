@@ -1,5 +1,7 @@
 //! The matmul driver: which way through a matrix, and which worker does which rows.
 
+use std::ops::Range;
+
 use super::Context;
 use super::activations::Activations;
 use crate::tensor::TensorView;
@@ -20,6 +22,7 @@ const GRAIN_BYTES: usize = 16 << 10;
 pub struct Matmul<'a> {
     pub(super) w: &'a TensorView,      // (rows, n)
     pub(super) x: &'a Activations,     // (tokens, n)
+    pub(super) tokens: Range<usize>,   // those of `x` that are multiplied
     pub(super) out: Disjoint<'a, f32>, // (tokens, rows)
     pub(super) rows: usize,
     pub(super) accumulate: bool,
@@ -31,16 +34,26 @@ impl<'a> Matmul<'a> {
     /// # Panics
     /// If the shapes do not fit, or if `x` is not ready for matrices like `w` (see [`Activations::reset`]).
     pub fn new(out: &'a mut [f32], w: &'a TensorView, x: &'a Activations) -> Self {
-        let (n, rows, tokens) = (x.n(), w.n_rows(), x.tokens());
+        Self::of(out, w, x, 0..x.tokens())
+    }
+
+    /// The same for some of the tokens: `out` has their results alone.
+    ///
+    /// # Panics
+    /// As [`Matmul::new`], and if there are no such tokens.
+    pub fn of(out: &'a mut [f32], w: &'a TensorView, x: &'a Activations, tokens: Range<usize>) -> Self {
+        let (n, rows) = (x.n(), w.n_rows());
         assert!(w.row_len() == n, "a matmul of rows of {} with rows of {n}", w.row_len());
-        let results = tokens.checked_mul(rows);
+        assert!(tokens.start <= tokens.end && tokens.end <= x.tokens(), "tokens {tokens:?} of {}", x.tokens());
+        let results = tokens.len().checked_mul(rows);
         assert!(
             results.is_some_and(|results| results <= out.len()),
-            "room for {} results of a matmul of {rows} rows with {tokens} tokens",
-            out.len()
+            "room for {} results of a matmul of {rows} rows with {} tokens",
+            out.len(),
+            tokens.len()
         );
         assert!(x.is_ready_for(w), "activations that are not ready for {}", w.dtype());
-        Self { w, x, out: Disjoint::new(out), rows, accumulate: false }
+        Self { w, x, tokens, out: Disjoint::new(out), rows, accumulate: false }
     }
 
     /// `out += w x`.
@@ -48,7 +61,12 @@ impl<'a> Matmul<'a> {
     /// # Panics
     /// As [`Matmul::new`].
     pub fn add(out: &'a mut [f32], w: &'a TensorView, x: &'a Activations) -> Self {
-        Self { accumulate: true, ..Self::new(out, w, x) }
+        Self::new(out, w, x).adding()
+    }
+
+    /// The same, but added to what is there.
+    pub fn adding(self) -> Self {
+        Self { accumulate: true, ..self }
     }
 
     /// Where the result of token `t` and row `r` is; those of the next rows follow.
@@ -57,48 +75,52 @@ impl<'a> Matmul<'a> {
     /// If there is no such token or row: once per tile, so that no kernel starts to write where it must not.
     #[inline(always)]
     pub(super) fn at(&self, t: usize, r: usize) -> *mut f32 {
-        assert!(t < self.x.tokens() && r < self.rows);
-        self.out.as_ptr(t * self.rows + r)
+        assert!(self.tokens.contains(&t) && r < self.rows);
+        self.out.as_ptr((t - self.tokens.start) * self.rows + r)
+    }
+
+    fn strips(&self) -> usize {
+        self.rows.div_ceil(STRIP)
     }
 }
 
-/// Runs the products of one region, all of them with the same number of tokens, on the workers.
+/// Runs the products of one region on the workers.
 pub(super) fn matmul(cx: &Context, jobs: &[Matmul]) {
     let &Context { kernels, threads, interrupt } = cx;
-    let Some(first) = jobs.first() else { return };
-    let tokens = first.x.tokens();
-    assert!(jobs.iter().all(|job| job.x.tokens() == tokens), "products with as many tokens each");
     assert!(jobs.iter().all(|job| job.x.are_of(kernels)), "activations that {} quantized", kernels.name());
-    let strips = |job: &Matmul| job.rows.div_ceil(STRIP);
-    let total: usize = jobs.iter().map(strips).sum();
-    let batch = tokens >= kernels.strip_tokens();
-    let blocks = tokens.div_ceil(STRIP_TOKENS_MAX);
-    // A unit of work is a strip of rows and a block of tokens; the strips of a block come one after another.
-    let units = total * blocks;
-    let row_bytes = first.w.row_bytes().max(1);
-    let grain = (GRAIN_BYTES / (STRIP * row_bytes)).clamp(1, total);
-    let queue = if batch { Queue::new(units, 1, threads) } else { Queue::mostly_fixed(units, grain, threads) };
+    // A unit of work is a strip of rows, and for a batch a block of tokens; the strips of a block come one after another.
+    let is_batch = |job: &Matmul| job.tokens.len() >= kernels.strip_tokens();
+    let units_of =
+        |job: &Matmul| job.strips() * if is_batch(job) { job.tokens.len().div_ceil(STRIP_TOKENS_MAX) } else { 1 };
+    let units: usize = jobs.iter().map(units_of).sum();
+    if units == 0 {
+        return;
+    }
+    let row_bytes = jobs[0].w.row_bytes().max(1);
+    let grain = (GRAIN_BYTES / (STRIP * row_bytes)).clamp(1, units);
+    let any_batch = jobs.iter().any(is_batch);
+    let queue = if any_batch { Queue::new(units, 1, threads) } else { Queue::mostly_fixed(units, grain, threads) };
     threads::run(threads, &|worker| {
         queue.run(worker, |chunk| {
             let mut at = chunk.start;
             while at < chunk.end && !interrupt.poll(worker) {
-                let (block, mut strip) = (at / total, at % total);
-                let mut job = &jobs[0];
+                let (mut job, mut unit) = (&jobs[0], at);
                 for next in &jobs[1..] {
-                    if strip < strips(job) {
+                    if unit < units_of(job) {
                         break;
                     }
-                    strip -= strips(job);
+                    unit -= units_of(job);
                     job = next;
                 }
+                let (block, strip, batch) = (unit / job.strips(), unit % job.strips(), is_batch(job));
                 // As many strips of the same matrix as the chunk has; one at a time for a batch, to look up often.
-                let count = if batch { 1 } else { (chunk.end - at).min(strips(job) - strip) };
+                let count = if batch { 1 } else { (chunk.end - at).min(job.strips() - strip) };
                 let rows = strip * STRIP..((strip + count) * STRIP).min(job.rows);
                 // SAFETY: rows and tokens are there; the queue hands out each unit once, and units do not overlap.
                 unsafe {
                     if batch {
-                        let first = block * STRIP_TOKENS_MAX;
-                        kernels.strip(job, rows, first..(first + STRIP_TOKENS_MAX).min(tokens));
+                        let first = job.tokens.start + block * STRIP_TOKENS_MAX;
+                        kernels.strip(job, rows, first..(first + STRIP_TOKENS_MAX).min(job.tokens.end));
                     } else {
                         kernels.rows(job, rows);
                     }

@@ -10,6 +10,8 @@
 
 pub mod activations;
 mod attention;
+mod conv;
+mod linear_attention;
 pub mod matmul;
 mod ops;
 mod scalar;
@@ -29,9 +31,13 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
+use crate::quant::DType;
+use crate::tensor::TensorView;
 use crate::threads::{self, Interrupt, Queue};
 use activations::QuantizedRow;
-pub use attention::{Attention, AttentionSpan, BLOCK, Heads, KV_TYPES, load_key, value_row, zero_key};
+pub use attention::{Attention, AttentionSpan, BLOCK, Heads, KV_TYPES, Mask, Scores, load_key, value_row, zero_key};
+pub use conv::{Conv, ConvWeights, MAX_TAPS};
+pub use linear_attention::{CHUNK, KeyHead, LinearAttention, LinearHeads, LinearInputs, LinearSpan, Rule};
 use matmul::Matmul;
 
 /// A set of kernels for one instruction set.
@@ -61,11 +67,20 @@ pub trait Kernels: Sync {
     /// - No other worker writes the results of the same rows and tokens at the same time.
     unsafe fn strip(&self, job: &Matmul, rows: Range<usize>, tokens: Range<usize>);
 
-    /// `out[i] = x[i] / sqrt(mean(x^2) + eps) * w[i]` (RMSNorm, Zhang and Sennrich 2019); `w` is F32 as it lies in the file.
-    fn rms_norm(&self, out: &mut [f32], x: &[f32], w: &[u8], eps: f32);
+    /// `out = norm(x) * (w + offset) + b`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    fn norm(&self, norm: Norm, out: &mut [f32], x: &[f32], w: Option<Numbers>, b: Option<Numbers>);
 
-    /// `out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]` (SwiGLU, Shazeer 2020).
-    fn swiglu(&self, out: &mut [f32], gate: &[f32], up: &[f32]);
+    /// `out[i] = activation(gate[i]) * up[i]`, or without the factor (GLU, Shazeer 2020).
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    fn activate(&self, activation: Activation, out: &mut [f32], gate: &[f32], up: Option<&[f32]>);
+
+    /// `x[i] = limit * tanh(x[i] / limit)` (Gemma 2).
+    fn softcap(&self, x: &mut [f32], limit: f32);
 
     /// Rotates each pair `i` of numbers by the angle of `turns[i] = [cos, sin]` (RoPE, Su et al. 2021).
     ///
@@ -86,6 +101,21 @@ pub trait Kernels: Sync {
     /// # Safety
     /// - No other worker runs the same task.
     unsafe fn attention(&self, job: &Attention, i: usize);
+
+    /// Task `i` of a convolution.
+    ///
+    /// # Safety
+    /// - No other worker runs the same task.
+    unsafe fn conv(&self, job: &Conv, i: usize);
+
+    /// Task `i` of a linear attention.
+    ///
+    /// # Safety
+    /// - No other worker runs the same task.
+    unsafe fn linear_attention(&self, job: &LinearAttention, i: usize);
+
+    /// `x[i] = x[i] / sqrt(sum(x^2) + eps)`.
+    fn l2_norm(&self, x: &mut [f32], eps: f32);
 }
 
 /// Which numbers of a head are rotated together.
@@ -95,6 +125,114 @@ pub enum RopeStyle {
     Interleaved,
     /// One of each half: (0, n / 2), (1, n / 2 + 1), ... (NeoX).
     Half,
+}
+
+/// A norm of rows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Norm {
+    /// Which.
+    pub kind: NormKind,
+    /// What is added to the mean of the squares.
+    pub eps: f32,
+    /// What is added to the weights. 1 in Hugging Face's files of Gemma, which keep `w` for `1 + w`.
+    pub offset: f32,
+}
+
+/// A vector of floats as it lies in the file, of whatever type.
+#[derive(Debug, Clone, Copy)]
+pub struct Numbers<'a> {
+    bytes: &'a [u8],
+    dtype: DType, // F32, F16 or BF16
+}
+
+impl<'a> Numbers<'a> {
+    /// Those of a tensor; `None` if it is not of a float type.
+    pub fn of(view: &'a TensorView) -> Option<Self> {
+        let is_float = matches!(view.dtype(), DType::F32 | DType::F16 | DType::BF16);
+        is_float.then(|| Self { bytes: view.bytes(), dtype: view.dtype() })
+    }
+
+    /// How many.
+    fn len(self) -> usize {
+        self.bytes.len() / if self.dtype == DType::F32 { 4 } else { 2 }
+    }
+
+    /// Number `i`.
+    ///
+    /// # Panics
+    /// If there is no such number.
+    pub fn get(self, i: usize) -> f32 {
+        let at = |i: usize| u16::from_le_bytes(*self.bytes[2 * i..].first_chunk().expect("two bytes"));
+        match self.dtype {
+            DType::F32 => f32::from_le_bytes(*self.bytes[4 * i..].first_chunk().expect("four bytes")),
+            DType::F16 => half::f16::from_bits(at(i)).to_f32(),
+            _ => half::bf16::from_bits(at(i)).to_f32(),
+        }
+    }
+
+    /// Those of a range.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn part(self, range: Range<usize>) -> Self {
+        let size = if self.dtype == DType::F32 { 4 } else { 2 };
+        Self { bytes: &self.bytes[size * range.start..size * range.end], ..self }
+    }
+
+    /// Writes all of them.
+    ///
+    /// # Panics
+    /// If `out` is of another length.
+    pub fn read(self, out: &mut [f32]) {
+        crate::quant::dequantize(self.dtype, self.bytes, out);
+    }
+
+    /// All of them.
+    pub fn iter(self) -> impl Iterator<Item = f32> + use<'a> {
+        (0..self.len()).map(move |i| self.get(i))
+    }
+
+    /// A register of those from `i` on.
+    ///
+    /// # Safety
+    /// - The CPU has the features of `V`, and there are `V::LANES` numbers from `i` on.
+    #[inline(always)]
+    unsafe fn load<V: vector::Vector>(self, i: usize) -> V {
+        let p = self.bytes.as_ptr();
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.dtype {
+                DType::F32 => V::load(p.add(4 * i).cast()),
+                DType::F16 => V::load_f16(p.add(2 * i).cast()),
+                _ => V::load_bf16(p.add(2 * i).cast()),
+            }
+        }
+    }
+}
+
+/// What a norm divides by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / sqrt(mean(x^2) + eps)` (RMSNorm, Zhang and Sennrich 2019).
+    Rms,
+    /// `(x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps)` (Ba et al. 2016).
+    Layer,
+}
+
+/// What the inner vector of a feed-forward network goes through.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Activation {
+    /// `x / (1 + exp(-x))`
+    Silu,
+    /// `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`, the approximation of Hendrycks and Gimpel 2016.
+    Gelu,
+    /// `x (1 + erf(x / sqrt(2))) / 2`
+    GeluErf,
+    /// `max(x, 0)^2` (So et al. 2021).
+    Relu2,
+    /// `g / (1 + exp(-alpha g)) * (u + 1)` with `g = min(x, limit)` and `u` the factor, cut to `-limit ..= limit` (gpt-oss).
+    #[allow(missing_docs)]
+    ClampedSwiglu { alpha: f32, limit: f32 },
 }
 
 /// What computes: kernels, workers, and whether to stop.

@@ -7,40 +7,65 @@
 
 use std::ops::Range;
 
-use super::RopeStyle;
 use super::matmul::{Matmul, STRIP};
-use super::vector::{Bf16, Number, Vector, exp};
+use super::vector::{Bf16, Number, One, Vector, exp};
+use super::{Activation, Norm, NormKind, Numbers, RopeStyle};
 use crate::quant::DType;
 
-/// `out[i] = x[i] / sqrt(mean(x^2) + eps) * w[i]`, `w` F32 as it lies in the file.
+/// A norm of a row, see [`super::Kernels::norm`].
 ///
 /// # Safety
 /// - The CPU has the features of `V`.
 #[inline(always)]
-pub unsafe fn rms_norm<V: Vector>(out: &mut [f32], x: &[f32], w: &[u8], eps: f32) {
+pub unsafe fn norm<V: Vector>(norm: Norm, out: &mut [f32], x: &[f32], w: Option<Numbers>, b: Option<Numbers>) {
     let n = out.len();
-    let w = w.as_chunks::<4>().0;
-    assert!(x.len() == n && w.len() == n);
+    assert!(x.len() == n && w.is_none_or(|w| w.len() == n) && b.is_none_or(|b| b.len() == n), "a norm of {n}");
     let whole = n - n % V::LANES;
     // SAFETY: `i + LANES <= whole <= n`; the features are the caller's promise.
     unsafe {
-        let mut squares = [V::splat(0.0); 4]; // four chains: an addition takes four cycles
+        let mean = match norm.kind {
+            NormKind::Rms => 0.0,
+            NormKind::Layer => {
+                let mut sums = [V::splat(0.0); 4]; // four chains: an addition takes four cycles
+                for i in (0..whole).step_by(V::LANES) {
+                    let chain = &mut sums[i / V::LANES % 4];
+                    *chain = chain.add(V::load(x.as_ptr().add(i)));
+                }
+                let sum = sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum();
+                (sum + x[whole..].iter().sum::<f32>()) / n as f32
+            }
+        };
+        let centre = V::splat(mean);
+        let mut squares = [V::splat(0.0); 4];
         for i in (0..whole).step_by(V::LANES) {
-            let v = V::load(x.as_ptr().add(i));
+            let v = V::load(x.as_ptr().add(i)).sub(centre);
             let chain = &mut squares[i / V::LANES % 4];
             *chain = v.mul_add(v, *chain);
         }
         let mut sum = squares[0].add(squares[1]).add(squares[2].add(squares[3])).sum();
         for x in &x[whole..] {
-            sum += x * x;
+            sum += (x - mean) * (x - mean);
         }
-        let scale = 1.0 / (sum / n as f32 + eps).sqrt();
+        let scale = 1.0 / (sum / n as f32 + norm.eps).sqrt();
         for i in (0..whole).step_by(V::LANES) {
-            let v = V::load(x.as_ptr().add(i)).mul(V::splat(scale));
-            v.mul(V::load(w.as_ptr().add(i).cast())).store(out.as_mut_ptr().add(i));
+            let mut v = V::load(x.as_ptr().add(i)).sub(centre).mul(V::splat(scale));
+            if let Some(w) = w {
+                v = v.mul(w.load::<V>(i).add(V::splat(norm.offset)));
+            }
+            if let Some(b) = b {
+                v = v.add(b.load::<V>(i));
+            }
+            v.store(out.as_mut_ptr().add(i));
         }
         for i in whole..n {
-            out[i] = x[i] * scale * f32::from_le_bytes(w[i]);
+            let mut v = (x[i] - mean) * scale;
+            if let Some(w) = w {
+                v *= w.get(i) + norm.offset;
+            }
+            if let Some(b) = b {
+                v += b.get(i);
+            }
+            out[i] = v;
         }
     }
 }
@@ -65,26 +90,173 @@ pub fn rope(x: &mut [f32], turns: &[[f32; 2]], style: RopeStyle) {
     }
 }
 
-/// `out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]`
+/// An [`Activation`], a register at a time.
+trait Gate: Copy {
+    /// What becomes of a gate and of what it lets through.
+    ///
+    /// # Safety
+    /// - The CPU has the features of `V`.
+    unsafe fn apply<V: Vector>(self, gate: V, up: V) -> V;
+}
+
+#[derive(Clone, Copy)]
+struct Silu;
+#[derive(Clone, Copy)]
+struct Gelu;
+#[derive(Clone, Copy)]
+struct GeluErf;
+#[derive(Clone, Copy)]
+struct Relu2;
+#[derive(Clone, Copy)]
+struct ClampedSwiglu {
+    alpha: f32,
+    limit: f32,
+}
+
+/// `x / (1 + exp(-y))`
 ///
 /// # Safety
 /// - The CPU has the features of `V`.
 #[inline(always)]
-pub unsafe fn swiglu<V: Vector>(out: &mut [f32], gate: &[f32], up: &[f32]) {
-    let n = out.len();
-    assert!(gate.len() == n && up.len() == n);
-    let whole = n - n % V::LANES;
-    // SAFETY: `i + LANES <= whole <= n`; the features are the caller's promise.
-    unsafe {
-        for i in (0..whole).step_by(V::LANES) {
-            let g = V::load(gate.as_ptr().add(i));
-            let u = V::load(up.as_ptr().add(i));
-            let e = exp(V::splat(0.0).sub(g));
-            g.mul(u).div(V::splat(1.0).add(e)).store(out.as_mut_ptr().add(i));
+unsafe fn over_sigmoid<V: Vector>(x: V, y: V) -> V {
+    // SAFETY: the caller's promise.
+    unsafe { x.div(V::splat(1.0).add(exp(V::splat(0.0).sub(y)))) }
+}
+
+impl Gate for Silu {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(self, gate: V, up: V) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { over_sigmoid(gate.mul(up), gate) }
+    }
+}
+
+impl Gate for Gelu {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(self, gate: V, up: V) -> V {
+        // (1 + tanh(u)) / 2 = 1 / (1 + exp(-2 u))
+        const C: f32 = 2.0 * 0.797_884_6; // 2 sqrt(2 / pi)
+        // SAFETY: the caller's promise.
+        unsafe {
+            let square = gate.mul(gate);
+            let u = gate.mul(square.mul_add(V::splat(C * 0.044_715), V::splat(C)));
+            over_sigmoid(gate.mul(up), u)
         }
     }
-    for i in whole..n {
-        out[i] = gate[i] * up[i] / (1.0 + (-gate[i]).exp());
+}
+
+impl Gate for GeluErf {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(self, gate: V, up: V) -> V {
+        // Abramowitz and Stegun 7.1.26: erfc(|z|) = t p(t) exp(-z^2) to 1.5e-7, with t = 1 / (1 + 0.3275911 |z|)
+        const P: [f32; 5] = [1.061_405_4, -1.453_152, 1.421_413_8, -0.284_496_72, 0.254_829_6];
+        // SAFETY: the caller's promise.
+        unsafe {
+            let zero = V::splat(0.0);
+            let z = gate.max(zero.sub(gate)).mul(V::splat(std::f32::consts::FRAC_1_SQRT_2));
+            let t = V::splat(1.0).div(z.mul_add(V::splat(0.327_591_1), V::splat(1.0)));
+            let p = P[1..].iter().fold(V::splat(P[0]), |p, &c| p.mul_add(t, V::splat(c)));
+            // x cdf(x) = max(x, 0) - |x| erfc(|z|) / 2, on either side of zero
+            let tail = t.mul(p).mul(exp(zero.sub(z.mul(z)))).mul(V::splat(0.5));
+            let magnitude = gate.max(zero.sub(gate));
+            gate.max(zero).sub(magnitude.mul(tail)).mul(up)
+        }
+    }
+}
+
+impl Gate for Relu2 {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(self, gate: V, up: V) -> V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let gate = gate.max(V::splat(0.0));
+            gate.mul(gate).mul(up)
+        }
+    }
+}
+
+impl Gate for ClampedSwiglu {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(self, gate: V, up: V) -> V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let limit = V::splat(self.limit);
+            let gate = gate.min(limit);
+            let up = up.min(limit).max(V::splat(-self.limit)).add(V::splat(1.0));
+            over_sigmoid(gate.mul(up), gate.mul(V::splat(self.alpha)))
+        }
+    }
+}
+
+/// `out[i] = activation(gate[i]) * up[i]`, see [`super::Kernels::activate`].
+///
+/// # Safety
+/// - The CPU has the features of `V`.
+#[inline(always)]
+pub unsafe fn activate<V: Vector>(activation: Activation, out: &mut [f32], gate: &[f32], up: Option<&[f32]>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match activation {
+            Activation::Silu => gated::<V, _>(Silu, out, gate, up),
+            Activation::Gelu => gated::<V, _>(Gelu, out, gate, up),
+            Activation::GeluErf => gated::<V, _>(GeluErf, out, gate, up),
+            Activation::Relu2 => gated::<V, _>(Relu2, out, gate, up),
+            Activation::ClampedSwiglu { alpha, limit } => {
+                gated::<V, _>(ClampedSwiglu { alpha, limit }, out, gate, up);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// - The CPU has the features of `V`.
+#[inline(always)]
+unsafe fn gated<V: Vector, G: Gate>(activation: G, out: &mut [f32], gate: &[f32], up: Option<&[f32]>) {
+    let n = out.len();
+    assert!(gate.len() == n && up.is_none_or(|up| up.len() == n));
+    let whole = n - n % V::LANES;
+    // SAFETY: `i + LANES <= whole <= n`, or one number; the features are the caller's promise.
+    unsafe {
+        for i in (0..whole).step_by(V::LANES) {
+            let up = up.map_or(V::splat(1.0), |up| V::load(up.as_ptr().add(i)));
+            activation.apply(V::load(gate.as_ptr().add(i)), up).store(out.as_mut_ptr().add(i));
+        }
+        for i in whole..n {
+            let up = up.map_or(One::splat(1.0), |up| One::load(&raw const up[i]));
+            activation.apply(One::load(&raw const gate[i]), up).store(&raw mut out[i]);
+        }
+    }
+}
+
+/// `x[i] = limit * tanh(x[i] / limit)`
+///
+/// # Safety
+/// - The CPU has the features of `V`.
+#[inline(always)]
+pub unsafe fn softcap<V: Vector>(x: &mut [f32], limit: f32) {
+    let whole = x.len() - x.len() % V::LANES;
+    // SAFETY: `i + LANES <= whole`, or one number; the features are the caller's promise.
+    unsafe {
+        for i in (0..whole).step_by(V::LANES) {
+            let p = x.as_mut_ptr().add(i);
+            capped(V::load(p), limit).store(p);
+        }
+        for x in &mut x[whole..] {
+            capped(One::load(x), limit).store(x);
+        }
+    }
+}
+
+/// # Safety
+/// - The CPU has the features of `V`.
+#[inline(always)]
+unsafe fn capped<V: Vector>(x: V, limit: f32) -> V {
+    // tanh(y) = 2 / (1 + exp(-2 y)) - 1: to 2^-24 of the limit
+    // SAFETY: the caller's promise.
+    unsafe {
+        let y = x.mul(V::splat(1.0 / limit));
+        let tanh = over_sigmoid(V::splat(2.0), y.add(y)).sub(V::splat(1.0));
+        tanh.mul(V::splat(limit))
     }
 }
 
@@ -215,31 +387,45 @@ unsafe fn float_tile<V: Vector, W: Number, const R: usize, const T: usize>(
 /// features of the set.
 macro_rules! float_kernels {
     ($vector:ty, $features:ident) => {
-        fn rms_norm(&self, out: &mut [f32], x: &[f32], w: &[u8], eps: f32) {
+        fn norm(&self, norm: crate::kernels::Norm, out: &mut [f32], x: &[f32], w: Option<crate::kernels::Numbers>, b: Option<crate::kernels::Numbers>) {
             $features! {
-                fn run(out: &mut [f32], x: &[f32], w: &[u8], eps: f32) {
+                fn run(norm: crate::kernels::Norm, out: &mut [f32], x: &[f32], w: Option<crate::kernels::Numbers>, b: Option<crate::kernels::Numbers>) {
                     // SAFETY: the features are those of this function.
-                    unsafe { crate::kernels::ops::rms_norm::<$vector>(out, x, w, eps) }
+                    unsafe { crate::kernels::ops::norm::<$vector>(norm, out, x, w, b) }
                 }
             }
             // SAFETY: `self` exists only where the CPU has the features.
             #[allow(unused_unsafe)]
             unsafe {
-                run(out, x, w, eps)
+                run(norm, out, x, w, b)
             }
         }
 
-        fn swiglu(&self, out: &mut [f32], gate: &[f32], up: &[f32]) {
+        fn activate(&self, activation: crate::kernels::Activation, out: &mut [f32], gate: &[f32], up: Option<&[f32]>) {
             $features! {
-                fn run(out: &mut [f32], gate: &[f32], up: &[f32]) {
+                fn run(a: crate::kernels::Activation, out: &mut [f32], gate: &[f32], up: Option<&[f32]>) {
                     // SAFETY: the features are those of this function.
-                    unsafe { crate::kernels::ops::swiglu::<$vector>(out, gate, up) }
+                    unsafe { crate::kernels::ops::activate::<$vector>(a, out, gate, up) }
                 }
             }
             // SAFETY: `self` exists only where the CPU has the features.
             #[allow(unused_unsafe)]
             unsafe {
-                run(out, gate, up)
+                run(activation, out, gate, up)
+            }
+        }
+
+        fn softcap(&self, x: &mut [f32], limit: f32) {
+            $features! {
+                fn run(x: &mut [f32], limit: f32) {
+                    // SAFETY: the features are those of this function.
+                    unsafe { crate::kernels::ops::softcap::<$vector>(x, limit) }
+                }
+            }
+            // SAFETY: `self` exists only where the CPU has the features.
+            #[allow(unused_unsafe)]
+            unsafe {
+                run(x, limit)
             }
         }
 

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::Kernels;
 use super::activations::QuantizedRow;
+use super::linear_attention::recurrent_kernels;
 use super::matmul::Matmul;
 use super::ops::{self, float_kernels};
 use super::vector::One;
@@ -38,8 +39,8 @@ impl Kernels for Scalar {
         unsafe {
             with_quantized!(
                 job.w.dtype(),
-                |B| products::<B>(job, rows, 0..job.x.tokens()),
-                ops::float_products::<One>(job, rows, 0..job.x.tokens())
+                |B| products::<B>(job, rows, job.tokens.clone()),
+                ops::float_products::<One>(job, rows, job.tokens.clone())
             );
         }
     }
@@ -56,6 +57,7 @@ impl Kernels for Scalar {
     }
 
     float_kernels!(One, plain);
+    recurrent_kernels!(One, plain);
 }
 
 /// Quantises a row in its natural order, see [`QuantizedRow`].

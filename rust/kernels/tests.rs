@@ -315,12 +315,6 @@ fn no_safe_call_makes_a_product_out_of_bounds() {
         let said = panic_of(|| Activations::default().reset(tokens, n, &[]));
         assert!(said.contains("fit into memory"), "{said}");
     }
-
-    // Different numbers of tokens in one region.
-    let one = activations(kernels, &random_rows(1, 64, &mut random), &w);
-    let (mut a, mut b) = ([0.0; 10], [0.0; 5]);
-    let jobs = [Matmul::new(&mut a, &w, &x), Matmul::new(&mut b, &w, &one)];
-    panic_of(|| context(kernels, 1, &Interrupt::never()).matmul(&jobs));
 }
 
 #[test]
@@ -425,24 +419,122 @@ fn close(a: f32, b: f64, tolerance: f64) -> bool {
 }
 
 #[test]
-fn norm_and_swiglu_equal_plain_arithmetic() {
+fn norms_and_activations_equal_plain_arithmetic() {
     let mut random = Random(5);
     for n in (1..=67).chain([576, 2048]) {
-        let x: Vec<f32> = (0..n).map(|_| random.float() * 4.0).collect();
+        let x: Vec<f32> = (0..n).map(|_| random.float() * 4.0 + 1.0).collect();
         let w: Vec<f32> = (0..n).map(|_| random.float() * 40.0).collect();
-        let square = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / n as f64;
+        let b: Vec<f32> = (0..n).map(|_| random.float()).collect();
+        let [w_view, b_view] = [&w, &b].map(|x| vector_of(x));
+        let (w_numbers, b_numbers) = (Numbers::of(&w_view).unwrap(), Numbers::of(&b_view).unwrap());
         for kernels in all() {
             let mut out = vec![0.0; n];
-            kernels.rms_norm(&mut out, &x, bytemuck::cast_slice(&w), 1e-5);
-            for i in 0..n {
-                let expected = f64::from(x[i]) / (square + 1e-5).sqrt() * f64::from(w[i]);
-                assert!(close(out[i], expected, 1e-5), "{} norm {n}", kernels.name());
+            for kind in [NormKind::Rms, NormKind::Layer] {
+                let mean =
+                    if kind == NormKind::Rms { 0.0 } else { x.iter().map(|x| f64::from(*x)).sum::<f64>() / n as f64 };
+                let square = x.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / n as f64;
+                for (offset, with_w, with_b) in [(0.0, true, false), (1.0, true, true), (0.0, false, false)] {
+                    let norm = Norm { kind, eps: 1e-5, offset };
+                    kernels.norm(norm, &mut out, &x, with_w.then_some(w_numbers), with_b.then_some(b_numbers));
+                    for i in 0..n {
+                        let w = if with_w { f64::from(w[i]) + f64::from(offset) } else { 1.0 };
+                        let b = if with_b { f64::from(b[i]) } else { 0.0 };
+                        let expected = (f64::from(x[i]) - mean) / (square + 1e-5).sqrt() * w + b;
+                        // A row of one or of equal numbers leaves the rounding of its mean.
+                        assert!(close(out[i], expected, 2e-4), "{} {norm:?} {n}", kernels.name());
+                    }
+                }
             }
-            kernels.swiglu(&mut out, &w, &x);
+            let clamped = Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 };
+            for activation in [Activation::Silu, Activation::Gelu, Activation::GeluErf, Activation::Relu2, clamped] {
+                for up in [Some(&x[..]), None] {
+                    kernels.activate(activation, &mut out, &w, up);
+                    for i in 0..n {
+                        let expected = activated(activation, f64::from(w[i]), up.map_or(1.0, |up| f64::from(up[i])));
+                        let name = kernels.name();
+                        assert!(close(out[i], expected, 2e-6), "{name} {activation:?} {n}: {} {expected}", out[i]);
+                    }
+                }
+            }
+            out.copy_from_slice(&w);
+            kernels.softcap(&mut out, 5.0);
             for i in 0..n {
-                let g = f64::from(w[i]);
-                let expected = g / (1.0 + (-g).exp()) * f64::from(x[i]);
-                assert!(close(out[i], expected, 1e-6), "{} swiglu {n}: {} {expected}", kernels.name(), out[i]);
+                let expected = 5.0 * (f64::from(w[i]) / 5.0).tanh();
+                assert!(close(out[i], expected, 1e-6), "{} softcap: {} {expected}", kernels.name(), out[i]);
+            }
+        }
+    }
+}
+
+/// A vector as it lies in a file: F32.
+fn vector_of(x: &[f32]) -> TensorView {
+    let bytes = bytemuck::cast_slice(x).to_vec();
+    let mapping = Mapping::from_vec(bytes, Path::new("test"));
+    TensorView::new(Bytes::new(&mapping, 0..4 * x.len()).unwrap(), DType::F32, &[x.len()]).unwrap()
+}
+
+#[test]
+fn a_norm_reads_weights_of_any_float_type() {
+    let mut random = Random(21);
+    for n in [5, 16, 35, 64] {
+        let x: Vec<f32> = (0..n).map(|_| random.float()).collect();
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let w = matrix(dtype, 1, n, &mut random, &Random::float);
+            let mut floats = vec![0.0; n];
+            dequantize(dtype, w.row(0), &mut floats);
+            let (same, norm) = (vector_of(&floats), Norm { kind: NormKind::Rms, eps: 1e-5, offset: 1.0 });
+            for kernels in all() {
+                let run = |w| {
+                    let mut out = vec![0.0; n];
+                    kernels.norm(norm, &mut out, &x, Numbers::of(w), None);
+                    out
+                };
+                assert_eq!(run(&w), run(&same), "{} {dtype} {n}", kernels.name());
+            }
+        }
+    }
+}
+
+fn activated(activation: Activation, x: f64, up: f64) -> f64 {
+    match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()) * up,
+        Activation::Gelu => {
+            x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh()) / 2.0 * up
+        }
+        Activation::GeluErf => {
+            // erf by Simpson's rule
+            let (z, steps) = (x.abs().min(9.0) / 2f64.sqrt(), 2000);
+            let f = |i: usize| (-(z * i as f64 / steps as f64).powi(2)).exp() * if i % 2 == 1 { 4.0 } else { 2.0 };
+            let sum: f64 = (1..steps).map(f).sum::<f64>() + 1.0 + (-z * z).exp();
+            let erf = 2.0 / std::f64::consts::PI.sqrt() * sum * z / steps as f64 / 3.0;
+            x * (1.0 + erf * x.signum()) / 2.0 * up
+        }
+        Activation::Relu2 => x.max(0.0).powi(2) * up,
+        Activation::ClampedSwiglu { alpha, limit } => {
+            let (g, u) = (x.min(f64::from(limit)), up.clamp(f64::from(-limit), f64::from(limit)));
+            g / (1.0 + (-f64::from(alpha) * g).exp()) * (u + 1.0)
+        }
+    }
+}
+
+#[test]
+fn a_product_of_some_tokens_has_their_results_alone() {
+    let mut random = Random(12);
+    for kernels in all() {
+        let interrupt = Interrupt::never();
+        let cx = context(kernels, 2, &interrupt);
+        for dtype in [DType::Q4_0, DType::F16] {
+            let ws = [70, 33].map(|rows| matrix(dtype, rows, 64, &mut random, &Random::float));
+            let x = activations(kernels, &random_rows(40, 64, &mut random), &ws[0]);
+            let all: Vec<Vec<f32>> = ws.iter().map(|w| product_unchecked(kernels, w, &x)).collect();
+            // of two matrices, one with few tokens and one with many, in one region
+            let ranges = [3..5, 5..40];
+            let mut outs: Vec<Vec<f32>> =
+                ws.iter().zip(&ranges).map(|(w, r)| vec![0.0; r.len() * w.n_rows()]).collect();
+            let jobs = outs.iter_mut().zip(&ws).zip(&ranges).map(|((out, w), r)| Matmul::of(out, w, &x, r.clone()));
+            cx.matmul(&jobs.collect::<Vec<_>>());
+            for ((out, all), (w, range)) in outs.iter().zip(&all).zip(ws.iter().zip(&ranges)) {
+                assert!(*out == all[range.start * w.n_rows()..range.end * w.n_rows()], "{} {dtype}", kernels.name());
             }
         }
     }

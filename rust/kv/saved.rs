@@ -14,12 +14,15 @@
 //! | 56 | 8 | number of tokens, `n` |
 //! | 64 | 8 | the first token that was shifted, or all ones |
 //! | 72 | 48 | 1 if there are random numbers, their seed, their state |
-//! | 120 | 8 | hash of all of the above |
-//! | 128 | 272 per block | its 64 tokens (4 bytes each, all ones where there is none), its checksum, hash of these two and its number |
+//! | 120 | 32 | recurrent layers: tokens that they know, those of them that the state knows, checksums of state and tail |
+//! | 152 | 8 | hash of all of the above |
+//! | 160 | 272 per block | its 64 tokens (4 bytes each, all ones where there is none), its checksum, hash of these two and its number |
 //! | aligned | | the blocks, see [`Layout`]; positions past the last token are zero |
+//! | | | the state of recurrent layers and its tail, if they know any token, see [`Recurrent`](super::Recurrent) |
 //!
 //! The number of tokens says how long the file is, to the byte; that is compared before anything of this length is read.
-//! The checksum of a block is compared when the block is first used ([`Sequence::verify`]).
+//! The checksum of a block is compared when the block is first used ([`Sequence::verify`]), that of a state at once: all
+//! of it is read for the next token.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
@@ -28,19 +31,19 @@ use std::sync::Arc;
 
 use super::sequence::Unverified;
 use super::{Block, Layout, Sequence};
-use crate::arch::{Config, Mixer};
+use crate::arch::Config;
 use crate::checkpoint::{Checkpoint, Fingerprint};
 use crate::error::{Error, Result};
 use crate::hash::{checksum, hash};
-use crate::kernels::{BLOCK, value_row, zero_key};
+use crate::kernels::{BLOCK, CHUNK, value_row, zero_key};
 use crate::mapping::{Identity, Memory, guarded, page_size, replace_file};
 use crate::quant::DType;
 use crate::sampling::Rng;
 
 const MAGIC: &[u8; 8] = b"llama_rs";
 /// Of the format. Files of another version are refused: they can be made again.
-const VERSION: u32 = 2;
-const FIXED_LEN: usize = 128;
+const VERSION: u32 = 3;
+const FIXED_LEN: usize = 160;
 /// Bytes of a block's entry in the table.
 const ENTRY_LEN: usize = 4 * BLOCK + 16;
 /// A token that is none.
@@ -88,6 +91,11 @@ pub fn write(path: &Path, model: Of, sequence: &mut Sequence, state: State) -> R
     header.extend(shifted_from.map_or(u64::MAX, |from| from as u64).to_le_bytes());
     header.extend(u64::from(rng.is_some()).to_le_bytes());
     header.extend(rng.map_or([0; 5], Rng::words).iter().flat_map(|word| word.to_le_bytes()));
+    let state = sequence.saved_state(n);
+    let of_state = state
+        .as_ref()
+        .map_or([0; 4], |state| [state.computed as u64, state.at as u64, checksum(state.state), checksum(&state.tail)]);
+    header.extend(of_state.iter().flat_map(|word| word.to_le_bytes()));
     header.extend(hash(&header).to_le_bytes());
 
     // The last block may still have what was truncated, which is nobody's business.
@@ -111,6 +119,9 @@ pub fn write(path: &Path, model: Of, sequence: &mut Sequence, state: State) -> R
         header.resize(header.len().next_multiple_of(alignment), 0);
         file.write_all(&header).map_err(fail)?;
         blocks().try_for_each(|block| file.write_all(block)).map_err(fail)?;
+        if let Some(state) = &state {
+            file.write_all(state.state).and_then(|()| file.write_all(&state.tail)).map_err(fail)?;
+        }
         file.flush().map_err(fail)?;
         sequence.check() // what was read from another file was that file
     })
@@ -119,15 +130,15 @@ pub fn write(path: &Path, model: Of, sequence: &mut Sequence, state: State) -> R
 /// A block with zeros from position `end` on.
 fn clean(layout: &Layout, block: &[u8], end: usize) -> Vec<u8> {
     let mut block = block.to_vec();
-    for layer in 0..layout.n_layers() {
-        let heads = layout.heads(layer);
-        let bytes = &mut block[layout.at(layer)];
+    let mut padding = 0;
+    for (_, heads, at) in layout.attention() {
+        padding = at.end;
+        let bytes = &mut block[at];
         for (head, slot) in (0..heads.n_kv_heads).flat_map(|head| (end..BLOCK).map(move |slot| (head, slot))) {
             zero_key(heads, bytes, head, slot);
             bytes[value_row(heads, head, slot)].fill(0);
         }
     }
-    let padding = layout.at(layout.n_layers() - 1).end;
     block[padding..].fill(0);
     block
 }
@@ -150,7 +161,15 @@ pub struct Saved {
     vocab_size: usize,
     shifted_from: Option<usize>,
     rng: Option<Rng>,
+    state: Option<SavedState>,
     blocks_at: usize, // offset of the first
+}
+
+/// What recurrent layers remember, in a file.
+struct SavedState {
+    computed: usize,
+    at: usize,
+    checksums: [u64; 2], // of state and tail
 }
 
 impl Saved {
@@ -220,8 +239,18 @@ impl Saved {
         let n_blocks = n.div_ceil(BLOCK);
         let blocks_at = n_blocks.checked_mul(ENTRY_LEN).and_then(|len| len.checked_add(FIXED_LEN));
         let blocks_at = blocks_at.and_then(|len| len.checked_next_multiple_of(alignment)).ok_or_else(damaged)?;
+        let [computed, at, state, tail] = std::array::from_fn(|i| u64_at(120 + 8 * i));
+        if computed > n as u64 || at > computed || computed - at >= CHUNK as u64 || !at.is_multiple_of(CHUNK as u64) {
+            return Err(damaged());
+        }
+        let (computed, at) = (computed as usize, at as usize);
+        let state = (computed > 0).then_some(SavedState { computed, at, checksums: [state, tail] });
+        if state.is_some() && !layout.is_recurrent() {
+            return Err(damaged());
+        }
+        let state_bytes = state.as_ref().map_or(0, |_| layout.state_bytes() + layout.tail_bytes());
         let len = n_blocks.checked_mul(layout.block_bytes()).and_then(|len| len.checked_add(blocks_at));
-        let len = len.ok_or_else(damaged)?;
+        let len = len.and_then(|len| len.checked_add(state_bytes)).ok_or_else(damaged)?;
         if len as u64 != identity.size {
             let size = identity.size;
             return Err(wrong(format!("a saved session cut short: {size} bytes, expected {len} for its {n} tokens")));
@@ -229,7 +258,7 @@ impl Saved {
         let rng = (u64_at(72) == 1).then(|| Rng::from_words(std::array::from_fn(|i| u64_at(80 + 8 * i))));
         let (path, vocab_size) = (path.to_path_buf(), model.config.vocab_size);
         let shifted_from = shifted_from.map(|from| from as usize);
-        Ok(Self { file, path, identity, n_tokens: n, vocab_size, shifted_from, rng, blocks_at })
+        Ok(Self { file, path, identity, n_tokens: n, vocab_size, shifted_from, rng, state, blocks_at })
     }
 
     /// Number of its tokens.
@@ -282,10 +311,30 @@ impl Saved {
             return Err(Error::SavedSession { path: self.path, what: "a saved session cut short".into() });
         }
         tokens.truncate(n);
-        let bytes = sequence.layout().block_bytes();
+        let layout = Arc::clone(sequence.layout());
+        let bytes = layout.block_bytes();
+        let mut end = self.blocks_at + self.n_tokens.div_ceil(BLOCK) * bytes;
+        let mut part = |file: File, bytes: usize| {
+            let memory = Memory::of_file(file, &self.path, self.identity, end, bytes)?;
+            end += bytes;
+            Ok::<_, Error>(Block::cut(memory, bytes).next().expect("one block"))
+        };
+        let state = match self.state.filter(|state| state.at <= n) {
+            None => None,
+            Some(SavedState { computed, at, checksums }) => {
+                let state = part(self.file.try_clone().map_err(fail)?, layout.state_bytes())?;
+                let tail = part(self.file.try_clone().map_err(fail)?, layout.tail_bytes())?;
+                if [&state, &tail].map(|block| checksum(block.bytes())) != checksums {
+                    state.check()?; // it may have changed just now, which says more
+                    let what = "a damaged saved session: what recurrent layers remember is not what was saved";
+                    return Err(Error::SavedSession { path: self.path, what: what.into() });
+                }
+                Some((computed.min(n), at, state, tail))
+            }
+        };
         let memory = Memory::of_file(self.file, &self.path, self.identity, self.blocks_at, n_blocks * bytes)?;
         let shifted_from = self.shifted_from.filter(|&from| from < n);
-        sequence.restore(tokens, shifted_from, Block::cut(memory, bytes).collect(), unverified);
+        sequence.restore(tokens, shifted_from, Block::cut(memory, bytes).collect(), unverified, state);
         Ok(())
     }
 }
@@ -298,15 +347,6 @@ fn fingerprint(checkpoint: &Checkpoint) -> Result<[u64; 3]> {
 
 /// A hash of all of a config that keys and values depend on.
 fn settings(config: &Config) -> u64 {
-    let mut words: Vec<u64> = Vec::new();
-    for layer in &config.layers {
-        match &layer.mixer {
-            Mixer::Attention(a) => words.extend([0, a.n_kv_heads as u64, a.head_dim as u64, a.rope as u64]),
-        }
-    }
-    for rope in &config.ropes {
-        let (theta, scale) = (rope.theta.to_bits(), rope.scale.to_bits());
-        words.extend([rope.dim as u64, theta.into(), scale.into(), rope.style as u64]);
-    }
-    hash(&words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>())
+    // All of it: a session is a help, and can be made again.
+    hash(format!("{config:?}").as_bytes())
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Block, Layout};
+use super::{Block, LayerMemory, Layout, Recurrent};
 use crate::error::{Error, Result};
 use crate::hash::checksum;
 use crate::kernels::{BLOCK, Context, Kernels, load_key, value_row};
@@ -17,11 +17,13 @@ const RUN_BYTES: usize = 64 << 20;
 pub struct Sequence {
     layout: Arc<Layout>,
     context_length: usize,
-    tokens: Vec<u32>,            // computed
+    tokens: Vec<u32>,
+    computed: usize,             // of the tokens; the others are computed again before any that are added
     shifted_from: Option<usize>, // from here on keys and values still know of tokens that were discarded
     blocks: Vec<Arc<Block>>,
-    spare: Vec<Block>,           // the rest of the last run, its first block last
-    unverified: Vec<Unverified>, // blocks of a file that nobody has looked at yet
+    recurrent: Option<Recurrent>, // if the model has recurrent layers
+    spare: Vec<Block>,            // the rest of the last run, its first block last
+    unverified: Vec<Unverified>,  // blocks of a file that nobody has looked at yet
 }
 
 /// A block that came from a file, and what is known of it.
@@ -32,22 +34,34 @@ pub(super) struct Unverified {
     pub path: Arc<std::path::Path>,
 }
 
+/// What recurrent layers remember, to be saved.
+pub(super) struct SavedState<'a> {
+    /// Tokens that they know.
+    pub computed: usize,
+    /// Those of them that the state knows.
+    pub at: usize,
+    pub state: &'a [u8],
+    pub tail: Vec<u8>,
+}
+
 impl Sequence {
     /// An empty one, with room for `context_length` positions. Room that is not used costs nothing.
     ///
     /// # Errors
-    /// [`Error::Argument`] if no memory could ever hold so many.
+    /// [`Error::OutOfMemory`] if no memory could ever hold so many.
     pub fn new(layout: &Arc<Layout>, context_length: usize) -> Result<Self> {
-        let bytes = context_length.div_ceil(BLOCK).checked_mul(layout.block_bytes());
-        if bytes.is_none_or(|bytes| bytes > 1 << 46) {
-            return Err(Error::Argument(format!("no memory for a context_length of {context_length}")));
+        let bytes = context_length.div_ceil(BLOCK) as u128 * layout.block_bytes() as u128;
+        if bytes > 1 << 46 {
+            return Err(Error::OutOfMemory { bytes, what: "keys and values: choose a shorter context" });
         }
         Ok(Self {
             layout: Arc::clone(layout),
             context_length,
             tokens: Vec::new(),
+            computed: 0,
             shifted_from: None,
             blocks: Vec::new(),
+            recurrent: layout.is_recurrent().then(|| Recurrent::new(layout)),
             spare: Vec::new(),
             unverified: Vec::new(),
         })
@@ -92,14 +106,17 @@ impl Sequence {
             layout: Arc::clone(&self.layout),
             context_length: self.context_length,
             tokens: self.tokens.clone(),
+            computed: self.computed,
             shifted_from: self.shifted_from,
             blocks,
+            recurrent: self.recurrent.as_ref().map(Recurrent::fork),
             spare: Vec::new(),
             unverified,
         }
     }
 
-    /// Forgets all but the first `n` tokens.
+    /// Forgets all but the first `n` tokens. What recurrent layers remember goes back to the nearest snapshot; the tokens
+    /// from there on are computed again before any that are added.
     ///
     /// # Errors
     /// [`Error::Argument`] if there are not so many.
@@ -107,6 +124,12 @@ impl Sequence {
         let have = self.position();
         if n > have {
             return Err(Error::Argument(format!("cannot truncate to {n} tokens: the session has {have}")));
+        }
+        if n < have {
+            self.computed = match &mut self.recurrent {
+                Some(recurrent) => recurrent.truncate(n, self.computed),
+                None => self.computed.min(n),
+            };
         }
         self.tokens.truncate(n);
         self.shifted_from = self.shifted_from.filter(|&from| n > from);
@@ -122,12 +145,24 @@ impl Sequence {
     /// Keeps what there is of `tokens` already, and forgets the rest: all but the longest common prefix. Gives its length.
     ///
     /// The last of `tokens` is never part of it, so that something is left to compute the logits from. Nor is what
-    /// [`Sequence::shift`] has moved: it was computed with other tokens before it.
+    /// [`Sequence::shift`] has moved: it was computed with other tokens before it. And with recurrent layers it may be less:
+    /// it ends where there is a snapshot.
     pub fn keep_prefix(&mut self, tokens: &[u32]) -> usize {
         let most = self.exact().min(tokens.len().saturating_sub(1));
         let n = self.tokens[..most].iter().zip(tokens).take_while(|(have, wanted)| have == wanted).count();
         self.truncate(n).expect("no more than there are");
-        n
+        self.tokens.truncate(self.computed);
+        self.computed
+    }
+
+    /// Takes the tokens away that have to be computed again, to be computed.
+    pub(crate) fn take_owed(&mut self) -> Vec<u32> {
+        self.tokens.split_off(self.computed)
+    }
+
+    /// Gives back those that were not.
+    pub(crate) fn give_back(&mut self, owed: &[u32]) {
+        self.tokens.extend_from_slice(owed);
     }
 
     /// Sees to it that `n` more tokens have blocks that nobody else uses.
@@ -136,7 +171,32 @@ impl Sequence {
     /// [`Error::OutOfMemory`].
     pub(crate) fn reserve(&mut self, n: usize) -> Result<()> {
         let start = self.position();
-        self.own(start / BLOCK, (start + n).div_ceil(BLOCK), start)
+        debug_assert!(self.computed == start, "what is owed was taken");
+        self.own(start / BLOCK, (start + n).div_ceil(BLOCK), start)?;
+        self.recurrent.as_mut().map_or(Ok(()), |recurrent| recurrent.begin_pass(start))
+    }
+
+    /// Prepares for a batch of the tokens that were reserved: `tokens` from position `start` on.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn begin_batch(&mut self, start: usize, tokens: usize) -> Result<()> {
+        self.recurrent.as_mut().map_or(Ok(()), |recurrent| recurrent.begin_batch(start, tokens))
+    }
+
+    /// The batch was computed.
+    pub(crate) fn end_batch(&mut self) {
+        if let Some(recurrent) = &mut self.recurrent {
+            recurrent.end_batch();
+        }
+    }
+
+    /// What a recurrent layer has of the batch.
+    ///
+    /// # Panics
+    /// If no batch was begun, or if the layer is not recurrent.
+    pub(crate) fn memory(&mut self, layer: usize) -> LayerMemory<'_> {
+        self.recurrent.as_mut().expect("a recurrent layer").layer(layer)
     }
 
     /// Makes the blocks `first .. end` this sequence's own: those that are missing are made, and those that are shared are
@@ -185,9 +245,13 @@ impl Sequence {
         self.blocks[first..end].iter_mut().map(move |block| Arc::get_mut(block).expect(own).bytes_mut())
     }
 
-    /// Adds tokens whose keys and values were written.
+    /// Adds tokens that were computed.
     pub(crate) fn push(&mut self, tokens: &[u32]) {
         self.tokens.extend_from_slice(tokens);
+        self.computed = self.tokens.len();
+        if let Some(recurrent) = &mut self.recurrent {
+            recurrent.end_pass();
+        }
     }
 
     /// Makes room: forgets `n_discard` tokens after the first `n_keep`. Those after them move down, and their keys are
@@ -200,8 +264,8 @@ impl Sequence {
     /// discarded each time, no key is there long enough to be moved twice.
     ///
     /// # Errors
-    /// [`Error::Argument`] if there are not so many, [`Error::SavedSession`] if they came from a damaged file,
-    /// [`Error::OutOfMemory`].
+    /// [`Error::Argument`] if there are not so many or if the model has recurrent layers, [`Error::SavedSession`] if they came
+    /// from a damaged file, [`Error::OutOfMemory`].
     pub(crate) fn shift(
         &mut self,
         kernels: &dyn Kernels,
@@ -217,11 +281,15 @@ impl Sequence {
         if gap == end || n_discard == 0 {
             return self.truncate(end - n_discard);
         }
+        if self.recurrent.is_some() {
+            let what = "cannot discard tokens before others: this model has recurrent layers, whose state cannot forget them; \
+                        start again with fewer, or with a longer context_length";
+            return Err(Error::Argument(what.into()));
+        }
         self.verify()?;
         self.own(n_keep / BLOCK, (end - n_discard).div_ceil(BLOCK), end)?;
         let layout = Arc::clone(&self.layout);
-        for layer in 0..layout.n_layers() {
-            let heads = layout.heads(layer);
+        for (layer, heads, _) in layout.attention() {
             let mut key = vec![0.0; heads.n_kv_heads * heads.head_dim];
             let mut values = Vec::new();
             for to in n_keep..end - n_discard {
@@ -243,18 +311,43 @@ impl Sequence {
             }
         }
         self.tokens.drain(n_keep..gap);
+        self.computed = self.tokens.len();
         self.shifted_from = Some(self.shifted_from.map_or(n_keep, |from| from.min(n_keep)));
         Ok(())
     }
 
-    /// Takes over what a file holds: `blocks` are those of `tokens`.
+    /// What recurrent layers remember of the first `n` tokens, or of fewer, to be saved.
+    pub(super) fn saved_state(&self, n: usize) -> Option<SavedState<'_>> {
+        let n = n.min(self.computed);
+        let (at, state, tail) = self.recurrent.as_ref()?.saved(n)?;
+        let (computed, mut tail) = match tail {
+            None => (at, vec![0; self.layout.tail_bytes()]),
+            Some(tail) => (n, tail.to_vec()),
+        };
+        // What was cut off is nobody's business.
+        let numbers: &mut [f32] = bytemuck::cast_slice_mut(&mut tail);
+        self.layout.tail_rest(computed - at).into_iter().for_each(|range| numbers[range].fill(0.0));
+        (computed > 0).then_some(SavedState { computed, at, state, tail })
+    }
+
+    /// Takes over what a file holds: `blocks` are those of `tokens`; `state` is what recurrent layers remember: of how many
+    /// tokens, the position of the state, the state, the tail.
     pub(super) fn restore(
         &mut self,
         tokens: Vec<u32>,
         shifted_from: Option<usize>,
         blocks: Vec<Block>,
         unverified: Vec<Unverified>,
+        state: Option<(usize, usize, Block, Block)>,
     ) {
+        self.computed = match (&mut self.recurrent, state) {
+            (None, _) => tokens.len(),
+            (Some(_), None) => 0,
+            (Some(recurrent), Some((computed, at, state, tail))) => {
+                recurrent.restore(at, state, tail);
+                computed
+            }
+        };
         self.tokens = tokens;
         self.shifted_from = shifted_from;
         self.blocks = blocks.into_iter().map(Arc::new).collect();
@@ -267,7 +360,8 @@ impl Sequence {
     /// [`Error::Changed`].
     pub(crate) fn check(&self) -> Result<()> {
         // Blocks of a file are the first: a map has one state, and forks have no more than they share.
-        self.blocks.first().map_or(Ok(()), |block| block.check())
+        self.blocks.first().map_or(Ok(()), |block| block.check())?;
+        self.recurrent.as_ref().map_or(Ok(()), Recurrent::check)
     }
 
     /// Compares the blocks of a file with their checksums, once: before anything is computed with them.
@@ -318,23 +412,13 @@ impl Sequence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::{Activation, AttentionConfig, Config, Ffn, LayerConfig, Mixer, RopeConfig};
+    use crate::arch::{AttentionConfig, Config, plain};
     use crate::kernels::{self, KV_TYPES, RopeStyle};
     use crate::quant::{self, DType};
     use crate::sampling::Rng;
 
     fn config(n_layers: usize, n_kv_heads: usize, head_dim: usize) -> Config {
-        let attention = AttentionConfig { n_heads: n_kv_heads, n_kv_heads, head_dim, rope: 0 };
-        let ffn = Ffn { hidden_dim: 64, activation: Activation::Silu };
-        Config {
-            architecture: "llama".into(),
-            dim: 64,
-            vocab_size: 1000,
-            context_length: 1,
-            norm_eps: 1e-5,
-            layers: vec![LayerConfig { mixer: Mixer::Attention(attention), ffn }; n_layers],
-            ropes: vec![RopeConfig { dim: head_dim, theta: 1e4, scale: 1.0, style: RopeStyle::Interleaved }],
-        }
+        plain(n_layers, 64, AttentionConfig::new(n_kv_heads, n_kv_heads, head_dim), 64)
     }
 
     fn sequence(n_layers: usize, heads: usize, head_dim: usize, kv_type: DType, context_length: usize) -> Sequence {
@@ -348,8 +432,7 @@ mod tests {
         sequence.reserve(tokens.len()).unwrap();
         for (position, &token) in (sequence.position()..).zip(tokens) {
             let block = sequence.blocks_mut(position / BLOCK, position / BLOCK + 1).next().unwrap();
-            for layer in 0..layout.n_layers() {
-                let heads = layout.heads(layer);
+            for (layer, heads, _) in layout.attention() {
                 let key = vec![(1000 * layer) as f32 + token as f32; heads.n_kv_heads * heads.head_dim];
                 let bytes = &mut block[layout.at(layer)];
                 kernels::best().unwrap().store_kv(heads, bytes, position % BLOCK, &key, Some(&key));
@@ -363,8 +446,8 @@ mod tests {
         let layout = &sequence.layout;
         for (position, &token) in tokens.iter().enumerate() {
             let block = sequence.blocks[position / BLOCK].bytes();
-            for layer in 0..layout.n_layers() {
-                let (heads, bytes) = (layout.heads(layer), &block[layout.at(layer)]);
+            for (layer, heads, at) in layout.attention() {
+                let bytes = &block[at];
                 let expected = half::f16::from_f32((1000 * layer) as f32 + token as f32).to_f32();
                 for head in 0..heads.n_kv_heads {
                     let mut numbers = vec![0.0; heads.head_dim];

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 /// Those of `write`; [`Error::File`] if the file cannot be written, or if this process has it mapped. The file at `path` is as
 /// it was then.
 pub fn replace_file<T>(path: &Path, write: impl FnOnce(&mut File) -> Result<T>) -> Result<T> {
-    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf()); // through a link, not over it
+    let path = &behind_links(path);
     let fail = |source| Error::File { path: path.clone(), source };
     let old = fs::metadata(path).ok();
     if let Some(old) = &old {
@@ -46,6 +46,17 @@ pub fn replace_file<T>(path: &Path, write: impl FnOnce(&mut File) -> Result<T>) 
         let _ = folder.sync_all(); // not every file system can; the file itself is safe
     }
     Ok(value)
+}
+
+/// The name of the file itself, behind links: they stay. The file need not be there.
+fn behind_links(path: &Path) -> PathBuf {
+    let mut path = path.to_path_buf();
+    for _ in 0..40 {
+        // As many as Linux follows; a loop of links is found by whoever opens it.
+        let Ok(next) = fs::read_link(&path) else { break };
+        path = path.parent().unwrap_or(Path::new("")).join(next);
+    }
+    fs::canonicalize(&path).unwrap_or(path)
 }
 
 /// A new file in a folder: without a name, or with one that nobody else uses; that goes with it.

@@ -58,9 +58,10 @@ impl Checkpoint {
 
     /// Path, device, inode and bytes of each file, in the order of the parts.
     fn files(&self) -> Vec<(&OsStr, u64, u64, usize)> {
-        let file = |map: &Arc<Mapping>| map.identity().map_or((0, 0), |identity| identity.file);
-        let files = self.inner.maps().iter().map(|map| (map.path().as_os_str(), file(map), map.as_slice().len()));
-        files.map(|(path, (device, inode), len)| (path, device, inode, len)).collect()
+        // What never was a file comes after all that are.
+        let file = |map: &Arc<Mapping>| map.identity().map(|identity| identity.file);
+        let files = self.inner.maps().iter().filter_map(|map| Some((map, file(map)?)));
+        files.map(|(map, (device, inode))| (map.path().as_os_str(), device, inode, map.as_slice().len())).collect()
     }
 
     /// Bytes of all files. Positions below count through the files one after another.
@@ -111,14 +112,22 @@ impl Checkpoint {
         self.checked(py, || Ok(self.inner.tensor(name).map(|tensor| Tensor::of(tensor.clone(), &self.views))))
     }
 
-    /// Keys of the metadata, in the order of the file.
+    /// Keys of the metadata, in the order of the file; those of the tokenizer last, where they come from another file and
+    /// that can be read.
     fn metadata_keys(&self, py: Python<'_>) -> PyResult<Vec<&str>> {
-        self.checked(py, || Ok(self.inner.metadata.iter().map(|(key, _)| key).collect()))
+        let tokenizer = detached(py, || self.inner.tokenizer_metadata());
+        let more = tokenizer.ok().filter(|tokenizer| !std::ptr::eq(*tokenizer, &self.inner.metadata));
+        let all = self.inner.metadata.iter().chain(more.into_iter().flat_map(|more| more.iter()));
+        self.checked(py, || Ok(all.map(|(key, _)| key).collect()))
     }
 
     /// The value of `key`, as Python has it; arrays are read when their elements are asked for.
     fn metadata_value<'py>(&self, py: Python<'py>, key: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
-        self.checked(py, || self.inner.metadata.get(key).map(|value| to_python(py, value)).transpose())
+        let found = match self.inner.metadata.get(key) {
+            None if key.contains("tokenizer.") => run(py, |_| self.inner.tokenizer_metadata())?.get(key),
+            found => found,
+        };
+        self.checked(py, || found.map(|value| to_python(py, value)).transpose())
     }
 
     /// Number of buffers of tensors that somebody holds.

@@ -9,9 +9,11 @@ use pyo3::types::PyDict;
 use super::ids::token_ids;
 use super::lend::Lent;
 use super::parameters::to_options;
+use super::session::Held;
 use super::{Session, Tokenizer, raise};
 use crate::error::{Error, Result};
 use crate::generate::{self, FinishReason, Timings};
+use crate::threads::Interrupt;
 use crate::tokenizer::{self, StreamDecoder};
 
 /// An answer in the making.
@@ -87,22 +89,7 @@ impl Generation {
     fn next(&self, py: Python<'_>, session: &Session) -> PyResult<Option<String>> {
         let (result, raised) = session.run(py, |held, interrupt| {
             let driven = &mut *self.driven.lend()?;
-            if let Some(ready) = driven.ready.take() {
-                return Ok(ready);
-            }
-            if driven.epoch.is_some_and(|epoch| epoch != held.epoch)
-                && driven.generation.answer().finish_reason().is_none()
-            {
-                return Err(Error::SessionBusy(generate::CHANGED));
-            }
-            let piece = driven.generation.next(&mut held.session, interrupt);
-            if !driven.generation.answer().generated().is_empty() {
-                held.epoch += 1;
-                driven.epoch = Some(held.epoch);
-            }
-            let text = piece.as_ref().ok().and_then(Option::as_deref).unwrap_or_default();
-            self.shown.lock().unwrap_or_else(PoisonError::into_inner).update(driven, text);
-            piece
+            driven.ready.take().map_or_else(|| self.compute(driven, held, interrupt), Ok)
         });
         session.free_if_closed(py);
         match (result, raised) {
@@ -115,6 +102,18 @@ impl Generation {
             (_, Some(e)) => Err(e),
             (result, None) => result.map_err(|e| raise(py, e)),
         }
+    }
+
+    /// Computes all pieces that are left, in one use of the session: nobody else finds it between two of them.
+    fn finish(&self, py: Python<'_>, session: &Session) -> PyResult<()> {
+        let (result, raised) = session.run(py, |held, interrupt| {
+            let driven = &mut *self.driven.lend()?;
+            driven.ready = None; // its text is with the others
+            while self.compute(driven, held, interrupt)?.is_some() {}
+            Ok(())
+        });
+        session.free_if_closed(py);
+        raised.map_or_else(|| result.map_err(|e| raise(py, e)), Err)
     }
 
     /// All pieces so far.
@@ -147,6 +146,22 @@ impl Generation {
 }
 
 impl Generation {
+    /// Computes a piece, and shows it.
+    fn compute(&self, driven: &mut Driven, held: &mut Held, interrupt: &Interrupt) -> Result<Option<String>> {
+        if driven.epoch.is_some_and(|epoch| epoch != held.epoch) && driven.generation.answer().finish_reason().is_none()
+        {
+            return Err(Error::SessionBusy(generate::CHANGED));
+        }
+        let piece = driven.generation.next(&mut held.session, interrupt);
+        if !driven.generation.answer().generated().is_empty() {
+            held.epoch += 1;
+            driven.epoch = Some(held.epoch);
+        }
+        let text = piece.as_ref().ok().and_then(Option::as_deref).unwrap_or_default();
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).update(driven, text);
+        piece
+    }
+
     fn shown<T>(&self, py: Python<'_>, read: impl FnOnce(&Shown) -> T) -> PyResult<T> {
         let check: Result<()> = self.driven.check();
         check.map_err(|e| raise(py, e))?;

@@ -3,7 +3,7 @@
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyString};
+use pyo3::types::{PyBool, PyByteArray, PyBytes, PyDict, PyString};
 
 use super::parameters::{index, type_name};
 use super::raise;
@@ -36,10 +36,11 @@ pub fn token_ids(what: &str, value: &Bound<'_, PyAny>, vocab_size: usize, room: 
     for item in value.try_iter()? {
         let item = item?;
         match item.extract::<u32>() {
+            _ if item.is_instance_of::<PyBool>() => return refuse("a sequence of bool", ""), // an int to Python
             Ok(id) if (id as usize) < vocab_size => ids.push(id),
             _ if index(&item).is_some() => return Err(unknown(&item, vocab_size)),
             _ if item.is_instance_of::<PyDict>() => {
-                let remedy = "; for chat messages, write them as text in the template of the model";
+                let remedy = "; chat(messages) answers messages";
                 return refuse("a sequence of dict", remedy);
             }
             _ => return refuse(&format!("a sequence of {}", type_name(&item)), ""),
@@ -51,10 +52,15 @@ pub fn token_ids(what: &str, value: &Bound<'_, PyAny>, vocab_size: usize, room: 
 /// One token id, less than `vocab_size`.
 pub fn token_id(value: &Bound<'_, PyAny>, vocab_size: usize) -> PyResult<u32> {
     match value.extract::<u32>() {
-        Ok(id) if (id as usize) < vocab_size => Ok(id),
+        Ok(id) if (id as usize) < vocab_size && !value.is_instance_of::<PyBool>() => Ok(id),
+        _ if value.is_instance_of::<PyBool>() => Err(no_id(value)),
         _ if index(value).is_some() => Err(unknown(value, vocab_size)),
-        _ => Err(PyTypeError::new_err(format!("a token id is an int, got {}", type_name(value)))),
+        _ => Err(no_id(value)),
     }
+}
+
+fn no_id(value: &Bound<'_, PyAny>) -> PyErr {
+    PyTypeError::new_err(format!("a token id is an int, got {}", type_name(value)))
 }
 
 fn unknown(id: &Bound<'_, PyAny>, vocab_size: usize) -> PyErr {

@@ -5,8 +5,10 @@
 //! ([`lend`]).
 
 mod array;
+mod chat;
 mod checkpoint;
 mod exit;
+mod files;
 mod floats;
 mod generation;
 mod ids;
@@ -41,6 +43,10 @@ mod _core {
 
     #[pymodule_export]
     use super::array::Array;
+    #[pymodule_export]
+    use super::chat::Chat;
+    #[pymodule_export]
+    use super::files::{convert_directory, merge, split};
     #[pymodule_export]
     use super::generation::Generation;
     #[pymodule_export]
@@ -99,7 +105,7 @@ fn try_raise(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             ("ContextOverflowError", (format!("at least {message}"), *at_least, *at_most).into_pyobject(py)?)
         }
         Error::SessionBusy(_) => ("SessionBusyError", (message,).into_pyobject(py)?),
-        Error::Closed => ("ModelClosedError", (message,).into_pyobject(py)?),
+        Error::Closed { .. } => ("ModelClosedError", (message,).into_pyobject(py)?),
         _ => ("LlamaError", (message,).into_pyobject(py)?),
     };
     let class = py.import("llama_rs.errors")?.getattr(class)?;

@@ -11,6 +11,7 @@ use pyo3::types::PyDict;
 use super::parameters::{SessionParams, int};
 use super::{Checkpoint, Session, Tokenizer, raise, run};
 use crate::kernels::KV_TYPES;
+use crate::kv::Sequence;
 use crate::mapping::{Load, LoadOptions};
 use crate::model;
 use crate::quant::DType;
@@ -50,8 +51,8 @@ impl Model {
         dict.set_item("head_dim", c.head_dim())?;
         dict.set_item("vocab_size", c.vocab_size)?;
         dict.set_item("context_length", c.context_length)?;
-        dict.set_item("norm_eps", c.norm_eps)?;
-        dict.set_item("rope_theta", c.ropes[0].theta)?;
+        dict.set_item("norm_eps", c.norm.eps)?;
+        dict.set_item("rope_theta", c.ropes.first().map_or(0.0, |rope| rope.theta))?;
         Ok(dict)
     }
 
@@ -114,7 +115,8 @@ impl Model {
         let context_length = int(row("context_length"), context_length)? as usize;
         let threads = int(row("threads"), threads)? as usize;
         let kv_type = to_kv_type(kv_type)?;
-        self.inner.engine().and_then(|engine| engine.layout(kv_type)).map_err(|e| raise(py, e))?;
+        let layout = self.inner.engine().and_then(|engine| engine.layout(kv_type));
+        layout.and_then(|layout| Sequence::new(&layout, context_length)).map_err(|e| raise(py, e))?;
         Ok(SessionOptions { context_length, threads, kv_type })
     }
 }

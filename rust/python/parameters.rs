@@ -125,7 +125,13 @@ fn from_python(row: &Parameter, value: &Bound<'_, PyAny>) -> PyResult<Value> {
         Kind::Texts => match value.cast::<PyString>() {
             Ok(text) => Ok(Value::Texts(vec![text.to_string()])),
             Err(_) if value.cast::<PySequence>().is_err() => Err(wrong_type(row, value)),
-            Err(_) => value.extract().map(Value::Texts).map_err(|_| wrong_type(row, value)),
+            Err(_) => {
+                let item = |item: PyResult<Bound<'_, PyAny>>| {
+                    let item = item?;
+                    item.extract().map_err(|_| wrong_item(row, &item))
+                };
+                value.try_iter()?.map(item).collect::<PyResult<_>>().map(Value::Texts)
+            }
         },
         Kind::Biases => {
             let mapping = value.cast::<PyMapping>().map_err(|_| wrong_type(row, value))?;
@@ -160,6 +166,10 @@ fn wrong_type(row: &Parameter, value: &Bound<'_, PyAny>) -> PyErr {
     let got = type_name(value);
     let or_none = if row.optional { " or None" } else { "" };
     PyTypeError::new_err(format!("{} is of type {got}, it must be {wanted}{or_none}", row.name))
+}
+
+fn wrong_item(row: &Parameter, item: &Bound<'_, PyAny>) -> PyErr {
+    PyTypeError::new_err(format!("{} has an item of type {}, each must be a str", row.name, type_name(item)))
 }
 
 /// The name of the type of `value`.

@@ -1,7 +1,7 @@
 //! `Session`: a key-value cache with its position.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use pyo3::prelude::*;
 
@@ -17,11 +17,16 @@ use crate::{measure, session};
 #[pyclass(frozen)]
 pub struct Session {
     held: Lent<Option<Held>>, // None after it was closed
-    closed: AtomicBool,
-    position: AtomicUsize, // as the last call left it
+    closed: AtomicU8,         // OPEN, CLOSED or WITH_MODEL
+    position: AtomicUsize,    // as the last call left it
     context_length: usize,
     vocab_size: usize,
+    model: PathBuf,
 }
+
+const OPEN: u8 = 0;
+const CLOSED: u8 = 1;
+const WITH_MODEL: u8 = 2; // it was closed because its model was
 
 /// What a session is, to the one call that may use it.
 pub struct Held {
@@ -35,10 +40,11 @@ const IDS: &str = "token ids are a sequence of integers";
 impl Session {
     pub fn of(session: session::Session) -> Self {
         Self {
-            closed: AtomicBool::new(false),
+            closed: AtomicU8::new(OPEN),
             position: AtomicUsize::new(session.position()),
             context_length: session.context_length(),
             vocab_size: session.model().config().vocab_size,
+            model: session.model().checkpoint().path().to_path_buf(),
             held: Lent::new(Some(Held { session, epoch: 0 })),
         }
     }
@@ -57,21 +63,27 @@ impl Session {
         py: Python<'_>,
         work: impl FnOnce(&mut Held, &Interrupt) -> Result<T> + Send,
     ) -> (Result<T>, Option<PyErr>) {
-        let is_closed = || self.closed.load(Ordering::SeqCst);
-        run_until(py, &is_closed, |interrupt| {
-            if is_closed() {
-                return Err(Error::Closed);
-            }
+        run_until(py, &|| self.closed(), |interrupt| {
+            self.check_open()?;
             let mut held = self.held.lend()?;
-            let Some(inner) = &mut *held else { return Err(Error::Closed) };
+            let Some(inner) = &mut *held else { return Err(self.closed_error()) };
             let result = work(inner, interrupt);
             self.position.store(inner.session.position(), Ordering::SeqCst);
             drop(held);
             match result {
-                Err(Error::Interrupted) if is_closed() => Err(Error::Closed),
+                Err(Error::Interrupted) => self.check_open().and(Err(Error::Interrupted)),
                 result => result,
             }
         })
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.closed() { Err(self.closed_error()) } else { Ok(()) }
+    }
+
+    fn closed_error(&self) -> Error {
+        let with_model = self.closed.load(Ordering::SeqCst) == WITH_MODEL;
+        Error::Closed { model: with_model.then(|| self.model.clone()) }
     }
 
     /// Runs `work` on the session, and counts that it was used.
@@ -93,7 +105,7 @@ impl Session {
 
     /// Frees the memory of a session that was closed, unless somebody still uses it: who does, comes here afterwards.
     pub fn free_if_closed(&self, py: Python<'_>) {
-        if self.closed.load(Ordering::SeqCst) {
+        if self.closed() {
             detached(py, || drop(self.held.lend().ok().and_then(|mut held| held.take())));
         }
     }
@@ -114,7 +126,8 @@ impl Session {
     #[getter]
     fn position(&self, py: Python<'_>) -> PyResult<usize> {
         self.held.check().map_err(|e| raise(py, e))?;
-        if self.closed() { Err(raise(py, Error::Closed)) } else { Ok(self.position.load(Ordering::SeqCst)) }
+        self.check_open().map_err(|e| raise(py, e))?;
+        Ok(self.position.load(Ordering::SeqCst))
     }
 
     /// Positions there is room for.
@@ -126,12 +139,13 @@ impl Session {
     /// Whether it was closed.
     #[getter]
     fn closed(&self) -> bool {
-        self.closed.load(Ordering::SeqCst)
+        self.closed.load(Ordering::SeqCst) != OPEN
     }
 
-    /// Closes it: a call that uses it stops, and its memory is freed.
-    fn close(&self, py: Python<'_>) {
-        self.closed.store(true, Ordering::SeqCst);
+    /// Closes it, for itself or with its model: a call that uses it stops, and its memory is freed.
+    fn close(&self, py: Python<'_>, with_model: bool) {
+        let how = if with_model { WITH_MODEL } else { CLOSED };
+        let _ = self.closed.compare_exchange(OPEN, how, Ordering::SeqCst, Ordering::SeqCst); // the first one counts
         self.free_if_closed(py);
     }
 

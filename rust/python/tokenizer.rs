@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyList};
 
 use super::ids::{token_id, token_ids};
 use super::{Checkpoint, run};
+use crate::tokenizer::huggingface::{self, Entry};
 use crate::{checkpoint, formats, tokenizer};
 
 /// A tokenizer.
@@ -35,10 +37,28 @@ impl Tokenizer {
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let (inner, checkpoint) = run(py, |_| {
             let file = formats::open(&path)?;
-            let inner = file.checked(|| tokenizer::Tokenizer::from_metadata(&file.metadata))?;
+            let metadata = file.tokenizer_metadata()?;
+            let inner = file.checked(|| tokenizer::Tokenizer::from_metadata(metadata))?;
             Ok((inner, file))
         })?;
         Ok(Self { inner: Arc::new(inner), checkpoint: Arc::new(checkpoint) })
+    }
+
+    /// What a directory of Hugging Face says of its tokenizer, as the keys and values of a GGUF.
+    #[staticmethod]
+    fn entries(py: Python<'_>, directory: PathBuf) -> PyResult<Vec<(String, Py<PyAny>)>> {
+        let entries = run(py, |_| huggingface::entries(&directory))?;
+        let object = |entry: Entry| match entry {
+            Entry::Bool(b) => b.into_py_any(py),
+            Entry::U32(n) => n.into_py_any(py),
+            Entry::F32(x) => x.into_py_any(py),
+            Entry::Str(text) => text.into_py_any(py),
+            Entry::Strings(texts) => PyList::new(py, texts.iter().map(|text| PyBytes::new(py, text)))?.into_py_any(py),
+            Entry::F32s(numbers) => numbers.into_py_any(py),
+            Entry::I32s(numbers) => numbers.into_py_any(py),
+            Entry::Bytes(bytes) => PyBytes::new(py, &bytes).into_py_any(py),
+        };
+        entries.into_iter().map(|(key, entry)| Ok((key, object(entry)?))).collect()
     }
 
     /// The file.

@@ -145,6 +145,8 @@ impl std::fmt::Display for Value {
             Value::None => f.write_str("none"),
             Value::Bool(b) => write!(f, "{b}"),
             Value::Int(n) => write!(f, "{n}"),
+            // Not with three hundred zeros.
+            Value::Float(x) if *x != 0.0 && !(1e-5..1e16).contains(&x.abs()) => write!(f, "{x:e}"),
             Value::Float(x) => write!(f, "{x}"),
             Value::Text(text) => write!(f, "'{}'", text.escape_debug()),
             Value::Texts(texts) => write!(f, "{texts:?}"),
@@ -373,7 +375,7 @@ mod tests {
             ("top_k", Value::Int(-1), "top_k is -1, it must be from 0 to 9223372036854775807"),
             ("seed", Value::Int(1 << 64), "seed is 18446744073709551616, it must be from 0 to 18446744073709551615"),
             ("temperature", Value::Float(f64::NAN), "temperature is NaN, it must be 0 or more, and finite"),
-            ("temperature", Value::Float(1e39), "temperature is 1000000000000000000000000000000000000000, it must be"),
+            ("temperature", Value::Float(1e39), "temperature is 1e39, it must be"),
             ("top_p", Value::Float(1.5), "top_p is 1.5, it must be from 0 to 1"),
             ("repeat_penalty", Value::Float(0.0), "repeat_penalty is 0, it must be above 0 and finite"),
             ("presence_penalty", Value::Float(f64::INFINITY), "presence_penalty is inf, it must be a finite number"),

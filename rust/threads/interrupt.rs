@@ -37,14 +37,26 @@ impl<'a> Interrupt<'a> {
             let now = now();
             if now - self.last.load(Ordering::Relaxed) >= Self::PERIOD.as_nanos() as u64 {
                 self.last.store(now, Ordering::Relaxed);
-                let forks_before = forks();
-                // A check that forks comes back twice, and in the child without the workers of the region.
-                if check() || forks() != forks_before {
-                    self.stop.store(true, Ordering::Relaxed);
-                }
+                self.ask(check);
             }
         }
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// The same for the calling thread, asked however long ago it was asked last: before what cannot be undone.
+    pub fn poll_now(&self) -> bool {
+        if let Some(check) = self.check {
+            self.ask(check);
+        }
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn ask(&self, check: &dyn Fn() -> bool) {
+        let forks_before = forks();
+        // A check that forks comes back twice, and in the child without the workers of the region.
+        if check() || forks() != forks_before {
+            self.stop.store(true, Ordering::Relaxed);
+        }
     }
 }
 

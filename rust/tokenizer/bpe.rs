@@ -4,30 +4,33 @@
 //! The tokens of a file are spelt in an alphabet that gives each byte a printable character (a space is
 //! `Ġ`), and so is a word before it is merged. A merge's place in `tokenizer.ggml.merges` is its rank.
 
+use std::collections::HashMap;
 use std::sync::OnceLock;
 
-use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
-
-use super::matcher::{Matcher, Part};
+use super::IGNORE_MERGES;
+use super::added::{Added, Walk};
 use super::merge::Merger;
-use super::pace::{Output, Pace, no_memory, reserve};
+use super::normalize::{Normalizer, push_str};
+use super::pace::{Output, Pace, no_memory};
 use super::pre::{self, PreTokenizer};
+use super::ranks::{self, Ranks};
+use super::space;
 use super::text_index::TextIndex;
-use super::vocabulary::{Kind, MERGES, Odd, Texts, Vocabulary, get_or_try_init, shown};
+use super::vocabulary::{Odd, Texts, Vocabulary, get_or_try_init, shown};
 use crate::checkpoint::{Metadata, StringArray};
 use crate::error::{Error, Result};
 
 const PRE: &str = "tokenizer.ggml.pre";
-/// Most merges that we accept. Real files have fewer than 600,000.
-const MAX_MERGES: usize = 1 << 22;
 
 /// The rules of byte-level BPE for one file.
 pub(super) struct Bpe {
     pre: &'static PreTokenizer,
+    takes_whole_words: bool,
+    adds_space: bool, // before a text, unless there is one
+    normalizer: Normalizer,
     merges: StringArray,
     index: OnceLock<Index>,
-    specials: OnceLock<Matcher>,
-    user_defined: OnceLock<Matcher>,
+    added: Added,
 }
 
 impl Bpe {
@@ -45,12 +48,16 @@ impl Bpe {
                 pre::default()
             }
         };
-        let merges = metadata.strings(MERGES)?.ok_or_else(|| metadata.error("missing key", MERGES))?;
-        if merges.len > MAX_MERGES {
-            let e = metadata.error("too many merges", MERGES);
-            return Err(e.got(merges.len).limit(format!("at most {MAX_MERGES}")).into());
-        }
-        Ok(Self { pre, merges, index: OnceLock::new(), specials: OnceLock::new(), user_defined: OnceLock::new() })
+        let default = || if pre.normalizes { Normalizer::nfc() } else { Normalizer::none() };
+        Ok(Self {
+            pre,
+            takes_whole_words: metadata.bool(IGNORE_MERGES)?.unwrap_or(pre.takes_whole_words),
+            adds_space: space::Prefix::named(metadata)?.is_some_and(|prefix| prefix != space::Prefix::Never),
+            normalizer: Normalizer::named(metadata)?.unwrap_or_else(default),
+            merges: ranks::merges(metadata)?,
+            index: OnceLock::new(),
+            added: Added::default(),
+        })
     }
 
     /// Whether a text begins with BOS where the file does not say. Llama 3 files often do not say.
@@ -68,60 +75,34 @@ impl Bpe {
     ) -> Result<()> {
         let texts = vocabulary.texts(&mut out.pace)?;
         let index = get_or_try_init(&self.index, || Index::new(self, texts, &mut out.pace))?;
-        let (cell, with_special) = if parse_special { (&self.specials, true) } else { (&self.user_defined, false) };
-        let wanted = |_, kind: Kind| kind == Kind::UserDefined || with_special && kind.is_special();
-        let matcher = get_or_try_init(cell, || Matcher::new(texts, &mut out.pace, wanted, |text| text))?;
-        let mut words = Words { pre: self.pre, texts, index, merger: Merger::default(), spelt: String::new() };
-        let mut parts = matcher.split(text);
-        while let Some(part) = parts.next(&mut out.pace)? {
-            match part {
-                Part::Token(id) => out.push(id)?,
-                Part::Text(text) if self.pre.normalizes && !text.is_ascii() => {
-                    // A composed character takes no less than a quarter of the bytes that it was composed of.
-                    index.expect(text.as_bytes(), 4, out)?;
-                    match composed(text, &mut out.pace)? {
-                        Some(text) => words.encode(&text, out)?,
-                        None => words.encode(text, out)?,
-                    }
-                }
-                Part::Text(text) => words.encode(text, out)?,
+        let mut words = Words { bpe: self, texts, index, merger: Merger::default(), spelt: String::new() };
+        let walk = Walk {
+            added: &self.added,
+            texts,
+            parse_special,
+            first_raw: 0,
+            finds_own: false,
+            normalize: &|text, pace| self.normalizer.normalize(text, pace),
+            spell: &|text, pace| Ok(self.normalizer.normalize(&text, pace)?.into_owned()),
+            expect: &|text, out| match self.normalizer.shrinks() {
+                Some(shrinks) => index.expect(text.as_bytes(), shrinks, out),
+                None => Ok(()),
+            },
+        };
+        walk.walk(text, out, |text, _, out| {
+            if self.adds_space && !text.starts_with(' ') {
+                let mut spaced = String::from(" ");
+                push_str(&mut spaced, text)?;
+                return words.encode(&spaced, out);
             }
-        }
-        Ok(())
+            words.encode(text, out)
+        })
     }
-}
-
-/// The NFC of `text`, unless it is that already.
-fn composed(text: &str, pace: &mut Pace<'_>) -> Result<Option<String>> {
-    let mut interrupted = Ok(());
-    let chars = text.chars().take_while(|_| {
-        interrupted = pace.work(1);
-        interrupted.is_ok()
-    });
-    let is_composed = is_nfc_quick(chars) == IsNormalized::Yes;
-    interrupted?;
-    if is_composed {
-        return Ok(None);
-    }
-    let mut composed = String::new();
-    for c in text.nfc() {
-        pace.work(1)?;
-        push_str(&mut composed, c)?;
-    }
-    Ok(Some(composed))
-}
-
-fn push_str(text: &mut String, c: char) -> Result<()> {
-    if text.capacity() - text.len() < c.len_utf8() {
-        text.try_reserve(c.len_utf8()).map_err(|_| no_memory(text.len()))?;
-    }
-    text.push(c);
-    Ok(())
 }
 
 /// Encodes text without special tokens, in buffers that it keeps.
 struct Words<'a> {
-    pre: &'static PreTokenizer,
+    bpe: &'a Bpe,
     texts: Texts<'a>,
     index: &'a Index,
     merger: Merger,
@@ -130,7 +111,7 @@ struct Words<'a> {
 
 impl Words<'_> {
     fn encode(&mut self, text: &str, out: &mut Output<'_>) -> Result<()> {
-        let Self { pre, texts, index, merger, spelt } = self;
+        let Self { bpe: Bpe { pre, takes_whole_words, .. }, texts, index, merger, spelt } = self;
         index.expect(text.as_bytes(), 1, out)?;
         for word in pre.split(text) {
             out.pace.work(word.len())?;
@@ -143,13 +124,13 @@ impl Words<'_> {
                 let known = chunk.iter().filter(|&&byte| index.has_byte[byte as usize]);
                 spelt.extend(known.map(|&byte| CHAR_OF[byte as usize]));
             }
-            if pre.takes_whole_words
-                && let Some(id) = index.by_text.find(*texts, spelt.as_bytes())
-            {
+            if *takes_whole_words && let Some(id) = index.by_text.find(*texts, spelt.as_bytes()) {
                 out.push(id)?;
                 continue;
             }
-            merger.merge(spelt, &mut out.pace, |joint, left_len| index.rank(*texts, joint, left_len))?;
+            merger.merge(spelt, &mut out.pace, |joint, left_len| {
+                index.ranks.find(&index.by_text, *texts, joint, left_len)
+            })?;
             for symbol in merger.symbols(spelt) {
                 out.pace.work(1)?;
                 if let Some(id) = index.by_text.find(*texts, symbol.as_bytes()) {
@@ -160,6 +141,44 @@ impl Words<'_> {
         Ok(())
     }
 }
+
+/// How a token that stands for `bytes` is spelt.
+pub(super) fn spell(bytes: &[u8]) -> String {
+    bytes.iter().map(|&byte| CHAR_OF[byte as usize]).collect()
+}
+
+/// The merges of tokens that are merged by their own ranks: every way to make one of two others, in the order of ranks.
+/// `None` if they are absurdly many or long.
+pub(super) fn merges_of_ranks(tokens: &[Vec<u8>]) -> Option<Vec<Vec<u8>>> {
+    const MAX_LEN: usize = 1 << 12;
+    let hasher = foldhash::fast::RandomState::default();
+    let mut ranks = HashMap::with_capacity_and_hasher(tokens.len(), hasher);
+    for (rank, token) in tokens.iter().enumerate() {
+        ranks.entry(token.as_slice()).or_insert(rank);
+    }
+    let (mut merges, mut halves) = (Vec::new(), Vec::new());
+    let mut left = MAX_MERGES_LEN;
+    for token in tokens {
+        if token.len() > MAX_LEN {
+            return None;
+        }
+        halves.clear();
+        halves.extend((1..token.len()).filter_map(|at| Some((ranks.get(&token[..at])?, ranks.get(&token[at..])?, at))));
+        halves.sort_unstable();
+        for &(_, _, at) in &halves {
+            let merge = format!("{} {}", spell(&token[..at]), spell(&token[at..])).into_bytes();
+            left = left.checked_sub(merge.len())?;
+            merges.push(merge);
+        }
+        if merges.len() > ranks::MAX_MERGES {
+            return None;
+        }
+    }
+    Some(merges)
+}
+
+/// Bytes of all merges that are made of ranks, at most.
+const MAX_MERGES_LEN: usize = 1 << 28;
 
 /// The bytes that a token spelt `text` stands for, or `None` if it is not in the alphabet.
 pub(super) fn unspell(text: &[u8]) -> Option<Vec<u8>> {
@@ -226,24 +245,12 @@ const BYTE_OF: [Option<u8>; 0x144] = {
 };
 
 /// What encoding needs to know.
-///
-/// A merge is found by the text that it makes: the token of that text, then those of the token's merges
-/// that cut it where its two halves meet. So the halves need no look-up and the pairs no table, which
-/// would be most of the time and most of the memory.
 struct Index {
     by_text: TextIndex, // the tokens that text comes to by itself
     has_byte: Box<[bool; 256]>,
-    longest: usize,     // bytes of text that a token stands for, at most
-    merges: Vec<Merge>, // (n_merges) by rank
-    first: Vec<u32>,    // (vocab_size) of each token, the rank of a merge that makes it, or `NONE`
+    longest: usize, // bytes of text that a token stands for, at most
+    ranks: Ranks,
 }
-
-struct Merge {
-    left_len: u32, // bytes of the left half's text
-    next: u32,     // rank of another merge that makes the same token, or `NONE`
-}
-
-const NONE: u32 = u32::MAX;
 
 impl Index {
     fn new(bpe: &Bpe, texts: Texts<'_>, pace: &mut Pace<'_>) -> Result<Self> {
@@ -264,7 +271,7 @@ impl Index {
             match byte {
                 Some(byte) => has_byte[byte as usize] = true,
                 // Text is never what only its name, asked for, stands for.
-                None if texts.kind(id).is_special() => continue,
+                None if texts.kind(id).is_special() || vocabulary.is_only_added(id) => continue,
                 None => {}
             }
             by_text.insert(texts, id);
@@ -272,46 +279,8 @@ impl Index {
         }
         vocabulary.note(&empty);
 
-        let (mut merges, mut first) = (Vec::new(), Vec::new());
-        reserve(&mut merges, bpe.merges.len)?; // the file has 8 bytes for each
-        reserve(&mut first, vocabulary.len())?;
-        first.resize(vocabulary.len(), NONE);
-        // llama.cpp keeps such merges and never comes to them, or to what no token is made of; HF's tokenizers refuses.
-        let mut odd = Odd::of(MERGES, "merge that is not one of two tokens into a third, and is left out");
-        let mut joint = Vec::new();
-        let mut guess = 0;
-        for (at, text) in bpe.merges.iter().enumerate() {
-            pace.work(16 + text.len())?;
-            let halves = text.iter().position(|&b| b == b' ').map(|space| (&text[..space], &text[space + 1..]));
-            let Some((left, right)) = halves.filter(|&(left, right)| by_text.may_have(left) && by_text.may_have(right))
-            else {
-                odd.see(at);
-                continue;
-            };
-            // Files list merges in the order of what they make: most make the next token, or the same once
-            // more. Looking there first saves most of the look-ups, and it is only a guess.
-            let is_joint = |&id: &u32| texts.get(id).and_then(|text| text.strip_prefix(left)) == Some(right);
-            let guessed = if by_text.has_duplicates { None } else { [guess, guess + 1].into_iter().find(is_joint) };
-            let found = guessed.or_else(|| {
-                joint.clear();
-                joint.extend_from_slice(left);
-                joint.extend_from_slice(right);
-                by_text.find(texts, &joint)
-            });
-            let Some(id) = found else {
-                odd.see(at);
-                continue;
-            };
-            guess = id;
-            let merge = Merge { left_len: left.len() as u32, next: first[id as usize] };
-            if rank_of(&merges, merge.next, merge.left_len).is_some() {
-                continue; // listed twice: the first has the rank
-            }
-            first[id as usize] = merges.len() as u32; // at most `MAX_MERGES`
-            merges.push(merge);
-        }
-        vocabulary.note(&odd);
-        Ok(Self { by_text, has_byte, longest, merges, first })
+        let ranks = Ranks::new(&bpe.merges, &by_text, texts, pace)?;
+        Ok(Self { by_text, has_byte, longest, ranks })
     }
 
     /// Ends it all if `text`, which may become `shrinks` times shorter, is sure to have too many tokens.
@@ -328,21 +297,4 @@ impl Index {
         }
         out.expect(at_least(known))
     }
-
-    /// The rank of the merge that makes `joint` of two tokens, the left one `left_len` long.
-    fn rank(&self, texts: Texts<'_>, joint: &str, left_len: usize) -> Option<u32> {
-        let id = self.by_text.find(texts, joint.as_bytes())?;
-        rank_of(&self.merges, self.first[id as usize], left_len as u32)
-    }
-}
-
-/// The merge with this left half among those that make the same token, beginning with `rank`.
-fn rank_of(merges: &[Merge], mut rank: u32, left_len: u32) -> Option<u32> {
-    while let Some(merge) = merges.get(rank as usize) {
-        if merge.left_len == left_len {
-            return Some(rank);
-        }
-        rank = merge.next;
-    }
-    None
 }

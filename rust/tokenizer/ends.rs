@@ -2,9 +2,11 @@
 //!
 //! Converters have written such tokens as control tokens, as user-defined and as normal ones, and files name but one
 //! or two of them by their ids. llama.cpp goes by the same names.
+//!
+//! The last of them end what was to be filled into code, or begin another file.
 
 /// What the tokens are called.
-const NAMES: [&str; 22] = [
+const NAMES: [&str; 33] = [
     "</s>",
     "<eos>",
     "<|endoftext|>",
@@ -27,11 +29,28 @@ const NAMES: [&str; 22] = [
     "[EOT]",
     "[EOS]",
     "[e~[",
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<PAD>",
+    "[PAD]",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
+    "<reponame>",
+    "<|file_sep|>",
 ];
 
-/// Names that end nothing where all of these others are: there the token ends a part of an answer. In gpt-oss it is
-/// a message of several, in Gemma 4 nothing.
-const EXCEPTIONS: [(&str, &[&str]); 2] = [("<|end|>", &["<|return|>", "<|call|>"]), ("</s>", &["<|tool_response>"])];
+/// Names that end nothing where all of these others are: there the token ends a part of an answer. In gpt-oss
+/// or Solar Open a message of several, in Gemma 4 nothing.
+const EXCEPTIONS: [(&str, &[&str]); 5] = [
+    ("<|end|>", &["<|return|>", "<|call|>"]),
+    ("<|end|>", &["<|return|>", "<|calls|>"]),
+    ("<|end|>", &["<|flush|>", "<|call|>"]),
+    ("<|end|>", &["<|flush|>", "<|calls|>"]),
+    ("</s>", &["<|tool_response>"]),
+];
 
 /// Collects the tokens of a vocabulary that are called so.
 #[derive(Default)]

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, Input, MatchKind};
 
+use super::added::flag;
 use super::pace::{Pace, reserve};
+use super::pre::class;
 use super::text_index::TextIndex;
 use super::vocabulary::{Kind, Odd, Texts};
 use crate::error::Result;
@@ -17,6 +19,7 @@ const MAX_LEN: usize = 1 << 16;
 pub(super) struct Matcher {
     automaton: Option<AhoCorasick>, // None when there is nothing to find
     ids: Vec<u32>,
+    flags: Vec<u8>, // of each, by its place in `ids`
     longest: usize, // bytes
 }
 
@@ -30,22 +33,23 @@ impl Matcher {
     /// Text between two looks at the clock.
     const WINDOW: usize = 1 << 20;
 
-    /// Looks for the tokens that `wanted` chooses, spelt as `spell` says. Of tokens that are spelt the same, the first is
+    /// Looks for those of the tokens `ids` that `wanted` chooses, spelt as `spell` says. Of tokens that are spelt the same, the first is
     /// found; what can be in no text (nothing at all, or what is not UTF-8) is left out.
     pub(super) fn new(
         texts: Texts<'_>,
         pace: &mut Pace<'_>,
+        ids: Range<u32>,
         wanted: impl Fn(u32, Kind) -> bool,
-        spell: fn(String) -> String,
+        spell: impl Fn(String, &mut Pace<'_>) -> Result<String>,
     ) -> Result<Self> {
         let vocabulary = texts.vocabulary;
         let mut chosen = Vec::new();
-        for id in vocabulary.ids().filter(|&id| wanted(id, texts.kind(id))) {
+        for id in ids.filter(|&id| wanted(id, texts.kind(id))) {
             reserve(&mut chosen, 1)?;
             chosen.push(id);
         }
         let mut distinct = TextIndex::with_capacity(chosen.len())?;
-        let (mut ids, mut patterns, mut longest) = (Vec::new(), Vec::new(), 0);
+        let (mut ids, mut flags, mut patterns, mut longest) = (Vec::new(), Vec::new(), Vec::new(), 0);
         let mut too_long = Odd::new("token of more than 64 KiB, which is looked for in no text");
         for id in chosen {
             // A copy first: what was checked stays what it is, whatever becomes of the file.
@@ -59,16 +63,21 @@ impl Matcher {
             if text.is_empty() || !distinct.insert(texts, id) {
                 continue;
             }
-            let text = spell(text);
+            let text = spell(text, pace)?;
+            if text.is_empty() {
+                continue;
+            }
             longest = longest.max(text.len());
             reserve(&mut ids, 1)?;
             reserve(&mut patterns, 1)?;
+            reserve(&mut flags, 1)?;
             ids.push(id);
+            flags.push(vocabulary.flags(id));
             patterns.push(text);
         }
         vocabulary.note(&too_long);
         if patterns.is_empty() {
-            return Ok(Self { automaton: None, ids, longest });
+            return Ok(Self { automaton: None, ids, flags, longest });
         }
         // An automaton whose size is that of the tokens: a dense one takes a kilobyte for each of their bytes, and finds
         // nothing faster, for most special tokens begin with `<`, which is looked for first.
@@ -78,7 +87,7 @@ impl Matcher {
             .dense_depth(1)
             .build(&patterns);
         let automaton = automaton.map_err(|e| vocabulary.error("too many special tokens").got(e))?;
-        Ok(Self { automaton: Some(automaton), ids, longest })
+        Ok(Self { automaton: Some(automaton), ids, flags, longest })
     }
 
     /// Cuts `text` at the tokens that it spells out.
@@ -92,7 +101,7 @@ pub(super) struct Parts<'m, 't> {
     matcher: &'m Matcher,
     text: &'t str,
     given: usize,                // bytes that went out
-    searched: usize,             // no match that begins before is left
+    searched: usize,             // no match that begins before is left; behind what was given, if a token took more
     found: Option<(u32, usize)>, // a token that comes next, and its end
 }
 
@@ -100,7 +109,7 @@ impl<'t> Parts<'_, 't> {
     /// The next part.
     pub(super) fn next(&mut self, pace: &mut Pace<'_>) -> Result<Option<Part<'t>>> {
         if let Some((id, end)) = self.found.take() {
-            (self.given, self.searched) = (end, end);
+            self.given = end;
             return Ok(Some(Part::Token(id)));
         }
         let start = match self.find(pace)? {
@@ -129,11 +138,36 @@ impl<'t> Parts<'_, 't> {
                 && found.start() < window
             {
                 pace.work(found.end() - self.searched)?;
-                return Ok(Some((self.matcher.ids[found.pattern().as_usize()], found.range())));
+                let which = found.pattern().as_usize();
+                self.searched = found.end();
+                match self.extent(self.matcher.flags[which], found.range()) {
+                    Some(range) => return Ok(Some((self.matcher.ids[which], range))),
+                    None => continue,
+                }
             }
             self.searched = window;
             pace.work(Matcher::WINDOW)?;
         }
         Ok(None)
+    }
+
+    /// What of the text belongs to a token that was found at `range`, if it may be there at all.
+    fn extent(&self, flags: u8, range: Range<usize>) -> Option<Range<usize>> {
+        let Range { mut start, mut end } = range;
+        let (before, after) = (&self.text[self.given.min(start)..start], &self.text[end..]);
+        if flags & flag::SINGLE_WORD != 0 {
+            let last = self.text[..start].chars().next_back();
+            if last.is_some_and(class::is_of_word) || after.chars().next().is_some_and(class::is_of_word) {
+                return None;
+            }
+        }
+        if flags & flag::LSTRIP != 0 {
+            start -= before.len() - before.trim_end().len();
+        }
+        if flags & flag::RSTRIP != 0 {
+            end += after.len() - after.trim_start().len();
+        }
+        // It may begin with white space that the one before it took.
+        Some(start.max(self.given)..end.max(self.given))
     }
 }

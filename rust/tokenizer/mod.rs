@@ -4,22 +4,30 @@
 //! token's text is, encoding needs indexes over the texts; each is built when it is first used, of numbers
 //! only: the texts stay in the map.
 //!
-//! Two kinds of vocabulary are known, named by `tokenizer.ggml.model`: [`bpe`] (`gpt2`), whose oracle is HF's
-//! `tokenizers`, and [`spm`] (`llama`), whose oracle is `sentencepiece`.
-
+//! Kinds of vocabularies are named by `tokenizer.ggml.model`: [`bpe`] (`gpt2`) and [`wordpiece`] (`bert`), whose oracle is HF's
+//! `tokenizers`, [`spm`] (`llama`, `gemma4`) and [`unigram`] (`t5`), whose oracle is `sentencepiece`. What a directory of
+//! Hugging Face says, [`huggingface`] turns into the same entries.
 //!
 //! What no text comes to makes no file useless: entries that are odd are noted ([`Tokenizer::take_notes`]) and left out.
 
+mod added;
 mod bpe;
+mod charsmap;
 mod ends;
+pub mod huggingface;
 mod matcher;
 mod merge;
+mod normalize;
 mod pace;
 mod pre;
+mod ranks;
+mod space;
 mod spm;
 mod stream;
 mod text_index;
+mod unigram;
 mod vocabulary;
+mod wordpiece;
 
 use std::sync::OnceLock;
 
@@ -27,9 +35,12 @@ pub use stream::StreamDecoder;
 
 use self::bpe::Bpe;
 use self::pace::{Output, Pace};
+use self::space::Prefix;
 use self::spm::Spm;
+use self::unigram::Unigram;
 use self::vocabulary::{Kind, Texts, Vocabulary, get_or_try_init, shown};
-use crate::checkpoint::{Metadata, Value};
+use self::wordpiece::WordPiece;
+use crate::checkpoint::{Metadata, Value, ValueType};
 use crate::error::{Error, Result};
 use crate::threads::Interrupt;
 
@@ -38,6 +49,16 @@ use crate::threads::Interrupt;
 pub const MAX_TEXT_LEN: usize = 512 << 20;
 
 const MODEL: &str = "tokenizer.ggml.model";
+
+// What GGUF has no key for, in our own.
+const IGNORE_MERGES: &str = "llama_rs.tokenizer.ignore_merges";
+const FUSE_UNKNOWN: &str = "llama_rs.tokenizer.fuse_unknown";
+const PREFIX_TOKENS: &str = "llama_rs.tokenizer.prefix_token_ids";
+const SUFFIX_TOKENS: &str = "llama_rs.tokenizer.suffix_token_ids";
+const END_TOKENS: &str = "llama_rs.tokenizer.end_token_ids";
+
+/// Most tokens that our own keys put somewhere.
+const MAX_SPECIAL: usize = 1 << 10;
 
 /// Keys of tokens that end an answer besides EOS: of a turn, of a message, and where code was to be filled in.
 const OTHER_ENDS: [&str; 5] = ["eot", "eom", "fim_pad", "fim_rep", "fim_sep"];
@@ -57,14 +78,34 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     other_ends: Vec<u32>,
-    add_bos: Option<u32>, // what to put before a text
-    add_eos: Option<u32>, // and after it
+    before: Vec<u32>, // what to put before a text
+    after: Vec<u32>,  // and after it
     end_tokens: OnceLock<Vec<u32>>,
 }
 
 enum Model {
     Bpe(Bpe),
     Spm(Spm),
+    WordPiece(WordPiece),
+    Unigram(Unigram),
+}
+
+/// The kinds of vocabularies, by their names in files.
+const KINDS: [(&str, KindOfModel); 5] = [
+    ("gpt2", KindOfModel::Bpe),
+    ("llama", KindOfModel::Spm),
+    ("gemma4", KindOfModel::Gemma4),
+    ("bert", KindOfModel::WordPiece),
+    ("t5", KindOfModel::Unigram),
+];
+
+#[derive(Clone, Copy, PartialEq)]
+enum KindOfModel {
+    Bpe,
+    Spm,
+    Gemma4,
+    WordPiece,
+    Unigram,
 }
 
 impl Tokenizer {
@@ -74,12 +115,14 @@ impl Tokenizer {
     /// [`Error::Format`] if a key is missing or has the wrong type or length; [`Error::Unsupported`] for a kind of
     /// vocabulary or a pre-tokenizer that we do not know.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self> {
-        let unsupported = |what| Error::Unsupported { path: metadata.path().to_path_buf(), what };
         let name = metadata.str(MODEL)?.ok_or_else(|| metadata.error("missing key", MODEL))?;
-        if !matches!(&*name, "gpt2" | "llama") {
-            let name = shown(name.as_bytes());
-            return Err(unsupported(format!("vocabulary of type {name} ({MODEL}); supported are gpt2 and llama")));
-        }
+        let Some((_, kind)) = KINDS.into_iter().find(|(known, _)| *known == name) else {
+            let (name, known) = (shown(name.as_bytes()), KINDS.map(|kind| kind.0).join(", "));
+            return Err(Error::Unsupported {
+                path: metadata.path().to_path_buf(),
+                what: format!("vocabulary of type {name} ({MODEL}); supported are {known}"),
+            });
+        };
         let vocabulary = Vocabulary::from_metadata(metadata)?;
         // A special token that does not exist is none; -1 is how some files say so.
         let special = |name: &str| -> Result<Option<u32>> {
@@ -98,29 +141,69 @@ impl Tokenizer {
                 None
             }))
         };
-        let (bos, eos, unknown) = (special("bos")?, special("eos")?, special("unknown")?);
+        // What llama.cpp takes where a file does not say, as converters do not for what all models have.
+        let or_usual = |id: Option<u32>, usual: u32| id.or(Some(usual).filter(|&id| (id as usize) < vocabulary.len()));
+        let (mut bos, mut eos, mut unknown, mut sep) = (special("bos")?, special("eos")?, special("unknown")?, None);
+        match kind {
+            KindOfModel::Bpe | KindOfModel::Spm | KindOfModel::Gemma4 => {}
+            KindOfModel::WordPiece => {
+                bos = or_usual(special("cls")?.or(bos), 101);
+                sep = or_usual(special("seperator")?, 102); // that is how it is spelt
+                unknown = or_usual(unknown, 100);
+            }
+            KindOfModel::Unigram => (eos, unknown) = (or_usual(eos, 1), or_usual(unknown, 2)),
+        }
         let mut other_ends = Vec::new();
         for name in OTHER_ENDS {
             other_ends.extend(special(name)?);
         }
-        let (model, adds_bos_by_default) = if name == "llama" {
-            (Model::Spm(Spm::from_metadata(metadata, &vocabulary, unknown)?), true)
-        } else {
-            let bpe = Bpe::from_metadata(metadata, &vocabulary)?;
-            let adds_bos = bpe.adds_bos_by_default();
-            (Model::Bpe(bpe), adds_bos)
+        let ids = |key: &str| -> Result<Option<Vec<u32>>> {
+            let Some(array) = metadata.array(key, ValueType::I32)? else { return Ok(None) };
+            let mut ids = Vec::new();
+            for number in array.bytes.as_chunks::<4>().0.iter().take(MAX_SPECIAL) {
+                ids.push(u32::from_le_bytes(*number));
+            }
+            ids.retain(|&id| (id as usize) < vocabulary.len());
+            Ok(Some(ids))
+        };
+        other_ends.extend(ids(END_TOKENS)?.unwrap_or_default());
+        let model = match kind {
+            KindOfModel::Bpe => Model::Bpe(Bpe::from_metadata(metadata, &vocabulary)?),
+            KindOfModel::Spm => Model::Spm(Spm::from_metadata(metadata, &vocabulary, unknown, false)?),
+            KindOfModel::Gemma4 => Model::Spm(Spm::from_metadata(metadata, &vocabulary, unknown, true)?),
+            KindOfModel::WordPiece => Model::WordPiece(WordPiece::from_metadata(metadata, unknown)?),
+            KindOfModel::Unigram => Model::Unigram(Unigram::from_metadata(metadata, &vocabulary, unknown)?),
         };
         let added = |which: &str, id: Option<u32>, default: bool| -> Result<Option<u32>> {
             let key = format!("tokenizer.ggml.add_{which}_token");
             let add = metadata.bool(&key)?;
             if (add, id) == (Some(true), None) {
+                let id_key = if which == "sep" { "seperator" } else { which };
                 let e = metadata.error("a token is to be added that the file does not name, so none is", &key);
-                vocabulary.note_line(e.limit(format!("tokenizer.ggml.{which}_token_id")).to_string());
+                vocabulary.note_line(e.limit(format!("tokenizer.ggml.{id_key}_token_id")).to_string());
             }
             Ok(id.filter(|_| add.unwrap_or(default)))
         };
-        let (add_bos, add_eos) = (added("bos", bos, adds_bos_by_default)?, added("eos", eos, false)?);
-        Ok(Self { vocabulary, model, bos, eos, other_ends, add_bos, add_eos, end_tokens: OnceLock::new() })
+        let (adds_bos, adds_eos) = match &model {
+            Model::Bpe(bpe) => (bpe.adds_bos_by_default(), false),
+            Model::Spm(_) | Model::WordPiece(_) => (true, false),
+            Model::Unigram(_) => (false, true),
+        };
+        let mut before: Vec<u32> = added("bos", bos, adds_bos)?.into_iter().collect();
+        let mut after: Vec<u32> = added("eos", eos, adds_eos)?.into_iter().collect();
+        match kind {
+            KindOfModel::WordPiece => after.extend(added("sep", sep, true)?),
+            // Files say it has none, and llama.cpp knows better.
+            KindOfModel::Gemma4 => before = bos.into_iter().collect(),
+            KindOfModel::Bpe | KindOfModel::Spm | KindOfModel::Unigram => {}
+        }
+        if let Some(ids) = ids(PREFIX_TOKENS)? {
+            before = ids;
+        }
+        if let Some(ids) = ids(SUFFIX_TOKENS)? {
+            after = ids;
+        }
+        Ok(Self { vocabulary, model, bos, eos, other_ends, before, after, end_tokens: OnceLock::new() })
     }
 
     /// The tokens of `text`.
@@ -149,9 +232,9 @@ impl Tokenizer {
         parse_special: bool,
         interrupt: &Interrupt<'_>,
     ) -> Result<Vec<u32>> {
-        let (before, after) = (self.add_bos.filter(|_| add_special), self.add_eos.filter(|_| add_special));
+        let around = |ids| if add_special { ids } else { &[][..] };
         let mut out = Output::new(at_most, interrupt);
-        before.into_iter().try_for_each(|id| out.push(id))?;
+        around(&self.before).iter().try_for_each(|&id| out.push(id))?;
         self.vocabulary.checked(|| {
             if text.len() > MAX_TEXT_LEN {
                 let got = text.len();
@@ -162,9 +245,11 @@ impl Tokenizer {
             match &self.model {
                 Model::Bpe(bpe) => bpe.encode(&self.vocabulary, text, parse_special, &mut out),
                 Model::Spm(spm) => spm.encode(&self.vocabulary, text, parse_special, &mut out),
+                Model::WordPiece(words) => words.encode(&self.vocabulary, text, parse_special, &mut out),
+                Model::Unigram(unigram) => unigram.encode(&self.vocabulary, text, parse_special, &mut out),
             }
         })?;
-        after.into_iter().try_for_each(|id| out.push(id))?;
+        around(&self.after).iter().try_for_each(|&id| out.push(id))?;
         Ok(out.ids)
     }
 
@@ -209,6 +294,16 @@ impl Tokenizer {
         self.vocabulary.checked(|| Ok(self.piece(self.texts()?, id)?.0))
     }
 
+    /// Whether a text begins with a space that encoding put there.
+    fn begins_with_a_space(&self) -> bool {
+        match &self.model {
+            Model::Bpe(_) => false,
+            Model::Spm(spm) => spm.prefix != Prefix::Never,
+            Model::Unigram(unigram) => unigram.prefix != Prefix::Never,
+            Model::WordPiece(_) => true,
+        }
+    }
+
     /// The texts, for short work.
     fn texts(&self) -> Result<Texts<'_>> {
         self.vocabulary.texts(&mut Pace::new(&Interrupt::never()))
@@ -225,7 +320,10 @@ impl Tokenizer {
             // A token that is not spelt in the alphabet stands for what it says, as in HF's tokenizers.
             (Model::Bpe(_), Kind::Normal) => bpe::unspell(text).unwrap_or_else(|| text.to_vec()),
             (Model::Bpe(_), _) => text.to_vec(),
-            (Model::Spm(_), kind) => spm::unspell(text, kind),
+            (Model::Spm(spm), kind) => space::unspell(text, spm.kind(text, kind)),
+            (Model::Unigram(_), kind) => space::unspell(text, kind),
+            (Model::WordPiece(_), Kind::Normal) => wordpiece::unspell(text),
+            (Model::WordPiece(_), _) => text.to_vec(),
         };
         Ok((bytes, kind))
     }
@@ -298,6 +396,8 @@ impl std::fmt::Debug for Tokenizer {
         let model = match self.model {
             Model::Bpe(_) => "gpt2",
             Model::Spm(_) => "llama",
+            Model::WordPiece(_) => "bert",
+            Model::Unigram(_) => "t5",
         };
         write!(f, "Tokenizer({model}, {} tokens)", self.vocab_size())
     }

@@ -5,6 +5,9 @@
 //! other. There are no words: a text is merged as a whole. But where no token has a `▁` after the character that is
 //! before it, no merge reaches over, and what is on both sides can be merged apart.
 //!
+//! HF's tokenizers has the same vocabularies with a list of merges instead, which goes by rank as in byte-level BPE, and so
+//! has Gemma 4's GGUF; there a run of newlines is a text of its own.
+//!
 //! User-defined tokens are of two kinds. Those of the SentencePiece model itself come before its normal tokens; text goes
 //! on around them. Those that were added to it afterwards come behind; each ends a text, and another begins after it, as
 //! it is with control tokens. HF's tokenizers keeps the two apart in the same way, and llama.cpp knows the second alone.
@@ -12,53 +15,73 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-use super::matcher::{Matcher, Part};
+use super::added::{Added, Walk};
 use super::merge::Merger;
-use super::pace::{Output, Pace, no_memory};
+use super::normalize::Normalizer;
+use super::pace::{Output, Pace};
+use super::ranks::{self, Ranks};
+use super::space::{ByteTokens, Cuts, Prefix, byte_of, first_normal};
 use super::text_index::TextIndex;
 use super::vocabulary::{Kind, Odd, Texts, Vocabulary, get_or_try_init};
-use crate::checkpoint::Metadata;
-use crate::error::{Error, Result};
+use super::{FUSE_UNKNOWN, IGNORE_MERGES};
+use crate::checkpoint::{Metadata, StringArray};
+use crate::error::Result;
 
-/// What stands for a space.
-const SPACE: &str = "\u{2581}";
-const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 const SCORES: &str = "tokenizer.ggml.scores";
+const MERGES_BY_RANK: &str = "llama_rs.tokenizer.merges_by_rank";
 
 /// The rules of SentencePiece's BPE for one file.
 pub(super) struct Spm {
-    /// Whether a text gets a space at its start, which decoding takes away again.
-    pub(super) add_space_prefix: bool,
+    pub(super) prefix: Prefix,
+    /// Whether a byte token may be of any type: its name tells.
+    names_bytes: bool,
+    lines: bool, // whether runs of newlines are texts of their own
+    fuses_unknown: bool,
+    takes_whole_texts: bool,
+    normalizer: Normalizer,
+    merges: Option<StringArray>, // by rank; else the scores lead
     unknown: Option<u32>,
     index: OnceLock<Index>,
-    specials: OnceLock<Matcher>,
-    added: OnceLock<Matcher>,
+    added: Added,
 }
 
 impl Spm {
     /// Checks that everything is there. Does not walk the tokens.
-    pub(super) fn from_metadata(metadata: &Metadata, vocabulary: &Vocabulary, unknown: Option<u32>) -> Result<Self> {
+    pub(super) fn from_metadata(
+        metadata: &Metadata,
+        vocabulary: &Vocabulary,
+        unknown: Option<u32>,
+        is_gemma4: bool,
+    ) -> Result<Self> {
+        let by_rank = is_gemma4 || metadata.bool(MERGES_BY_RANK)?.unwrap_or(false);
         if !vocabulary.has_kinds() {
             return Err(metadata.error("missing key", "tokenizer.ggml.token_type").into());
         }
-        if !vocabulary.has_scores() {
+        if !by_rank && !vocabulary.has_scores() {
             return Err(metadata.error("missing key", SCORES).into());
         }
-        let unsupported = |key: &str| Error::Unsupported {
-            path: metadata.path().to_path_buf(),
-            what: format!("{key}: text normalisation of SentencePiece models is not supported"),
+        let normalizer = match Normalizer::named(metadata)? {
+            Some(normalizer) => normalizer,
+            None if is_gemma4 => Normalizer::none(),
+            None => Normalizer::sentencepiece(metadata, false)?,
         };
-        let charsmap = "tokenizer.ggml.precompiled_charsmap";
-        if metadata.get(charsmap).is_some() {
-            return Err(unsupported(charsmap));
-        }
-        let extra_white_space = "tokenizer.ggml.remove_extra_whitespaces";
-        if metadata.bool(extra_white_space)?.unwrap_or(false) {
-            return Err(unsupported(extra_white_space));
-        }
-        let add_space_prefix = metadata.bool(ADD_SPACE_PREFIX)?.unwrap_or(true);
-        let (index, specials, added) = Default::default();
-        Ok(Self { add_space_prefix, unknown, index, specials, added })
+        Ok(Self {
+            prefix: Prefix::from_metadata(metadata, !is_gemma4)?,
+            names_bytes: is_gemma4,
+            lines: is_gemma4,
+            fuses_unknown: metadata.bool(FUSE_UNKNOWN)?.unwrap_or(true),
+            takes_whole_texts: by_rank && metadata.bool(IGNORE_MERGES)?.unwrap_or(false),
+            normalizer,
+            merges: if by_rank { Some(ranks::merges(metadata)?) } else { None },
+            unknown,
+            index: OnceLock::new(),
+            added: Added::default(),
+        })
+    }
+
+    /// What a token of this text and kind is.
+    pub(super) fn kind(&self, text: &[u8], kind: Kind) -> Kind {
+        if self.names_bytes && kind == Kind::Normal && byte_of(text).is_some() { Kind::Byte } else { kind }
     }
 
     /// Appends the tokens of `text` to `out`.
@@ -70,20 +93,45 @@ impl Spm {
         out: &mut Output<'_>,
     ) -> Result<()> {
         let texts = vocabulary.texts(&mut out.pace)?;
-        let index = get_or_try_init(&self.index, || Index::new(texts, &mut out.pace))?;
-        let is_added = |id, kind| kind == Kind::UserDefined && id > index.first_normal;
-        let (cell, with_special) = if parse_special { (&self.specials, true) } else { (&self.added, false) };
-        let wanted = |id, kind: Kind| is_added(id, kind) || with_special && kind.is_special();
-        let matcher = get_or_try_init(cell, || Matcher::new(texts, &mut out.pace, wanted, |text| text))?;
+        let index = get_or_try_init(&self.index, || Index::new(self, texts, &mut out.pace))?;
         let mut encoder = Encoder { spm: self, texts, index, merger: Merger::default(), in_unknown: false };
-        let mut parts = matcher.split(text);
-        while let Some(part) = parts.next(&mut out.pace)? {
-            match part {
-                Part::Token(id) => out.push(id)?,
-                Part::Text(text) => encoder.encode(text, out)?,
+        // With a prefix that every text gets, spelling is a step of the normaliser; else it comes after the cuts.
+        let spells_early = matches!(self.prefix, Prefix::Dummy | Prefix::Never);
+        let walk = Walk {
+            added: &self.added,
+            texts,
+            parse_special,
+            first_raw: if self.names_bytes { 0 } else { index.first_normal },
+            finds_own: true,
+            normalize: &|text, pace| {
+                let text = self.normalizer.normalize(text, pace)?;
+                if !spells_early || text.is_empty() {
+                    return Ok(text);
+                }
+                Ok(self.prefix.spell(&text, true, pace)?.into_owned().into())
+            },
+            spell: &|text, pace| {
+                let text = self.normalizer.normalize(&text, pace)?;
+                // HF's tokenizers puts the prefix before the name, too.
+                let prefix = if texts.vocabulary.has_flags() { self.prefix } else { Prefix::Never };
+                if spells_early {
+                    prefix.spell(&text, true, pace).map(|text| text.into_owned())
+                } else {
+                    Ok(text.into_owned())
+                }
+            },
+            expect: &|text, out| match self.normalizer.shrinks() {
+                Some(shrinks) => index.expect(text.len().div_ceil(shrinks), out),
+                None => Ok(()),
+            },
+        };
+        walk.walk(text, out, |text, is_start, out| {
+            if spells_early {
+                return encoder.encode(text, out);
             }
-        }
-        Ok(())
+            let text = self.prefix.spell(text, is_start, &mut out.pace)?;
+            encoder.encode(&text, out)
+        })
     }
 }
 
@@ -97,34 +145,46 @@ struct Encoder<'a> {
 }
 
 impl Encoder<'_> {
-    /// Appends the tokens of a whole text.
+    /// Appends the tokens of a text that is spelt as the vocabulary is.
     fn encode(&mut self, text: &str, out: &mut Output<'_>) -> Result<()> {
+        self.in_unknown = false;
         self.index.expect(text.len(), out)?;
-        let spelt = spell(text, self.spm.add_space_prefix, &mut out.pace)?;
-        let mut parts = self.index.user_defined.split(&spelt);
-        while let Some(part) = parts.next(&mut out.pace)? {
-            self.in_unknown = false;
-            match part {
-                Part::Token(id) => out.push(id)?,
-                Part::Text(text) => {
-                    self.index.expect(text.len(), out)?;
-                    let before = out.ids.len();
-                    if !self.encode_words(text, out)? {
-                        out.ids.truncate(before);
-                        self.in_unknown = false;
-                        self.merge(text, &mut HashMap::new(), out)?;
-                    }
-                }
+        if !self.spm.lines {
+            return self.encode_text(text, out);
+        }
+        let mut rest = text;
+        while !rest.is_empty() {
+            let is_newline = rest.starts_with('\n');
+            let (line, tail) = rest.split_at(rest.find(|c| (c == '\n') != is_newline).unwrap_or(rest.len()));
+            out.pace.work(line.len())?;
+            rest = tail;
+            match self.index.by_text.find(self.texts, line.as_bytes()).filter(|_| is_newline) {
+                Some(id) => out.push(id)?,
+                None => self.encode_text(line, out)?,
             }
         }
         Ok(())
     }
 
+    fn encode_text(&mut self, text: &str, out: &mut Output<'_>) -> Result<()> {
+        if self.spm.takes_whole_texts
+            && let Some(id) = self.index.by_text.find(self.texts, text.as_bytes())
+        {
+            return out.push(id);
+        }
+        let before = out.ids.len();
+        if !self.encode_words(text, out)? {
+            out.ids.truncate(before);
+            self.in_unknown = false;
+            self.merge(text, &mut HashMap::new(), out)?;
+        }
+        Ok(())
+    }
     /// Appends the tokens of what lies between user-defined tokens, word by word. False if an unused token comes up: which
     /// two halves it is taken apart into, another word may have decided.
     fn encode_words(&mut self, text: &str, out: &mut Output<'_>) -> Result<bool> {
         let mut unused = HashMap::new();
-        for word in self.index.words(text) {
+        for word in self.index.cuts.words(text) {
             out.pace.work(word.len())?;
             self.merge(word, &mut unused, out)?;
             if !unused.is_empty() {
@@ -140,6 +200,9 @@ impl Encoder<'_> {
         let Self { spm, texts, index, merger, in_unknown } = self;
         let find = |text: &str| index.by_text.find(*texts, text.as_bytes());
         merger.merge(text, &mut out.pace, |joint, left_len| {
+            if let Some(ranks) = &index.ranks {
+                return ranks.find(&index.by_text, *texts, joint, left_len);
+            }
             let id = find(joint)?;
             if texts.kind(id) == Kind::Unused {
                 unused.insert(joint, left_len);
@@ -160,18 +223,15 @@ impl Encoder<'_> {
                         continue;
                     }
                     (Some(id), _) => out.push(id)?,
-                    (None, _) if part.bytes().all(|byte| index.byte_tokens[byte as usize] != NONE) => {
-                        part.bytes().try_for_each(|byte| out.push(index.byte_tokens[byte as usize]))?;
-                    }
-                    (None, _) => {
-                        if !std::mem::replace(in_unknown, true) {
-                            out.push(spm.unknown.ok_or_else(|| {
-                                let e = "a text has what is no token, and there are neither byte tokens for it nor an unknown token";
-                                texts.vocabulary.error(e).got(format!("{part:?}"))
-                            })?)?;
+                    (None, _) => match index.byte_tokens.of(part) {
+                        Some(mut ids) => ids.try_for_each(|id| out.push(id))?,
+                        None => {
+                            if !std::mem::replace(in_unknown, spm.fuses_unknown) {
+                                out.push(texts.unknown(spm.unknown, part)?)?;
+                            }
+                            continue;
                         }
-                        continue;
-                    }
+                    },
                 }
                 *in_unknown = false;
             }
@@ -180,71 +240,22 @@ impl Encoder<'_> {
     }
 }
 
-/// `text` as the vocabulary spells it, with a space before it if `prefix`.
-fn spell(text: &str, prefix: bool, pace: &mut Pace<'_>) -> Result<String> {
-    let mut spelt = String::new();
-    for (i, piece) in text.split(' ').enumerate() {
-        pace.work(1 + piece.len())?;
-        spelt.try_reserve(SPACE.len() + piece.len()).map_err(|_| no_memory(text.len()))?;
-        if i > 0 || prefix {
-            spelt.push_str(SPACE);
-        }
-        spelt.push_str(piece);
-    }
-    Ok(spelt)
-}
-
-/// The bytes that a token stands for. The byte of `<0xHH>`, and otherwise the text with spaces for `▁`.
-pub(super) fn unspell(text: &[u8], kind: Kind) -> Vec<u8> {
-    if kind == Kind::Byte
-        && let Some(byte) = byte_of(text)
-    {
-        return vec![byte];
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((&first, tail)) = rest.split_first() {
-        match rest.strip_prefix(SPACE.as_bytes()) {
-            Some(tail) => {
-                bytes.push(b' ');
-                rest = tail;
-            }
-            None => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    bytes
-}
-
-/// The byte that `<0xHH>` means.
-fn byte_of(text: &[u8]) -> Option<u8> {
-    let &[b'<', b'0', b'x', high, low, b'>'] = text else { return None };
-    let digit = |c: u8| char::from(c).to_digit(16);
-    Some((digit(high)? << 4 | digit(low)?) as u8)
-}
-
-const NONE: u32 = u32::MAX;
-
 /// What encoding needs to know.
 struct Index {
     by_text: TextIndex, // the tokens that text is merged into
-    byte_tokens: Box<[u32; 256]>,
+    ranks: Option<Ranks>,
+    byte_tokens: ByteTokens,
     longest: usize, // bytes of spelt text that a token stands for, at most; 0 if one stands for any number
-    before_space: Box<[bool; 256]>, // last bytes of characters that a token has before a `▁`
+    cuts: Cuts,
     first_normal: u32,
-    user_defined: Matcher, // those of the model itself: never cut, never merged
 }
 
 impl Index {
-    fn new(texts: Texts<'_>, pace: &mut Pace<'_>) -> Result<Self> {
+    fn new(spm: &Spm, texts: Texts<'_>, pace: &mut Pace<'_>) -> Result<Self> {
         let vocabulary = texts.vocabulary;
         let mut by_text = TextIndex::with_capacity(vocabulary.len())?;
-        let mut byte_tokens = Box::new([NONE; 256]);
+        let (mut byte_tokens, mut cuts) = (ByteTokens::default(), Cuts::default());
         let mut longest = 1;
-        let mut before_space = Box::new([false; 256]);
-        let mut first_normal = NONE;
         let mut empty = Odd::new("token without a text, which no text comes to");
         let mut not_a_byte = Odd::new("byte token that is not called <0x00> to <0xFF>, which no text comes to");
         let mut no_score = Odd::of(SCORES, "score that is not a number, so that nothing is merged into its token");
@@ -255,51 +266,35 @@ impl Index {
                 empty.see(id as usize);
                 continue;
             }
-            match texts.kind(id) {
-                kind @ (Kind::Normal | Kind::UserDefined | Kind::Unused) => {
-                    if kind == Kind::Normal {
-                        first_normal = first_normal.min(id);
-                    }
-                    if vocabulary.score(id).is_nan() {
+            match spm.kind(text, texts.kind(id)) {
+                Kind::Normal | Kind::UserDefined | Kind::Unused if vocabulary.is_only_added(id) => {}
+                Kind::Normal | Kind::UserDefined | Kind::Unused => {
+                    if spm.merges.is_none() && vocabulary.score(id).is_nan() {
                         no_score.see(id as usize);
                     }
                     by_text.insert(texts, id);
                     longest = longest.max(text.len());
-                    for at in text.windows(SPACE.len()).skip(1).zip(text).filter(|(w, _)| *w == SPACE.as_bytes()) {
-                        before_space[*at.1 as usize] = true;
-                    }
+                    cuts.see(text);
                 }
-                Kind::Byte => match byte_of(text) {
-                    Some(byte) if byte_tokens[byte as usize] == NONE => byte_tokens[byte as usize] = id,
-                    Some(_) => {} // the first of two is used
-                    None => not_a_byte.see(id as usize),
-                },
+                Kind::Byte if byte_tokens.add(id, text) => {}
+                Kind::Byte => not_a_byte.see(id as usize),
                 Kind::Control | Kind::Unknown => {}
             }
         }
         [empty, not_a_byte, no_score].iter().for_each(|odd| vocabulary.note(odd));
-        if byte_tokens.contains(&NONE) {
+        if !byte_tokens.are_complete() {
             longest = 0;
         }
-        let is_of_the_model = |id, kind| kind == Kind::UserDefined && id < first_normal;
-        let user_defined = Matcher::new(texts, pace, is_of_the_model, |text| text.replace(' ', SPACE))?;
-        Ok(Self { by_text, byte_tokens, longest, before_space, first_normal, user_defined })
+        let ranks = match &spm.merges {
+            Some(merges) => Some(Ranks::new(merges, &by_text, texts, pace)?),
+            None => None,
+        };
+        Ok(Self { by_text, ranks, byte_tokens, longest, cuts, first_normal: first_normal(texts) })
     }
 
     /// Ends it all if a text of `len` bytes is sure to have too many tokens.
     fn expect(&self, len: usize, out: &Output<'_>) -> Result<()> {
         if self.longest == 0 { Ok(()) } else { out.expect(len.div_ceil(self.longest)) }
-    }
-
-    /// Cuts `text` where no merge reaches over.
-    fn words<'t>(&self, mut text: &'t str) -> impl Iterator<Item = &'t str> {
-        std::iter::from_fn(move || {
-            let is_cut = |&(at, _): &(usize, &str)| at > 0 && !self.before_space[text.as_bytes()[at - 1] as usize];
-            let end = text.match_indices(SPACE).find(is_cut).map_or(text.len(), |(at, _)| at);
-            let (word, rest) = text.split_at(end);
-            text = rest;
-            (!word.is_empty()).then_some(word)
-        })
     }
 }
 

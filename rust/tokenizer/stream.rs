@@ -28,7 +28,7 @@ impl<T: Borrow<Tokenizer>> StreamDecoder<T> {
 
     /// A decoder for a whole text.
     pub(super) fn at_start(tokenizer: T, skip_special: bool) -> Self {
-        let at_start = matches!(&tokenizer.borrow().model, Model::Spm(spm) if spm.add_space_prefix);
+        let at_start = tokenizer.borrow().begins_with_a_space();
         Self { tokenizer, skip_special, at_start, pending: Vec::new() }
     }
 
@@ -76,7 +76,7 @@ impl<T: Borrow<Tokenizer>> StreamDecoder<T> {
     fn drain(&mut self, text: &mut String, to_the_end: bool) {
         // The oracles differ: sentencepiece replaces each byte, HF's tokenizers what could have been the start
         // of one character.
-        let replaces_each = matches!(self.tokenizer.borrow().model, Model::Spm(_));
+        let replaces_each = matches!(self.tokenizer.borrow().model, Model::Spm(_) | Model::Unigram(_));
         let mut rest = self.pending.len();
         let mut kept = 0;
         for chunk in self.pending.utf8_chunks() {

@@ -10,6 +10,7 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use super::added::flag;
 use super::ends;
 use super::pace::{Pace, reserve};
 use crate::checkpoint::{Metadata, StringArray, ValueType};
@@ -21,6 +22,7 @@ pub(super) const MERGES: &str = "tokenizer.ggml.merges";
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
 const SCORES: &str = "tokenizer.ggml.scores";
+const TOKEN_FLAGS: &str = "llama_rs.tokenizer.token_flags";
 
 /// What a token is, by the numbers of `tokenizer.ggml.token_type`, which are sentencepiece's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +62,7 @@ pub(super) struct Vocabulary {
     tokens: StringArray,
     kinds: Option<Bytes>,  // (vocab_size) of i32; without them all tokens are normal
     scores: Option<Bytes>, // (vocab_size) of f32
+    flags: Option<Bytes>,  // (vocab_size) of u8: what `tokenizer.json` says of added tokens
     merges: Option<StringArray>,
     walked: OnceLock<Walked>,
     notes: Mutex<Vec<String>>, // that nobody has taken yet
@@ -94,8 +97,10 @@ impl Vocabulary {
         };
         let kinds = beside(TOKEN_TYPE, ValueType::I32)?;
         let scores = beside(SCORES, ValueType::F32)?;
+        // Rows of the model beyond them have none.
+        let flags = metadata.array(TOKEN_FLAGS, ValueType::U8)?.map(|array| array.bytes.clone());
         let (path, merges) = (metadata.path().to_path_buf(), metadata.strings(MERGES).ok().flatten());
-        Ok(Self { path, tokens, kinds, scores, merges, walked: OnceLock::new(), notes: Mutex::default() })
+        Ok(Self { path, tokens, kinds, scores, flags, merges, walked: OnceLock::new(), notes: Mutex::default() })
     }
 
     /// Gives what `read` makes of the texts, unless the file changed meanwhile.
@@ -137,6 +142,21 @@ impl Vocabulary {
     /// The score of the token `id`; the higher, the earlier it is merged.
     pub(super) fn score(&self, id: u32) -> f32 {
         self.scores.as_ref().and_then(|scores| element(scores, id)).map_or(0.0, f32::from_le_bytes)
+    }
+
+    /// Whether the file says more of added tokens than their types.
+    pub(super) fn has_flags(&self) -> bool {
+        self.flags.is_some()
+    }
+
+    /// What it says of the token `id`, see [`flag`](super::added::flag).
+    pub(super) fn flags(&self, id: u32) -> u8 {
+        self.flags.as_ref().and_then(|flags| flags.get(id as usize)).copied().unwrap_or(0)
+    }
+
+    /// Whether the token `id` was only added, so that it comes of its name alone.
+    pub(super) fn is_only_added(&self, id: u32) -> bool {
+        self.flags(id) & (flag::ADDED | flag::OF_THE_MODEL) == flag::ADDED
     }
 
     /// A report about the vocabulary as a whole.
@@ -239,6 +259,14 @@ impl<'v> Texts<'v> {
             return Kind::Control;
         }
         Kind::from_number(self.vocabulary.kind_number(id))
+    }
+
+    /// The unknown token, for `part` of a text; an error where there is none.
+    pub(super) fn unknown(self, unknown: Option<u32>, part: &str) -> Result<u32> {
+        Ok(unknown.ok_or_else(|| {
+            let e = "a text has what is no token, and there are neither byte tokens for it nor an unknown token";
+            self.vocabulary.error(e).got(shown(part.as_bytes()))
+        })?)
     }
 
     /// The tokens that end an answer by their names.

@@ -19,8 +19,22 @@ import click
 from .. import __version__, errors, notes
 from ..output import say, settle, standard_output, warn
 from .arguments import find_model as find_model
+from .arguments import in_options
 
-COMMANDS = ("generate", "tokenize", "inspect", "perplexity", "bench", "quantize", "status", "warm")
+COMMANDS = (
+    "chat",
+    "generate",
+    "tokenize",
+    "inspect",
+    "perplexity",
+    "bench",
+    "status",
+    "warm",
+    "convert",
+    "quantize",
+    "split",
+    "merge",
+)
 EXIT_FAILURE, EXIT_USAGE, EXIT_BAD_MODEL, EXIT_UNSUPPORTED_MODEL = 1, 2, 3, 4
 EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 130, 141  # what a shell says of a process that SIGINT or SIGPIPE ended
 COMPLETION_VARIABLE = "_LLAMA_RS_COMPLETE"
@@ -57,9 +71,10 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="llama-rs", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Run LLaMA language models on this computer, from GGUF files as they are.
+    """Run LLaMA language models on this computer, from GGUF files and Hugging Face directories as they are.
 
     \b
+      llama-rs chat                             talk with a model
       llama-rs generate "Once upon a time"      continue a text
       llama-rs inspect model.gguf               show what a model file contains
       llama-rs status model.gguf                show how much of it is in memory
@@ -114,7 +129,10 @@ def _run(arguments: list[str], on_interrupt: Callable[..., object] | None) -> in
         return EXIT_INTERRUPTED
     except click.UsageError as e:
         command = e.ctx.command_path if e.ctx else "llama-rs"
-        return _fail(EXIT_USAGE, f"{e.format_message().rstrip('.')} (see {command} --help)")
+        hint = f"see {command} --help"
+        if isinstance(e, click.NoSuchOption) and e.ctx and _takes_a_text(e.ctx.command):
+            hint = f"a text that begins with a dash goes after --, see {command} --help"
+        return _fail(EXIT_USAGE, f"{e.format_message().rstrip('.')} ({hint})")
     except click.ClickException as e:
         return _fail(EXIT_FAILURE, e.format_message())
     except (errors.ModelFileError, errors.ModelFormatError) as e:
@@ -124,7 +142,7 @@ def _run(arguments: list[str], on_interrupt: Callable[..., object] | None) -> in
     except errors.LlamaError as e:
         return _fail(EXIT_FAILURE, str(e))
     except ValueError as e:  # an argument that the library finds out of range
-        return _fail(EXIT_USAGE, str(e))
+        return _fail(EXIT_USAGE, in_options(str(e)))
     except MemoryError as e:
         return _fail(EXIT_FAILURE, str(e) or "out of memory")
     except BrokenPipeError:
@@ -132,6 +150,10 @@ def _run(arguments: list[str], on_interrupt: Callable[..., object] | None) -> in
     except OSError as e:
         return _fail(EXIT_FAILURE, f"{e.filename or 'standard output'}: {e.strerror}")
     return 0
+
+
+def _takes_a_text(command: click.Command) -> bool:
+    return any(isinstance(p, click.Argument) and p.name in ("prompt", "text") for p in command.params)
 
 
 def _fail(code: int, message: str) -> int:
@@ -163,6 +185,10 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         if self.outside:
             signal.signal(signal.SIGINT, self.outside)
+
+    def forget(self) -> None:
+        """Has the next Ctrl-C be as the first, for a command that goes on after one."""
+        self.interrupted = None
 
     def _interrupt(self, *_: object) -> None:
         now = time.monotonic()

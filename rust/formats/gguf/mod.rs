@@ -1,4 +1,4 @@
-//! GGUF, versions 2 and 3, little-endian: the header is read and validated once, over a byte slice.
+//! GGUF, versions 1 to 3, little-endian: the header is read and validated once, over a byte slice.
 //!
 //! Specification: `docs/gguf.md` of the ggml project. Layout of a file:
 //!
@@ -17,18 +17,22 @@
 
 #![forbid(unsafe_code)]
 
+mod parts;
 mod split;
+mod v1;
 mod write;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::Format;
-use crate::checkpoint::{Array, Entry, MAX_ARRAY_DEPTH, Metadata, TensorInfo, Value, ValueType};
+use crate::checkpoint::{Array, Entry, MAX_ARRAY_DEPTH, Metadata, Pairs, TensorInfo, Value, ValueType};
 use crate::error::{Error, FormatError, Result};
 use crate::mapping::{Bytes, Mapping};
 use crate::quant::DType;
 use crate::tensor::TensorView;
 
+pub use parts::{Limit, merge, split};
 pub use write::{Planned, Sink, write};
 
 /// The row in the table.
@@ -58,20 +62,48 @@ pub(super) struct File {
 
 /// Reads and checks the header.
 pub(super) fn parse(mapping: &Arc<Mapping>) -> Result<File> {
-    let mut r = Reader { mapping, data: mapping.as_slice(), pos: 0 };
-    r.version()?;
+    let mut r = Reader { mapping, data: mapping.as_slice(), pos: 0, narrow: false };
+    if r.version()? == 1 {
+        r.narrow = true;
+        return v1::parse(&mut r);
+    }
     let n_tensors = r.count("tensor count", 24)?;
     let n_kv = r.count("metadata count", 13)?;
     let metadata = r.metadata(n_kv)?;
+    let alignment = alignment(&metadata)?;
+    r.at_most("tensor count", n_tensors)?;
+    let entries = (0..n_tensors).map(|_| r.tensor_entry(alignment)).collect::<Result<Vec<_>>>()?;
+    let header = r.pos;
+    Ok(File { metadata, tensors: r.place(entries, alignment)?, header })
+}
+
+/// What tensors begin at a multiple of.
+fn alignment(metadata: &Metadata) -> Result<usize> {
     let alignment = metadata.usize("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);
     if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
         let e = metadata.error("bad alignment", "general.alignment").got(alignment);
         return Err(e.limit(format!("a power of two up to {MAX_ALIGNMENT}")).into());
     }
-    r.at_most("tensor count", n_tensors)?;
-    let entries = (0..n_tensors).map(|_| r.tensor_entry(alignment)).collect::<Result<Vec<_>>>()?;
-    let header = r.pos;
-    Ok(File { metadata, tensors: r.place(entries, alignment)?, header })
+    Ok(alignment)
+}
+
+/// The metadata and the small vectors of a model whose directory has them in another form, in memory.
+pub(crate) fn made(
+    pairs: &Pairs,
+    vectors: &[(String, Vec<f32>)],
+    path: &Path,
+) -> Result<(Metadata, Vec<TensorInfo>, Arc<Mapping>)> {
+    let planned = vectors.iter().map(|(name, values)| Planned {
+        name: name.clone(),
+        dtype: DType::F32,
+        shape: vec![values.len()],
+    });
+    let bytes = write::to_vec(pairs, &planned.collect::<Vec<_>>(), |i| bytemuck::cast_slice(&vectors[i].1))?;
+    let map = Mapping::from_vec(bytes, path);
+    let File { metadata, tensors, .. } = parse(&map)?;
+    // Where they stand here is no place in the file.
+    let tensors = tensors.into_iter().map(|tensor| TensorInfo::new(tensor.name().into(), None, tensor.view));
+    Ok((metadata.without_places(), tensors.collect(), map))
 }
 
 /// Types that are not in the table of [`DType`], but have a name.
@@ -104,6 +136,7 @@ struct Reader<'a> {
     mapping: &'a Arc<Mapping>,
     data: &'a [u8], // from the start of the file, so that `pos` is an offset in it
     pos: usize,
+    narrow: bool, // counts, lengths and dimensions have 32 bits
 }
 
 impl<'a> Reader<'a> {
@@ -144,10 +177,15 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array(what)?))
     }
 
+    /// A count, a length or a dimension.
+    fn length(&mut self, what: &str) -> Result<u64> {
+        if self.narrow { self.u32(what).map(u64::from) } else { self.u64(what) }
+    }
+
     /// A number of things of at least `min_size` bytes each: no more than fit in what is left.
     fn count(&mut self, what: &str, min_size: usize) -> Result<usize> {
         let at = self.pos;
-        let n = self.u64(what)?;
+        let n = self.length(what)?;
         let limit = (self.data.len() - self.pos) / min_size;
         match usize::try_from(n) {
             Ok(n) if n <= limit => Ok(n),
@@ -182,24 +220,25 @@ impl<'a> Reader<'a> {
     }
 
     /// The version, behind the magic bytes that the file begins with.
-    fn version(&mut self) -> Result<()> {
+    fn version(&mut self) -> Result<u32> {
         let len = self.data.len();
-        let short = |r: &Self| -> Result<()> {
+        let short = |r: &Self, least: usize| -> Result<u32> {
             let e = r.error("the file is shorter than a header (is the download complete?)");
-            Err(e.got(format!("{len} bytes")).limit(format!("at least {MIN_FILE_LEN}")).into())
+            Err(e.got(format!("{len} bytes")).limit(format!("at least {least}")).into())
         };
-        let Some(version) = self.data.get(4..).and_then(|rest| rest.first_chunk()) else { return short(self) };
+        let version = self.data.get(4..).and_then(|rest| rest.first_chunk());
+        let Some(version) = version else { return short(self, MIN_FILE_LEN) };
         self.pos = 8;
         match u32::from_le_bytes(*version) {
-            2 | 3 if len < MIN_FILE_LEN => short(self),
-            2 | 3 => Ok(()),
-            0 => Err(self.error("bad version").at(4).got(0).limit("2 or 3").into()),
-            1 => Err(self.unsupported("GGUF version 1 (of August 2023); convert the model again".into())),
+            1 if len < MIN_FILE_LEN - 8 => short(self, MIN_FILE_LEN - 8),
+            2 | 3 if len < MIN_FILE_LEN => short(self, MIN_FILE_LEN),
+            version @ 1..=3 => Ok(version),
+            0 => Err(self.error("bad version").at(4).got(0).limit("1 to 3").into()),
             v if v.swap_bytes() <= 0xff => {
                 let v = v.swap_bytes();
                 Err(self.unsupported(format!("a big-endian GGUF file (version {v}); little-endian is supported")))
             }
-            v => Err(self.unsupported(format!("GGUF version {v}; versions 2 and 3 are supported"))),
+            v => Err(self.unsupported(format!("GGUF version {v}; versions 1 to 3 are supported"))),
         }
     }
 
@@ -210,7 +249,7 @@ impl<'a> Reader<'a> {
             let (key, at) = self.name("metadata key", MAX_KEY_LEN)?;
             let value = self.value_type().and_then(|kind| Ok((kind, self.value(kind, 0)?)));
             let (kind, value) = value.map_err(|e| blame(e, &key))?;
-            entries.push(Entry { key, at, kind, value });
+            entries.push(Entry { key, at: Some(at), kind, value });
         }
         Metadata::new(self.mapping.path(), entries)
     }
@@ -296,7 +335,7 @@ impl<'a> Reader<'a> {
         let mut shape = Vec::with_capacity(n_dims);
         for _ in 0..n_dims {
             let at = self.pos;
-            let n = self.u64("dimension")?;
+            let n = self.length("dimension")?;
             match usize::try_from(n) {
                 Ok(n) if n > 0 && signed(n as u64) > 0 => shape.push(n),
                 _ => return Err(self.error("bad dimension").at(at).got(signed(n)).limit("at least 1").into()),

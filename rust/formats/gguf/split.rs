@@ -16,9 +16,9 @@ use crate::checkpoint::{Checkpoint, Metadata, Value};
 use crate::error::{Error, FormatError, Result};
 use crate::mapping::Mapping;
 
-const NO: &str = "split.no";
-const COUNT: &str = "split.count";
-const N_TENSORS: &str = "split.tensors.count";
+pub(super) const NO: &str = "split.no";
+pub(super) const COUNT: &str = "split.count";
+pub(super) const N_TENSORS: &str = "split.tensors.count";
 
 /// What the file holds; if it is a part of a model, what all parts hold.
 pub fn open(map: &Arc<Mapping>, open_part: &OpenPart) -> Result<Checkpoint> {
@@ -152,6 +152,13 @@ impl Name {
             e => e,
         }
     }
+}
+
+/// The name of part `i` of `count` that begins with `prefix`.
+pub(super) fn name_of(prefix: &Path, i: usize, count: usize) -> PathBuf {
+    let mut name = prefix.as_os_str().to_owned();
+    name.push(ending(i, count));
+    name.into()
 }
 
 /// `-00001-of-00003.gguf`: the parts are counted from 1 in names.

@@ -123,8 +123,18 @@ pub fn write(
             assert_eq!(sink.left, 0, "bytes of {} that did not come", tensor.name);
             sink.pad(alignment)?;
         }
-        Ok(())
+        if interrupt.poll_now() { Err(Error::Interrupted) } else { Ok(()) }
     })
+}
+
+/// A file in memory, whose tensor `i` has the bytes `data(i)`.
+pub(super) fn to_vec<'a>(pairs: &Pairs, tensors: &[Planned], data: impl Fn(usize) -> &'a [u8]) -> Result<Vec<u8>> {
+    let mut out = header(pairs, tensors)?;
+    for i in 0..tensors.len() {
+        out.resize(out.len().next_multiple_of(DEFAULT_ALIGNMENT), 0);
+        out.extend_from_slice(data(i));
+    }
+    Ok(out)
 }
 
 /// The file before its data. The alignment is the default one: a pair that says another must not be there.
@@ -248,7 +258,6 @@ mod tests {
         let zeros = vec![0; tensors[0].size()];
         let stop = || true;
         let interrupt = Interrupt::new(&stop);
-        std::thread::sleep(std::time::Duration::from_millis(30)); // then it is asked
         let result =
             write(&path, &Pairs::new(), &tensors, &interrupt, &mut |_, _| {}, &mut |_, sink| sink.write(&zeros));
         assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::Kernels;
 use super::activations::QuantizedRow;
+use super::linear_attention::recurrent_kernels;
 use super::matmul::Matmul;
 use super::ops::{self, float_kernels};
 use super::vector::Eight;
@@ -58,7 +59,7 @@ impl Kernels for Avx2 {
     unsafe fn rows(&self, job: &Matmul, rows: Range<usize>) {
         // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
         unsafe {
-            with_quantized!(job.w.dtype(), |B| matmul::rows::<B>(job, rows), floats(job, rows, 0..job.x.tokens()))
+            with_quantized!(job.w.dtype(), |B| matmul::rows::<B>(job, rows), floats(job, rows, job.tokens.clone()))
         }
     }
 
@@ -68,6 +69,7 @@ impl Kernels for Avx2 {
     }
 
     float_kernels!(Eight, avx2);
+    recurrent_kernels!(Eight, avx2);
 }
 
 avx2! {

@@ -43,11 +43,10 @@ const ROW_TOKENS: usize = 8;
 /// - The CPU has the features of the set.
 /// - `rows` are rows of `job.w`, which is of type `U`, and no other worker writes the same rows of `job.out`.
 pub unsafe fn rows<U: Unpack>(job: &Matmul, rows: Range<usize>) {
-    let tokens = job.x.tokens();
-    for t in (0..tokens).step_by(ROW_TOKENS) {
+    for t in job.tokens.clone().step_by(ROW_TOKENS) {
         // SAFETY: the caller's promises.
         unsafe {
-            match tokens - t {
+            match job.tokens.end - t {
                 1 => tokens_rows::<U, 1>(job, rows.clone(), t),
                 2 => tokens_rows::<U, 2>(job, rows.clone(), t),
                 3 => tokens_rows::<U, 3>(job, rows.clone(), t),

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::Kernels;
 use super::activations::QuantizedRow;
+use super::linear_attention::recurrent_kernels;
 use super::matmul::Matmul;
 use super::ops::{self, float_kernels};
 use super::vector::Sixteen;
@@ -65,7 +66,7 @@ impl Kernels for Avx512 {
     unsafe fn rows(&self, job: &Matmul, rows: Range<usize>) {
         // SAFETY: `self` exists only where the CPU has the features; the rest is the caller's promise.
         unsafe {
-            with_quantized!(job.w.dtype(), |B| matmul::rows::<B>(job, rows), floats(job, rows, 0..job.x.tokens()))
+            with_quantized!(job.w.dtype(), |B| matmul::rows::<B>(job, rows), floats(job, rows, job.tokens.clone()))
         }
     }
 
@@ -75,6 +76,7 @@ impl Kernels for Avx512 {
     }
 
     float_kernels!(Sixteen, avx512);
+    recurrent_kernels!(Sixteen, avx512);
 }
 
 avx512! {

@@ -40,12 +40,21 @@ pub(super) fn is_number(c: char) -> bool {
     Class::of(c) == Class::Number
 }
 
+/// Whether it is a capital or a small letter, or looks like both.
+pub(super) fn is_cased(c: char) -> bool {
+    use GeneralCategory::*;
+    match c {
+        '\0'..='\x7f' => c.is_ascii_alphabetic(),
+        _ => matches!(get_general_category(c), UppercaseLetter | LowercaseLetter | TitlecaseLetter),
+    }
+}
+
 pub(super) fn is_mark(c: char) -> bool {
     use GeneralCategory::*;
     !c.is_ascii() && matches!(get_general_category(c), NonspacingMark | SpacingMark | EnclosingMark)
 }
 
-pub(super) fn is_punctuation(c: char) -> bool {
+pub(in crate::tokenizer) fn is_punctuation(c: char) -> bool {
     use GeneralCategory::*;
     match c {
         '$' | '+' | '<' | '=' | '>' | '^' | '`' | '|' | '~' => false,
@@ -69,6 +78,17 @@ pub(super) fn is_symbol(c: char) -> bool {
         '\0'..='\x7f' => c.is_ascii_punctuation() && !is_punctuation(c),
         _ => matches!(get_general_category(c), MathSymbol | CurrencySymbol | ModifierSymbol | OtherSymbol),
     }
+}
+
+/// `\w`.
+pub(in crate::tokenizer) fn is_of_word(c: char) -> bool {
+    use GeneralCategory::*;
+    c.is_alphabetic()
+        || matches!(c, '\u{200c}' | '\u{200d}')
+        || matches!(
+            get_general_category(c),
+            NonspacingMark | SpacingMark | EnclosingMark | DecimalNumber | ConnectorPunctuation
+        )
 }
 
 pub(super) fn is_newline(c: char) -> bool {

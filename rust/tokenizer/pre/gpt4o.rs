@@ -13,6 +13,11 @@ pub(super) fn word(text: &str) -> usize {
     pattern(text, 3, true)
 }
 
+/// The same with numbers of one digit.
+pub(super) fn one_digit(text: &str) -> usize {
+    pattern(text, 1, true)
+}
+
 /// The same for Tekken.
 pub(super) fn tekken(text: &str) -> usize {
     pattern(text, 1, false)

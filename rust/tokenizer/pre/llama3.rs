@@ -2,28 +2,33 @@
 //! `C` = `(?i:'s|'t|'re|'ve|'m|'ll|'d)`, which is how GPT-4 cuts text.
 //!
 //! Qwen 2 has `\p{N}` for `\p{N}{1,3}`; Qwen 3.5 has `[\p{L}\p{M}]` for `\p{L}` as well, but for the optional character.
-//! Seed-Coder is as Qwen 2, but newlines are never of the word before them.
+//! Seed-Coder is as Qwen 2, but newlines are never of the word before them. MiniCPM 5 first sets `\p{N}{1,3}` apart.
 
-use super::class::{Class, after_space, contraction, first, is_mark, is_newline, lines, run};
+use super::class::{Class, after_space, contraction, first, is_mark, is_newline, is_number, lines, run};
 
 /// Where the first word ends.
 pub(super) fn word(text: &str) -> usize {
-    pattern(text, 3, is_newline, |_| false)
+    pattern(text, 3, is_newline, |_| false, |_| false)
 }
 
 /// The same with numbers of one digit.
 pub(super) fn qwen2(text: &str) -> usize {
-    pattern(text, 1, is_newline, |_| false)
+    pattern(text, 1, is_newline, |_| false, |_| false)
 }
 
 /// The same with marks that are part of words.
 pub(super) fn qwen35(text: &str) -> usize {
-    pattern(text, 1, is_newline, is_mark)
+    pattern(text, 1, is_newline, is_mark, |_| false)
 }
 
 /// The same without newlines behind punctuation.
 pub(super) fn seed_coder(text: &str) -> usize {
-    pattern(text, 1, |_| false, |_| false)
+    pattern(text, 1, |_| false, |_| false, |_| false)
+}
+
+/// The same where numbers are set apart before.
+pub(super) fn minicpm5(text: &str) -> usize {
+    pattern(text, 3, is_newline, |_| false, is_number)
 }
 
 #[inline]
@@ -32,6 +37,7 @@ fn pattern(
     max_numbers: usize,
     may_end_others: impl Fn(char) -> bool,
     is_letter_too: impl Fn(char) -> bool + Copy,
+    ends: impl Fn(char) -> bool,
 ) -> usize {
     let c = first(text);
     if c == '\''
@@ -59,5 +65,5 @@ fn pattern(
         let end = space + run(&text[space..], is_other);
         return end + run(&text[end..], may_end_others);
     }
-    lines(text, |_| false)
+    lines(text, ends)
 }

@@ -1,0 +1,12 @@
+//! Arcee AFM: a feed-forward network without a gate.
+
+use super::{Activation, Architecture, NormKind, RopeStyle};
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    name: "arcee",
+    read: |keys| {
+        let mut config = keys.decoder(RopeStyle::Interleaved, NormKind::Rms)?;
+        config.each_dense(|dense| (dense.activation, dense.gated) = (Activation::Relu2, false));
+        Ok(config)
+    },
+};

@@ -11,8 +11,8 @@
 use std::cell::RefCell;
 
 use crate::arch::{
-    AttentionConfig, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, Ffn, Gate, LayerConfig, MambaConfig, Mixer,
-    NormKind, QkNorm, ShortConvConfig, Values,
+    AttentionConfig, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, Ffn, Gate, LatentConfig, LayerConfig,
+    MambaConfig, Mixer, NormKind, QkNorm, ShortConvConfig, Values,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -111,10 +111,21 @@ struct Sizes {
     n_heads: usize,
     q_norm: usize,
     k_norm: usize,
+    q_norms: usize, // 1, or one of each head
+    k_norms: usize,
     has_qk_norm: bool,
     has_k_norm: bool,
     has_keys: bool,
     has_values: bool,
+    query_rank: usize,
+    rank: usize,
+    rank_and_rope: usize,
+    nope_dim: usize,
+    kv_rows: usize, // n_heads * (nope_dim + value_dim)
+    has_query_rank: bool,
+    has_no_query_rank: bool,
+    is_absorbed: bool,
+    is_expanded: bool,
     has_sinks: bool,
     hidden_dim: usize,
     is_gated: bool,
@@ -188,7 +199,7 @@ impl Slot for NormWeights {
     const IS_MATRIX: bool = false;
 
     fn find(source: &Source, prefix: &str, declared: &'static Declared, sizes: &Sizes) -> Result<Option<Self>> {
-        source.norm(&format!("{prefix}{}", declared.name), (declared.shape)(sizes)[0])
+        source.norm(&format!("{prefix}{}", declared.name), &(declared.shape)(sizes))
     }
 
     fn views(&self) -> Vec<&TensorView> {
@@ -318,11 +329,37 @@ declare! {
     /// `(n_kv_heads * value_dim, dim)`
     wv: Option<Linear> = "attn_v" [v_dim, dim] if has_values;
     /// `(head_dim)`, or of all heads
-    q_norm: Option<NormWeights> = "attn_q_norm" [q_norm] if has_qk_norm;
+    q_norm: Option<NormWeights> = "attn_q_norm" [q_norms, q_norm] if has_qk_norm;
     /// `(head_dim)`, or of all heads
-    k_norm: Option<NormWeights> = "attn_k_norm" [k_norm] if has_k_norm;
+    k_norm: Option<NormWeights> = "attn_k_norm" [k_norms, k_norm] if has_k_norm;
     /// `(n_heads)`
     sinks: Option<TensorView> = "attn_sinks.weight" [n_heads] if has_sinks;
+    /// `(dim, n_heads * value_dim)`
+    wo: Linear = "attn_output" [dim, out_dim];
+}
+
+declare! {
+    /// The weights of a latent attention.
+    pub struct LatentWeights, LATENT;
+
+    /// `(n_heads * (nope_dim + rope_dim), dim)`
+    wq: Option<Linear> = "attn_q" [q_rows, dim] if has_no_query_rank;
+    /// `(query_rank, dim)`
+    wq_a: Option<Linear> = "attn_q_a" [query_rank, dim] if has_query_rank;
+    /// `(rank + rope_dim, dim)`
+    wkv_a: Linear = "attn_kv_a_mqa" [rank_and_rope, dim];
+    /// `(query_rank)`
+    q_norm: Option<NormWeights> = "attn_q_a_norm" [query_rank] if has_query_rank;
+    /// `(n_heads * (nope_dim + rope_dim), query_rank)`
+    wq_b: Option<Linear> = "attn_q_b" [q_rows, query_rank] if has_query_rank;
+    /// `(rank)`
+    kv_norm: NormWeights = "attn_kv_a_norm" [rank];
+    /// `(n_heads, rank, nope_dim)`
+    wk_b: Option<TensorView> = "attn_k_b.weight" [n_heads, rank, nope_dim] if is_absorbed;
+    /// `(n_heads, value_dim, rank)`
+    wv_b: Option<TensorView> = "attn_v_b.weight" [n_heads, value_dim, rank] if is_absorbed;
+    /// `(n_heads * (nope_dim + value_dim), rank)`: keys of a head, then its values
+    wkv_b: Option<Linear> = "attn_kv_b" [kv_rows, rank] if is_expanded;
     /// `(dim, n_heads * value_dim)`
     wo: Linear = "attn_output" [dim, out_dim];
 }
@@ -513,6 +550,7 @@ pub enum MixerWeights {
     ShortConv(ShortConvWeights),
     Mamba(MambaWeights),
     AttentionAndMamba(AttentionWeights, MambaWeights),
+    Latent(Box<LatentWeights>),
 }
 
 /// The weights of an [`Ffn`].
@@ -529,7 +567,7 @@ impl LayerWeights {
         let prefix = format!("blk.{i}.");
         let norm = |name: Option<&'static str>| {
             let Some(name) = name.map(|name| format!("{prefix}{name}")) else { return Ok(None) };
-            let found = source.norm(&name, source.config.dim)?;
+            let found = source.norm(&name, &[source.config.dim])?;
             found.map(Some).ok_or_else(|| source.missing_tensor(&format!("{name}.weight")))
         };
         let dim = source.config.dim;
@@ -550,6 +588,9 @@ impl LayerWeights {
                     AttentionWeights::load(source, &prefix, &Sizes::of_attention(dim, a))?,
                     MambaWeights::load(source, &prefix, &Sizes::of_mamba(dim, m))?,
                 ),
+                Mixer::Latent(a, l) => {
+                    MixerWeights::Latent(Box::new(LatentWeights::load(source, &prefix, &Sizes::of_latent(dim, a, l))?))
+                }
             },
             after_mixer: norm(layer.norms.after_mixer)?,
             ffn_norm: norm(layer.norms.ffn)?,
@@ -596,6 +637,7 @@ impl LayerWeights {
             MixerWeights::ShortConv(conv) => conv.views(),
             MixerWeights::Mamba(mamba) => mamba.views(),
             MixerWeights::AttentionAndMamba(attention, mamba) => [attention.views(), mamba.views()].concat(),
+            MixerWeights::Latent(latent) => latent.views(),
         });
         all.extend(Field::views(&self.after_mixer));
         all.extend(Field::views(&self.ffn_norm));
@@ -614,7 +656,7 @@ impl LayerWeights {
 impl Sizes {
     fn of_attention(dim: usize, a: &AttentionConfig) -> Self {
         let (q_dim, kv_dim) = (a.n_heads * a.head_dim, a.n_kv_heads * a.head_dim);
-        let of_all = a.qk_norm == QkNorm::All;
+        let (of_all, of_each) = (a.qk_norm == QkNorm::All, a.qk_norm == QkNorm::OwnHeads);
         Self {
             dim,
             q_rows: match a.gate {
@@ -627,11 +669,33 @@ impl Sizes {
             n_heads: a.n_heads,
             q_norm: if of_all { q_dim } else { a.head_dim },
             k_norm: if of_all { kv_dim } else { a.head_dim },
+            q_norms: if of_each { a.n_heads } else { 1 },
+            k_norms: if of_each { a.n_kv_heads } else { 1 },
             has_qk_norm: a.qk_norm != QkNorm::None,
             has_k_norm: a.qk_norm != QkNorm::None && a.kv_layer.is_none(),
             has_keys: a.kv_layer.is_none(),
             has_values: a.kv_layer.is_none() && a.values != Values::NormedKeys,
             has_sinks: a.sinks,
+            ..Self::default()
+        }
+    }
+
+    fn of_latent(dim: usize, a: &AttentionConfig, l: &LatentConfig) -> Self {
+        Self {
+            dim,
+            n_heads: a.n_heads,
+            q_rows: a.n_heads * (l.nope_dim + l.rope_dim),
+            query_rank: l.query_rank.unwrap_or(0),
+            rank: l.rank,
+            rank_and_rope: l.rank + l.rope_dim,
+            nope_dim: l.nope_dim,
+            value_dim: l.value_dim,
+            kv_rows: a.n_heads * (l.nope_dim + l.value_dim),
+            out_dim: a.n_heads * l.value_dim,
+            has_query_rank: l.query_rank.is_some(),
+            has_no_query_rank: l.query_rank.is_none(),
+            is_absorbed: l.absorbed,
+            is_expanded: !l.absorbed,
             ..Self::default()
         }
     }
@@ -743,7 +807,7 @@ impl Weights {
         )?;
         let layers = config.layers.iter().enumerate().map(|(i, layer)| LayerWeights::load(&source, i, layer));
         let layers = layers.collect::<Result<Vec<_>>>()?;
-        let output_norm = source.norm(config.output_norm, dim)?;
+        let output_norm = source.norm(config.output_norm, &[dim])?;
         let output_norm =
             output_norm.ok_or_else(|| source.missing_tensor(&format!("{}.weight", config.output_norm)))?;
         source.refuse_unknown()?;
@@ -828,12 +892,19 @@ impl<'a> Source<'a> {
         Ok(Some(Floats(view.clone())))
     }
 
-    fn norm(&self, name: &str, dim: usize) -> Result<Option<NormWeights>> {
-        let weight = match self.tensor(&format!("{name}.weight"), &[dim])? {
-            None => self.tensor(name, &[dim])?, // Falcon-H1
+    /// The weights of a norm, or of one of each head: then all of them are one vector.
+    fn norm(&self, name: &str, shape: &[usize]) -> Result<Option<NormWeights>> {
+        let shape = if let [1, rest @ ..] = shape { rest } else { shape };
+        let weight = match self.tensor(&format!("{name}.weight"), shape)? {
+            None => self.tensor(name, shape)?, // Falcon-H1
             found => found,
         };
         let Some(weight) = weight else { return Ok(None) };
+        let (dim, dtype) = (shape.iter().product(), weight.dtype());
+        if Numbers::of(&weight).is_none() {
+            return Err(self.unsupported(format!("norm {name} of type {dtype}; F32, F16 and BF16 are supported there")));
+        }
+        let weight = TensorView::new(weight.bytes().clone(), dtype, &[dim]).expect("the same numbers");
         // An RMSNorm with a bias would be another step.
         let has_bias = self.config.norm.kind == NormKind::Layer;
         let bias = if has_bias { self.tensor(&format!("{name}.bias"), &[dim])? } else { None };
@@ -948,7 +1019,7 @@ fn has_shape(view: &TensorView, shape: &[usize]) -> bool {
 }
 
 /// The tables of what layers have.
-const OF_LAYERS: &[&[Declared]] = &[ATTENTION, DELTA_NET, SHORT_CONV, MAMBA, DENSE, EXPERTS, LAYER_EMBEDDING];
+const OF_LAYERS: &[&[Declared]] = &[ATTENTION, LATENT, DELTA_NET, SHORT_CONV, MAMBA, DENSE, EXPERTS, LAYER_EMBEDDING];
 
 /// The row of a layer's tensor.
 fn declared_as(name: &str) -> Option<&'static Declared> {
@@ -1038,7 +1109,7 @@ mod tests {
             normalized: true,
             weight_scale: 1.0,
             shared: None,
-            groups: crate::arch::Groups { n: 1, used: 1 },
+            groups: crate::arch::Groups { n: 1, used: 1, best: 2 },
         });
         let head = [
             ("token_embd.weight", 8, 8),

@@ -2,8 +2,8 @@
 
 use super::{
     Activation, AttentionConfig, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, Ffn, Gate, Gating, Groups,
-    KeyHead, LayerConfig, LinearHeads, MambaConfig, Mask, Mixer, Norm, NormKind, Norms, QkNorm, RopeConfig,
-    RopeScaling, RopeStyle, Rule, SharedConfig, ShortConvConfig, Temperature, Values,
+    KeyHead, LatentConfig, LayerConfig, LinearHeads, MambaConfig, Mask, Mixer, Norm, NormKind, Norms, QkNorm,
+    RopeConfig, RopeScaling, RopeStyle, Rule, SharedConfig, ShortConvConfig, Temperature, Values,
 };
 use crate::checkpoint::{Checkpoint, Metadata, Value};
 use crate::error::{Error, FormatError, Result};
@@ -54,6 +54,10 @@ const EXPERT_NORM: &str = "expert_weights_norm";
 const EXPERT_SCALE: &str = "expert_weights_scale";
 const N_GROUPS: &str = "expert_group_count";
 const N_GROUPS_USED: &str = "expert_group_used_count";
+const QUERY_RANK: &str = "attention.q_lora_rank"; // none when absent
+const RANK: &str = "attention.kv_lora_rank";
+const KEY_LENGTH_MLA: &str = "attention.key_length_mla"; // key_length when absent
+const VALUE_LENGTH_MLA: &str = "attention.value_length_mla"; // value_length when absent
 const RECURRENT_LAYERS: &str = "attention.recurrent_layers"; // which do not attend
 const ATTENTION_INTERVAL: &str = "full_attention_interval"; // each such layer does, where the file does not say which
 const N_TAPS: &str = "ssm.conv_kernel";
@@ -192,6 +196,50 @@ impl<'a> Keys<'a> {
             layer.mixer = Mixer::DeltaNet(DeltaNetConfig { heads, n_taps, fused_rates, fused_heads, log_decays });
         }
         Ok(config)
+    }
+
+    /// Queries, keys and values of all layers come from short vectors, and their heads are those of the file (DeepSeek-V2).
+    /// With YaRN it is the scores that are multiplied with the square of a magnitude, not cosines and sines.
+    pub fn latent(&self, config: &mut Config) -> Result<()> {
+        let size = |name: &str| self.size(name)?.map(|n| self.at_most(name, n, MAX_DIM)).transpose();
+        let query_rank = match self.usize(QUERY_RANK)? {
+            Some(0) => None,
+            _ => size(QUERY_RANK)?,
+        };
+        let rank = self.required(RANK, size(RANK)?)?;
+        let (key_length, value_length) = (size(KEY_LENGTH_MLA)?, size(VALUE_LENGTH_MLA)?);
+        let absorbed = self.has_tensor("blk.0.attn_k_b.weight");
+        let rope_dim = config.ropes[0].dim;
+        let mut magnitude = 1.0;
+        if let RopeScaling::Yarn { factor, magnitude: of_turns, .. } = &mut config.ropes[0].scaling
+            && let Some(multiplier) = self.f32(YARN_LOG_MULTIPLIER)?.filter(|&multiplier| multiplier != 0.0)
+        {
+            magnitude = 1.0 + multiplier * factor.max(1.0).ln();
+            *of_turns = 1.0;
+        }
+        for layer in &mut config.layers {
+            let Mixer::Attention(a) = layer.mixer else { continue };
+            let (name, head_dim) = key_length.map_or((KEY_LENGTH, a.head_dim), |n| (KEY_LENGTH_MLA, n));
+            let value_dim = value_length.unwrap_or(a.value_dim);
+            let most = MAX_DIM / a.n_heads;
+            if !(rope_dim + 1..=most).contains(&head_dim) {
+                let e = self.error("bad length of heads", name).got(head_dim);
+                return Err(e.limit(format!("more than the {rope_dim} that are rotated, at most {most}")).into());
+            }
+            self.at_most(VALUE_LENGTH_MLA, value_dim, most)?;
+            self.at_most(RANK, rank, most.saturating_sub(rope_dim))?;
+            let latent =
+                LatentConfig { query_rank, rank, rope_dim, nope_dim: head_dim - rope_dim, value_dim, absorbed };
+            let scale = magnitude * magnitude / (head_dim as f32).sqrt();
+            let heads = if absorbed {
+                let heads = AttentionConfig::new(a.n_heads, 1, rope_dim + rank);
+                AttentionConfig { value_dim: rank, values_in_keys: true, ..heads }
+            } else {
+                AttentionConfig { value_dim, ..AttentionConfig::new(a.n_heads, a.n_heads, head_dim) }
+            };
+            layer.mixer = Mixer::Latent(AttentionConfig { scale, ..heads }, latent);
+        }
+        Ok(())
     }
 
     /// Layers without key-value heads are short convolutions, the others norm queries and keys (LFM2).
@@ -334,7 +382,7 @@ impl<'a> Keys<'a> {
             normalized: self.metadata().bool(&self.full(EXPERT_NORM))?.unwrap_or(defaults.normalized),
             weight_scale,
             shared: None,
-            groups: Groups { n, used },
+            groups: Groups { n, used, best: if gating == Gating::Softmax { 1 } else { 2 } },
         }))
     }
 

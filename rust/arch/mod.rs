@@ -104,20 +104,26 @@ pub enum Mixer {
     Mamba(MambaConfig),
     /// The two side by side, from one norm; what they give is added (Falcon-H1).
     AttentionAndMamba(AttentionConfig, MambaConfig),
+    /// Attention whose queries, keys and values come from short vectors. A head is what is rotated, then the rest.
+    Latent(AttentionConfig, LatentConfig),
 }
 
 impl Mixer {
     /// Its attention, if it has one.
     pub fn attention(&self) -> Option<&AttentionConfig> {
         match self {
-            Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) => Some(attention),
+            Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) | Mixer::Latent(attention, _) => {
+                Some(attention)
+            }
             Mixer::DeltaNet(_) | Mixer::ShortConv(_) | Mixer::Mamba(_) => None,
         }
     }
 
     fn attention_mut(&mut self) -> Option<&mut AttentionConfig> {
         match self {
-            Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) => Some(attention),
+            Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) | Mixer::Latent(attention, _) => {
+                Some(attention)
+            }
             Mixer::DeltaNet(_) | Mixer::ShortConv(_) | Mixer::Mamba(_) => None,
         }
     }
@@ -125,7 +131,7 @@ impl Mixer {
     /// What it remembers besides keys and values, in a model of this `dim`.
     pub fn recurrent(&self, dim: usize) -> Option<RecurrentConfig> {
         match self {
-            Mixer::Attention(_) => None,
+            Mixer::Attention(_) | Mixer::Latent(..) => None,
             Mixer::DeltaNet(c) => {
                 let channels = 2 * c.heads.n_key_heads * c.heads.key_dim + c.heads.n_heads * c.heads.value_dim;
                 Some(RecurrentConfig { channels, n_taps: c.n_taps, heads: Some(c.heads) })
@@ -196,6 +202,28 @@ impl MambaConfig {
     }
 }
 
+/// Multi-head latent attention (DeepSeek-V2, 2024): keys and values of all heads are products with one short vector of
+/// each token.
+///
+/// In files that have the matrices of keys and values apart (`absorbed`), queries are multiplied with those of keys instead,
+/// and what comes out of the attention with those of values: keys are what is rotated and the short vector itself, the same
+/// for all heads, and values are that vector again. In older ones keys and values are expanded before they are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LatentConfig {
+    /// Length of the vector that queries come from; `None` if it is the layer's input.
+    pub query_rank: Option<usize>,
+    /// Length of the vector that keys and values come from.
+    pub rank: usize,
+    /// Numbers of a head's queries and keys that are rotated. Those of keys are the same for all heads.
+    pub rope_dim: usize,
+    /// Numbers of a head's queries and keys that are not.
+    pub nope_dim: usize,
+    /// Numbers of a head's values, as they were meant.
+    pub value_dim: usize,
+    /// Whether attention runs on the short vectors.
+    pub absorbed: bool,
+}
+
 /// Attention with keys and values of all positions so far.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionConfig {
@@ -211,6 +239,8 @@ pub struct AttentionConfig {
     pub values: Values,
     /// The layer whose keys and values are read, if this one has none of its own.
     pub kv_layer: Option<usize>,
+    /// Whether the values are the last `value_dim` numbers of the keys (latent attention).
+    pub values_in_keys: bool,
     /// The rotation of queries and keys, of [`Config::ropes`], if there is one.
     pub rope: Option<usize>,
     /// What scores are multiplied with.
@@ -239,6 +269,7 @@ impl AttentionConfig {
             value_dim: head_dim,
             values: Values::Own,
             kv_layer: None,
+            values_in_keys: false,
             rope: Some(0),
             scale: 1.0 / (head_dim as f32).sqrt(),
             mask: Mask::Causal,
@@ -269,6 +300,8 @@ pub enum QkNorm {
     None,
     /// Of each head, before the rotation.
     Heads,
+    /// Of each head with weights of its own, before the rotation.
+    OwnHeads,
     /// Of each head, after the rotation.
     RotatedHeads,
     /// Of all heads together, before the rotation.
@@ -331,7 +364,7 @@ pub struct ExpertsConfig {
     pub weight_scale: f32,
     /// The expert that every token goes to besides.
     pub shared: Option<SharedConfig>,
-    /// Experts come in so many groups, of which those with the best two are chosen first.
+    /// Experts come in so many groups, some of which are chosen first.
     pub groups: Groups,
 }
 
@@ -361,6 +394,8 @@ pub enum Gating {
 pub struct Groups {
     pub n: usize,
     pub used: usize,
+    /// Of so many of its best is the sum that a group is chosen by.
+    pub best: usize,
 }
 
 /// A rotary position embedding (RoPE, Su et al. 2021).
@@ -508,7 +543,7 @@ macro_rules! architectures {
     };
 }
 architectures! {
-    arcee cohere2 command_r ernie4_5 ernie4_5_moe exaone4 falcon_h1 gemma gemma2 gemma3 gemma4 glm4 glm4moe gpt_oss granite granitehybrid granitemoe hunyuan_dense hunyuan_moe lfm2 lfm2moe llama minicpm mistral3 olmo2 olmoe phi3 qwen2 qwen2moe qwen3 qwen35 qwen35moe qwen3moe qwen3next seed_oss smollm3 starcoder2
+    arcee cohere2 command_r deepseek2 ernie4_5 ernie4_5_moe exaone4 falcon_h1 gemma gemma2 gemma3 gemma4 glm4 glm4moe gpt_oss granite granitehybrid granitemoe hunyuan_dense hunyuan_moe lfm2 lfm2moe llama minicpm mistral3 olmo2 olmoe phi3 qwen2 qwen2moe qwen3 qwen35 qwen35moe qwen3moe qwen3next seed_oss smollm3 starcoder2
 }
 
 /// What a GGUF file may hold that is no model, by its `general.type`.

@@ -307,7 +307,7 @@ fn choose(config: &ExpertsConfig, logits: &mut [f32], bias: Option<&[f32]>, choi
             .map(|group| {
                 let mut members: Vec<usize> = (group * size..(group + 1) * size).collect();
                 members.sort_by(best_first);
-                (members.iter().take(2).map(|&i| score(i)).sum(), group)
+                (members.iter().take(groups.best).map(|&i| score(i)).sum(), group)
             })
             .collect();
         of_groups.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));

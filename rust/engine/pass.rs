@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::experts::Chosen;
+use super::latent::Latents;
 use super::read_ahead::ReadAhead;
 use super::{Engine, Span, Want};
 use crate::arch::{Ffn, LayerConfig, Mixer};
@@ -35,6 +36,7 @@ pub struct Buffers {
     pub attended: Activations,     // (tokens, n_heads * value_dim)
     pub hidden: Activations,       // (tokens, hidden_dim)
     pub chosen: Chosen,            // of experts
+    pub latents: Latents,          // of latent attention
     pub inputs: Vec<f32>,          // (tokens, channels), of a convolution
     pub convolved: Vec<f32>,       // (tokens, channels)
     pub fused: Vec<f32>,           // (tokens, ...), what one matrix of a recurrent layer gives for several uses
@@ -199,8 +201,12 @@ impl<'p, 's> Pass<'p, 's> {
                 self.attention(i, attention, of_attention, config, layer);
                 self.mamba(i, mamba, of_mamba, config, layer);
             }
+            (Mixer::Latent(attention, latent), MixerWeights::Latent(weights)) => {
+                self.latent(i, attention, latent, weights, config, layer);
+            }
             (
                 Mixer::Attention(_)
+                | Mixer::Latent(..)
                 | Mixer::DeltaNet(_)
                 | Mixer::ShortConv(_)
                 | Mixer::Mamba(_)

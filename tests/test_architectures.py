@@ -23,8 +23,6 @@ from oracle.compare import deviation, our_logits
 from oracle.tiny import in_blocks, unpacked
 
 NOT_YET = {
-    "command-r-plus",
-    "deepseek2",
     "gemma3n",
     "mamba2",
     "nemotron_h",

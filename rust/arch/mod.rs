@@ -543,7 +543,49 @@ macro_rules! architectures {
     };
 }
 architectures! {
-    arcee cohere2 command_r deepseek2 ernie4_5 ernie4_5_moe exaone4 falcon_h1 gemma gemma2 gemma3 gemma4 glm4 glm4moe gpt_oss granite granitehybrid granitemoe hunyuan_dense hunyuan_moe lfm2 lfm2moe llama minicpm mistral3 olmo2 olmoe phi3 qwen2 qwen2moe qwen3 qwen35 qwen35moe qwen3moe qwen3next seed_oss smollm3 starcoder2
+    arcee
+    cohere2
+    command_r
+    deepseek
+    deepseek2
+    dots1
+    ernie4_5
+    ernie4_5_moe
+    exaone4
+    falcon_h1
+    gemma
+    gemma2
+    gemma3
+    gemma4
+    glm4
+    glm4moe
+    gpt_oss
+    granite
+    granitehybrid
+    granitemoe
+    hunyuan_dense
+    hunyuan_moe
+    lfm2
+    lfm2moe
+    llama
+    minicpm
+    minimax_m2
+    mistral3
+    nemotron
+    olmo2
+    olmoe
+    phi2
+    phi3
+    qwen2
+    qwen2moe
+    qwen3
+    qwen35
+    qwen35moe
+    qwen3moe
+    qwen3next
+    seed_oss
+    smollm3
+    starcoder2
 }
 
 /// What a GGUF file may hold that is no model, by its `general.type`.

@@ -168,6 +168,15 @@ const DEEPSEEK: &[Name] = &[
     part("self_attn.kv_b_proj", "attn_kv_b"),
 ];
 
+const MINIMAX: &[Name] = &[whole("block_sparse_moe.e_score_correction_bias", "exp_probs_b.bias")];
+
+const PHI: &[Name] = &[
+    part("final_layernorm", "output_norm"),
+    part("self_attn.dense", "attn_output"),
+    part("mlp.fc1", "ffn_up"),
+    part("mlp.fc2", "ffn_down"),
+];
+
 const HUNYUAN: &[Name] =
     &[part("self_attn.query_layernorm", "attn_q_norm"), part("self_attn.key_layernorm", "attn_k_norm")];
 
@@ -356,6 +365,11 @@ pub const FAMILIES: &[Family] = &[
         &[DEEPSEEK, EXPERTS, DECODER],
         deepseek,
     ),
+    Family { pairs: true, ..family(&["deepseek"], |_| Ok("deepseek"), &[EXPERTS, DECODER], mixture) },
+    family(&["dots1"], |_| Ok("dots1"), &[EXPERTS, DECODER], dots1),
+    family(&["minimax_m2", "minimax"], |_| Ok("minimax-m2"), &[MINIMAX, MIXTRAL, DECODER], minimax),
+    Family { norm_offset: true, ..family(&["nemotron"], |_| Ok("nemotron"), &[DECODER], nemotron) },
+    family(&["phi"], |_| Ok("phi2"), &[PHI, DECODER], |_| Ok(())),
     Family { layers: "encoder.layer.", ..family(&["bert"], |_| Ok("bert"), &[BERT], bert) },
     Family {
         layers: "encoder.layers.",
@@ -741,6 +755,27 @@ fn deepseek(k: &mut Keys) -> Result<()> {
         k.skip("expert_weights_norm"); // what says no is left out, as converters do
     }
     mixture(k)
+}
+
+fn dots1(k: &mut Keys) -> Result<()> {
+    k.u32("expert_gating_func", 2);
+    mixture(k)
+}
+
+fn minimax(k: &mut Keys) -> Result<()> {
+    if let Some(n) = k.config.int("rotary_dim")? {
+        k.u32("rope.dimension_count", n);
+    }
+    k.u32("expert_gating_func", 2);
+    k.u32("expert_feed_forward_length", k.config.required_int("intermediate_size")?);
+    Ok(())
+}
+
+fn nemotron(k: &mut Keys) -> Result<()> {
+    if let Some(epsilon) = k.config.float("norm_eps")? {
+        k.f32("attention.layer_norm_epsilon", epsilon);
+    }
+    k.rotated(0.5)
 }
 
 fn encoder(k: &mut Keys) -> Result<()> {

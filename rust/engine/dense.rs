@@ -40,7 +40,7 @@ impl Pass<'_, '_> {
             }
         });
         let norm = self.engine.config.norm;
-        let add = Add { cx, norm, after: layer.after_ffn.as_ref(), scale: layer_config.residual_scale };
+        let add = Add::ffn(cx, norm, layer_config, layer);
         add.product(x, branch, &w.w_down, hidden);
     }
 }

@@ -12,7 +12,7 @@ use std::cell::RefCell;
 
 use crate::arch::{
     AttentionConfig, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, Ffn, Gate, LayerConfig, MambaConfig, Mixer,
-    NormKind, QkNorm, ShortConvConfig,
+    NormKind, QkNorm, ShortConvConfig, Values,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -121,6 +121,9 @@ struct Sizes {
     q_norm: usize,
     k_norm: usize,
     has_qk_norm: bool,
+    has_k_norm: bool,
+    has_keys: bool,
+    has_values: bool,
     has_sinks: bool,
     hidden_dim: usize,
     is_gated: bool,
@@ -128,6 +131,9 @@ struct Sizes {
     shared_dim: usize,
     has_shared: bool,
     has_shared_gate: bool,
+    layer_embedding_dim: usize,
+    layer_embedding_dims: usize, // of all layers
+    has_layer_embedding: bool,
     pairs: usize, // that are rotated
     n_taps: usize,
     channels: usize,
@@ -317,13 +323,13 @@ declare! {
     /// `(n_heads * head_dim, dim)`; the gate's rows follow those of each head, where it is beside the queries.
     wq: Linear = "attn_q" [q_rows, dim];
     /// `(n_kv_heads * head_dim, dim)`
-    wk: Linear = "attn_k" [kv_dim, dim];
+    wk: Option<Linear> = "attn_k" [kv_dim, dim] if has_keys;
     /// `(n_kv_heads * value_dim, dim)`
-    wv: Linear = "attn_v" [v_dim, dim];
+    wv: Option<Linear> = "attn_v" [v_dim, dim] if has_values;
     /// `(head_dim)`, or of all heads
     q_norm: Option<NormWeights> = "attn_q_norm" [q_norm] if has_qk_norm;
     /// `(head_dim)`, or of all heads
-    k_norm: Option<NormWeights> = "attn_k_norm" [k_norm] if has_qk_norm;
+    k_norm: Option<NormWeights> = "attn_k_norm" [k_norm] if has_k_norm;
     /// `(n_heads)`
     sinks: Option<TensorView> = "attn_sinks.weight" [n_heads] if has_sinks;
     /// `(dim, n_heads * value_dim)`
@@ -347,7 +353,9 @@ declare! {
     pub struct ExpertsWeights, EXPERTS;
 
     /// `(n_experts, dim)`
-    router: Linear = "ffn_gate_inp" [n_experts, dim];
+    router: TensorView = "ffn_gate_inp.weight" [n_experts, dim];
+    /// `(n_experts)`
+    router_bias: Option<TensorView> = "ffn_gate_inp.bias" [n_experts];
     /// `(n_experts)`: added to the weights to choose by
     choice_bias: Option<TensorView> = "exp_probs_b.bias" [n_experts];
     /// `(n_experts, hidden_dim, dim)`
@@ -429,6 +437,32 @@ declare! {
 }
 
 declare! {
+    /// What a mixture has that goes side by side with a network.
+    pub struct BesideWeights, BESIDE;
+
+    /// Of what the network gives.
+    after_dense: NormWeights = "post_ffw_norm_1" [dim];
+    /// Of what goes into the experts.
+    before_experts: NormWeights = "pre_ffw_norm_2" [dim];
+    /// Of what the experts give.
+    after_experts: NormWeights = "post_ffw_norm_2" [dim];
+    /// `(dim)`: what the router's input is multiplied with.
+    router_scale: TensorView = "ffn_gate_inp.scale" [dim];
+}
+
+declare! {
+    /// How a layer takes the embeddings that tokens have for it.
+    pub struct LayerEmbeddingWeights, LAYER_EMBEDDING;
+
+    /// `(layer_embedding_dim, dim)`
+    w_gate: Linear = "inp_gate" [layer_embedding_dim, dim];
+    /// `(dim, layer_embedding_dim)`
+    w_proj: Linear = "proj" [dim, layer_embedding_dim];
+    /// Of what is added.
+    norm: NormWeights = "post_norm" [dim];
+}
+
+declare! {
     struct Others, OTHERS;
 
     token_embedding: TensorView = "token_embd.weight" [vocab_size, dim];
@@ -438,6 +472,9 @@ declare! {
     rope_freq_factors: Option<TensorView> = "rope_freqs.weight" [pairs];
     rope_factors_long: Option<TensorView> = "rope_factors_long.weight" [pairs];
     rope_factors_short: Option<TensorView> = "rope_factors_short.weight" [pairs];
+    layer_embedding: Option<TensorView> = "per_layer_token_embd.weight" [vocab_size, layer_embedding_dims] if has_layer_embedding;
+    layer_proj: Option<Linear> = "per_layer_model_proj" [layer_embedding_dims, dim] if has_layer_embedding;
+    layer_proj_norm: Option<NormWeights> = "per_layer_proj_norm" [layer_embedding_dim] if has_layer_embedding;
     output: Option<Linear> = "output" [vocab_size, dim];
 }
 
@@ -455,6 +492,17 @@ declare! {
     classifier_norm: Option<NormWeights> = "cls.norm" [classifier_dim];
     /// `(n_labels, classifier_dim)`
     classifier_output: Option<Linear> = "cls.output" [n_labels, classifier_dim];
+}
+
+/// The embeddings that tokens have for each layer.
+#[derive(Debug, Clone)]
+pub struct LayerEmbedding {
+    /// `(vocab_size, layers * layer_embedding_dim)`: read by row.
+    pub tokens: TensorView,
+    /// `(layers * layer_embedding_dim, dim)`: what the usual embedding adds to them.
+    pub proj: Linear,
+    /// `(layer_embedding_dim)`, of what it adds.
+    pub norm: NormWeights,
 }
 
 /// Tensors that hold the rows of others, one after another: those of `layer`'s tables with these names.
@@ -482,6 +530,10 @@ pub struct LayerWeights {
     pub mixer_sums: [Option<NormWeights>; 2],
     #[allow(missing_docs)]
     pub ffn_sum: Option<NormWeights>,
+    /// How it takes the embeddings that tokens have for it.
+    pub embedding: Option<LayerEmbeddingWeights>,
+    /// `(1)`: what the residual stream is multiplied with in the end.
+    pub output_scale: Option<TensorView>,
 }
 
 /// The weights of a [`Mixer`].
@@ -501,6 +553,7 @@ pub enum MixerWeights {
 pub enum FfnWeights {
     Dense(Box<DenseWeights>),
     Experts(Box<ExpertsWeights>),
+    Both(Box<(DenseWeights, ExpertsWeights, BesideWeights)>),
 }
 
 impl LayerWeights {
@@ -536,6 +589,14 @@ impl LayerWeights {
                 Ffn::Dense(dense) => {
                     FfnWeights::Dense(Box::new(DenseWeights::load(source, &prefix, &Sizes::of_dense(dim, dense))?))
                 }
+                Ffn::Both(dense, experts) => {
+                    let sizes = Sizes::of_experts(dim, experts);
+                    FfnWeights::Both(Box::new((
+                        DenseWeights::load(source, &prefix, &Sizes::of_dense(dim, dense))?,
+                        ExpertsWeights::load(source, &prefix, &sizes)?,
+                        BesideWeights::load(source, &prefix, &sizes)?,
+                    )))
+                }
                 Ffn::Experts(experts) => FfnWeights::Experts(Box::new(ExpertsWeights::load(
                     source,
                     &prefix,
@@ -545,6 +606,18 @@ impl LayerWeights {
             after_ffn: norm(layer.norms.after_ffn)?,
             mixer_sums: [norm(layer.norms.mixer_sum)?, norm(layer.norms.mixer_sum_again)?],
             ffn_sum: norm(layer.norms.ffn_sum)?,
+            embedding: source
+                .config
+                .layer_embedding_dim
+                .map(|layer_embedding_dim| {
+                    let sizes = Sizes { dim, layer_embedding_dim, ..Sizes::default() };
+                    LayerEmbeddingWeights::load(source, &prefix, &sizes)
+                })
+                .transpose()?,
+            output_scale: match layer.has_output_scale {
+                true => source.tensor(&format!("{prefix}layer_output_scale.weight"), &[1])?,
+                false => None,
+            },
         })
     }
 
@@ -564,9 +637,12 @@ impl LayerWeights {
         all.extend(match &self.ffn {
             FfnWeights::Dense(dense) => dense.views(),
             FfnWeights::Experts(experts) => experts.views(),
+            FfnWeights::Both(both) => [both.0.views(), both.1.views(), both.2.views()].concat(),
         });
         all.extend(Field::views(&self.after_ffn));
         all.extend(Field::views(&self.ffn_sum));
+        all.extend(self.embedding.iter().flat_map(LayerEmbeddingWeights::views));
+        all.extend(&self.output_scale);
         all.into_iter()
     }
 }
@@ -588,6 +664,9 @@ impl Sizes {
             q_norm: if of_all { q_dim } else { a.head_dim },
             k_norm: if of_all { kv_dim } else { a.head_dim },
             has_qk_norm: a.qk_norm != QkNorm::None,
+            has_k_norm: a.qk_norm != QkNorm::None && a.kv_layer.is_none(),
+            has_keys: a.kv_layer.is_none(),
+            has_values: a.kv_layer.is_none() && a.values != Values::NormedKeys,
             has_sinks: a.sinks,
             ..Self::default()
         }
@@ -665,6 +744,8 @@ pub struct Weights {
     pub output: Option<Linear>,
     /// What becomes of the vector of a text.
     pub pooled: PooledWeights,
+    /// The embeddings that tokens have for each layer.
+    pub layer_embedding: Option<LayerEmbedding>,
     /// `(rope_dim / 2)`, F32: by what each frequency of a rotation is divided.
     pub rope_factors: RopeFactors,
 }
@@ -700,6 +781,9 @@ impl Weights {
             n_positions: config.context_length,
             has_types: config.embedding_sum.types,
             has_positions: config.embedding_sum.positions,
+            layer_embedding_dim: config.layer_embedding_dim.unwrap_or(0),
+            layer_embedding_dims: config.layer_embedding_dim.unwrap_or(0) * config.n_layers(),
+            has_layer_embedding: config.layer_embedding_dim.is_some(),
             has_embedding_norm: config.embedding_sum.normed,
             ..Sizes::default()
         };
@@ -731,6 +815,10 @@ impl Weights {
             long: others.rope_factors_long,
             short: others.rope_factors_short,
         };
+        let layer_embedding = match (others.layer_embedding, others.layer_proj, others.layer_proj_norm) {
+            (Some(tokens), Some(proj), Some(norm)) => Some(LayerEmbedding { tokens, proj, norm }),
+            _ => None,
+        };
         Ok(Self {
             token_embedding: others.token_embedding,
             token_types: others.token_types,
@@ -741,6 +829,7 @@ impl Weights {
             output,
             pooled,
             rope_factors,
+            layer_embedding,
         })
     }
 }
@@ -934,7 +1023,7 @@ fn has_shape(view: &TensorView, shape: &[usize]) -> bool {
 }
 
 /// The tables of what layers have.
-const OF_LAYERS: &[&[Declared]] = &[ATTENTION, DELTA_NET, SHORT_CONV, MAMBA, DENSE, EXPERTS];
+const OF_LAYERS: &[&[Declared]] = &[ATTENTION, DELTA_NET, SHORT_CONV, MAMBA, DENSE, EXPERTS, LAYER_EMBEDDING];
 
 /// The row of a layer's tensor.
 fn declared_as(name: &str) -> Option<&'static Declared> {

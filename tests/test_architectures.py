@@ -26,7 +26,6 @@ NOT_YET = {
     "command-r-plus",
     "deepseek2",
     "gemma3n",
-    "gemma4",
     "mamba2",
     "nemotron_h",
     "nemotron_h_moe",

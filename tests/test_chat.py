@@ -253,6 +253,7 @@ TEMPLATES = {
 {{ 'a-b-c'.split('-', 1) }} {{ 'x'.join(['1', '2']) }} {{ 'Abc'.upper() }} {{ ' a '.strip() ~ '|' }}
 {{ 'abc'[1:] }} {{ 'abc'[-1] }} {{ 'abc'[::-1] }} {{ 'title case'.title() }} {{ 'aXbX'.replace('X', '-') }}
 {{ 'abc'.endswith('c') }} {{ 'abc'.find('c') }} {{ 'aa'.count('a') }} {{ 'ab' * 2 }} {{ 'b' in 'abc' }}
+ {{ ['x'|int, '3.7'|int, ' 12 '|int, 'x'|int(5), none|int, true|int, 2.9|int, 'x'|float, '1e3'|float, ''|float(2)] }}
 {{ 'ß' | upper }} {{ "quo'te" | tojson }} {{ [1, [2, {}], []] | tojson(indent=2) }}
 {{ {'k': 'é'} | tojson(ensure_ascii=True) }} {{ {'k': [1]} | tojson(separators=(',', ':')) }}
 {% if tools is defined and tools %}
@@ -580,12 +581,16 @@ def test_a_conversation_at_a_terminal(smollm2: Path) -> None:
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_conversation(smollm2: Path) -> None:
+    story = "Tell me a very long story about the sea."
+    begins = "".join(Model(smollm2).chat(story, temperature=0, max_tokens=8).text.split("\n")[:1])
+    assert begins
     terminal = Terminal(smollm2, "-c", "4096")
     for _ in range(3):
         terminal.wait_for("> ")
-        terminal.type("Tell me a very long story about the sea.\n")
-        terminal.wait_for("about the sea.")  # the echo
-        terminal.wait_for(" the ")
+        terminal.type("/clear\n")  # so that the answer is the same, and long
+        terminal.wait_for("> ")
+        terminal.type(f"{story}\n")
+        terminal.wait_for(begins)
         terminal.type("\x03")
         terminal.wait_for("[stopped]")
     terminal.wait_for("> ")

@@ -109,7 +109,9 @@ def test_types_that_are_searched_for_lose_what_their_bits_must(dtype: str, tmp_p
     assert np.array_equal(lost, Checkpoint(target).tensors["token_embd.weight"].dequantize())
 
 
-@pytest.mark.parametrize("dtype", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS", "IQ2_XS", "IQ1_S"])
+@pytest.mark.parametrize(
+    "dtype", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS", "IQ2_XS", "IQ1_S"]
+)
 def test_what_is_important_loses_less(dtype: str, tmp_path: Path) -> None:
     x = weights(32, 256)
     important = np.ones(256, dtype=np.float32)
@@ -200,8 +202,12 @@ def test_both_formats_of_importance_matrices_say_the_same(tmp_path: Path) -> Non
     encoded = name.encode()
     old = tmp_path / "old.dat"
     old.write_bytes(
-        struct.pack("<ii", 1, len(encoded)) + encoded + struct.pack("<ii", 64, 256) + (important * 64).tobytes()
-        + struct.pack("<ii", 7, 6) + b"a text"
+        struct.pack("<ii", 1, len(encoded))
+        + encoded
+        + struct.pack("<ii", 64, 256)
+        + (important * 64).tobytes()
+        + struct.pack("<ii", 7, 6)
+        + b"a text"
     )
     files = []
     for matrix in (new, old):
@@ -243,7 +249,11 @@ def test_importance_matrices_that_are_wrong_are_refused(tmp_path: Path) -> None:
 
 
 def test_weights_that_no_block_holds_are_refused(tmp_path: Path) -> None:
-    for value, words in ((np.nan, "not a number"), (np.inf, "not a number"), (-70000.0, "70000, and Q4_K holds none above")):
+    for value, words in (
+        (np.nan, "not a number"),
+        (np.inf, "not a number"),
+        (-70000.0, "70000, and Q4_K holds none above"),
+    ):
         x = weights(4, 256)
         x[3, 200] = value
         source = write(tmp_path / "source.gguf", {"a.weight": x})
@@ -310,7 +320,18 @@ def test_a_disk_that_is_full_is_said_and_leaves_nothing(tmp_path: Path) -> None:
 
 def _started(source: Path, target: Path) -> subprocess.Popen[bytes]:
     """A process in the middle of it."""
-    command = [sys.executable, "-m", "llama_rs", "quantize", source, target, "--type", "Q8_0", "--tensor-type", ".=IQ1_M"]
+    command = [
+        sys.executable,
+        "-m",
+        "llama_rs",
+        "quantize",
+        source,
+        target,
+        "--type",
+        "Q8_0",
+        "--tensor-type",
+        ".=IQ1_M",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     usage = Path(f"/proc/{process.pid}/stat")
     while int(usage.read_text().rsplit(")", 1)[1].split()[11]) < 100:  # a second of work, start included
@@ -321,7 +342,10 @@ def _started(source: Path, target: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
 def test_one_that_is_stopped_leaves_nothing(how: int, tmp_path: Path) -> None:
-    source, target = write(tmp_path / "source.gguf", {"token_embd.weight": weights(4096, 2048)}), tmp_path / "target.gguf"
+    source, target = (
+        write(tmp_path / "source.gguf", {"token_embd.weight": weights(4096, 2048)}),
+        tmp_path / "target.gguf",
+    )
     target.write_bytes(b"what was there")
     process = _started(source, target)
     process.send_signal(how)

@@ -32,6 +32,8 @@ pub struct Config {
     pub embedding_scale: f32,
     /// What is added to token embeddings.
     pub embedding_sum: EmbeddingSum,
+    /// Length of the embeddings that tokens have for each layer besides (Gemma 3n and 4).
+    pub layer_embedding_dim: Option<usize>,
     /// The layers, first to last; there is one at least.
     pub layers: Vec<LayerConfig>,
     /// Layers after those in the file, which predict further tokens (multi-token prediction). We do not run them.
@@ -116,6 +118,8 @@ pub struct LayerConfig {
     pub norms: Norms,
     /// What a branch is multiplied with before it is added. 1 for most models.
     pub residual_scale: f32,
+    /// Whether the file has a number that the residual stream is multiplied with in the end (Gemma 4).
+    pub has_output_scale: bool,
 }
 
 /// The names in GGUF of the norms of a layer, where it has them.
@@ -185,6 +189,13 @@ pub enum Mixer {
 impl Mixer {
     /// Its attention, if it has one.
     pub fn attention(&self) -> Option<&AttentionConfig> {
+        match self {
+            Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) => Some(attention),
+            Mixer::DeltaNet(_) | Mixer::ShortConv(_) | Mixer::Mamba(_) => None,
+        }
+    }
+
+    fn attention_mut(&mut self) -> Option<&mut AttentionConfig> {
         match self {
             Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) => Some(attention),
             Mixer::DeltaNet(_) | Mixer::ShortConv(_) | Mixer::Mamba(_) => None,
@@ -276,6 +287,10 @@ pub struct AttentionConfig {
     pub head_dim: usize,
     /// Length of a head's values.
     pub value_dim: usize,
+    /// Where values come from.
+    pub values: Values,
+    /// The layer whose keys and values are read, if this one has none of its own.
+    pub kv_layer: Option<usize>,
     /// The rotation of queries and keys, of [`Config::ropes`], if there is one.
     pub rope: Option<usize>,
     /// What scores are multiplied with.
@@ -304,6 +319,8 @@ impl AttentionConfig {
             n_kv_heads,
             head_dim,
             value_dim: head_dim,
+            values: Values::Own,
+            kv_layer: None,
             rope: Some(0),
             scale: 1.0 / (head_dim as f32).sqrt(),
             mask: Mask::Causal,
@@ -315,6 +332,17 @@ impl AttentionConfig {
             alibi: None,
         }
     }
+}
+
+/// Where values come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Values {
+    /// A matrix of their own.
+    Own,
+    /// The same, behind a norm of each head, without weights (Gemma 4).
+    Normed,
+    /// Keys, as they are before their norm and rotation, behind such a norm (Gemma 4).
+    NormedKeys,
 }
 
 /// Norms of queries and keys.
@@ -354,6 +382,8 @@ pub enum Ffn {
     Dense(DenseConfig),
     /// Of many networks, a few for each position.
     Experts(ExpertsConfig),
+    /// Both, side by side (Gemma 4).
+    Both(DenseConfig, ExpertsConfig),
 }
 
 /// A feed-forward network: `w_down(activation(w_gate x) * w_up x)`, or `w_down(activation(w_up x))`.
@@ -475,6 +505,7 @@ impl Config {
         let dims = self.layers.iter().map(|layer| match &layer.ffn {
             Ffn::Dense(dense) => dense.hidden_dim,
             Ffn::Experts(experts) => experts.expert.hidden_dim,
+            Ffn::Both(dense, experts) => dense.hidden_dim.max(experts.expert.hidden_dim),
         });
         dims.max().unwrap_or(0)
     }
@@ -512,9 +543,8 @@ impl Config {
     /// Changes each attention, with the number of its layer.
     fn each_attention(&mut self, mut change: impl FnMut(usize, &mut AttentionConfig)) {
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            match &mut layer.mixer {
-                Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) => change(i, attention),
-                Mixer::DeltaNet(_) | Mixer::ShortConv(_) | Mixer::Mamba(_) => {}
+            if let Some(attention) = layer.mixer.attention_mut() {
+                change(i, attention);
             }
         }
     }
@@ -525,6 +555,10 @@ impl Config {
             match &mut layer.ffn {
                 Ffn::Dense(dense) => change(dense),
                 Ffn::Experts(experts) => change(&mut experts.expert),
+                Ffn::Both(dense, experts) => {
+                    change(dense);
+                    change(&mut experts.expert);
+                }
             }
         }
     }
@@ -562,7 +596,7 @@ macro_rules! architectures {
     };
 }
 architectures! {
-    arcee bert cohere2 command_r ernie4_5 ernie4_5_moe exaone4 falcon_h1 gemma gemma2 gemma3 gemma_embedding glm4 glm4moe gpt_oss granite granitehybrid granitemoe hunyuan_dense hunyuan_moe jina_bert_v2 lfm2 lfm2moe llama minicpm mistral3 modern_bert nomic_bert nomic_bert_moe olmo2 olmoe phi3 qwen2 qwen2moe qwen3 qwen35 qwen35moe qwen3moe qwen3next seed_oss smollm3 starcoder2
+    arcee bert cohere2 command_r ernie4_5 ernie4_5_moe exaone4 falcon_h1 gemma gemma2 gemma3 gemma4 gemma_embedding glm4 glm4moe gpt_oss granite granitehybrid granitemoe hunyuan_dense hunyuan_moe jina_bert_v2 lfm2 lfm2moe llama minicpm mistral3 modern_bert nomic_bert nomic_bert_moe olmo2 olmoe phi3 qwen2 qwen2moe qwen3 qwen35 qwen35moe qwen3moe qwen3next seed_oss smollm3 starcoder2
 }
 
 /// What a GGUF file may hold that is no model, by its `general.type`.
@@ -607,6 +641,7 @@ pub fn plain(n_layers: usize, dim: usize, attention: AttentionConfig, hidden_dim
         ffn: Ffn::Dense(DenseConfig { hidden_dim, activation: Activation::Silu, gated: true }),
         norms: Norms::BEFORE,
         residual_scale: 1.0,
+        has_output_scale: false,
     };
     let (style, scaling) = (RopeStyle::Interleaved, RopeScaling::None);
     Config {
@@ -616,6 +651,7 @@ pub fn plain(n_layers: usize, dim: usize, attention: AttentionConfig, hidden_dim
         context_length: 8,
         norm: Norm { kind: NormKind::Rms, eps: 1e-5, offset: 0.0 },
         embedding_scale: 1.0,
+        layer_embedding_dim: None,
         layers: vec![layer; n_layers],
         n_predict_layers: 0,
         ropes: vec![RopeConfig { dim: attention.head_dim, theta: 1e4, style, scaling, factors: true }],

@@ -38,6 +38,26 @@ pub(super) fn float(value: &Value) -> Option<f64> {
     if value.kind() == ValueKind::Number && !value.is_integer() { f64::try_from(value.clone()).ok() } else { None }
 }
 
+/// As the filter `float` of Jinja2 reads it; None where that gives its default.
+pub(super) fn to_float(value: &Value) -> Option<f64> {
+    match value.kind() {
+        ValueKind::String => value.as_str()?.trim().parse().ok(),
+        ValueKind::Bool => Some(f64::from(u8::from(value.is_true()))),
+        ValueKind::Number => f64::try_from(value.clone()).ok(),
+        _ => None,
+    }
+}
+
+/// As the filter `int` of Jinja2 reads it: without what comes after the point.
+pub(super) fn to_int(value: &Value) -> Option<i128> {
+    let whole = match value.kind() {
+        ValueKind::String => value.as_str()?.trim().parse().ok(),
+        ValueKind::Number if value.is_integer() => i128::try_from(value.clone()).ok(),
+        _ => None,
+    };
+    whole.or_else(|| to_float(value).filter(|x| x.is_finite()).map(|x| x as i128))
+}
+
 /// The shortest digits that mean this number; with an exponent from 1e16 on and below 1e-4.
 fn repr_of_float(x: f64) -> String {
     if x.is_nan() {

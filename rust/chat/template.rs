@@ -80,6 +80,12 @@ fn environment(now: i64) -> Environment<'static> {
         Ok(Value::from(text))
     });
     environment.add_filter("string", |value: &Value| python::str(value));
+    environment.add_filter("int", |value: &Value, default: Option<Value>| {
+        python::to_int(value).map_or(default.unwrap_or(Value::from(0)), Value::from)
+    });
+    environment.add_filter("float", |value: &Value, default: Option<Value>| {
+        python::to_float(value).map_or(default.unwrap_or(Value::from(0.0)), Value::from)
+    });
     environment
 }
 
@@ -160,6 +166,13 @@ mod tests {
         let source = "{% for m in messages %}\n  {% if m.role == 'user' %}\n[{{ m['content'] | trim }}]\n  {% endif %}\n{% endfor %}\n";
         assert_eq!(rendered(source).unwrap(), "[Hi\u{e9}]\n");
         assert_eq!(rendered("a{%- generation %}b{% endgeneration -%} c").unwrap(), "abc");
+    }
+
+    #[test]
+    fn what_is_no_number_is_what_jinja_makes_of_it() {
+        let source = "{{ ['x'|int, '3.7'|int, ' 12 '|int, 'x'|int(5), none|int, true|int, 2.9|int] }} \
+                      {{ ['x'|float, '1.5'|float, 'x'|float(2), 3|float, ''|float] }}";
+        assert_eq!(rendered(source).unwrap(), "[0, 3, 12, 5, 0, 1, 2] [0.0, 1.5, 2, 3.0, 0.0]");
     }
 
     #[test]

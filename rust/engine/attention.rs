@@ -1,8 +1,8 @@
 //! Attention: queries, keys and values; their norms and rotation; keys and values to their blocks; attention; output.
 
 use super::pass::{Add, Buffers, Pass, apply_norm, floats, linear, rescale, room};
-use crate::arch::{AttentionConfig, Gate, LayerConfig, QkNorm};
-use crate::kernels::{Attention, AttentionSpan, BLOCK, Scores};
+use crate::arch::{AttentionConfig, Gate, LayerConfig, QkNorm, Values};
+use crate::kernels::{Attention, AttentionSpan, BLOCK, Context, Norm, Scores};
 use crate::threads::Disjoint;
 use crate::weights::{AttentionWeights, FfnWeights, LayerWeights, MixerWeights, NormWeights};
 
@@ -21,7 +21,8 @@ impl Pass<'_, '_> {
         let out_dim = n_heads * value_dim;
 
         // norm; queries, keys and values
-        let mut consumers = vec![&w.wq.weight, &w.wk.weight, &w.wv.weight];
+        let mut consumers = vec![&w.wq.weight];
+        consumers.extend(w.wk.iter().chain(&w.wv).map(|w| &w.weight));
         if layer_config.norms.parallel
             && let FfnWeights::Dense(dense) = &layer.ffn
         {
@@ -38,10 +39,23 @@ impl Pass<'_, '_> {
             Gate::None => &mut *q,
             Gate::BesideQueries => room(q_and_gate, 2 * n * q_dim),
         };
-        cx.matmul(&[linear(queries, &w.wq, normed), linear(k, &w.wk, normed), linear(v, &w.wv, normed)]);
+        let mut jobs = vec![linear(queries, &w.wq, normed)];
+        jobs.extend(w.wk.as_ref().map(|w| linear(k, w, normed)));
+        jobs.extend(w.wv.as_ref().map(|w| linear(v, w, normed)));
+        cx.matmul(&jobs);
+        drop(jobs);
         rescale(queries, &w.wq);
-        rescale(k, &w.wk);
-        rescale(v, &w.wv);
+        w.wk.iter().for_each(|w| rescale(k, w));
+        w.wv.iter().for_each(|w| rescale(v, w));
+        let has_keys = w.wk.is_some();
+        match config.values {
+            Values::Own => {}
+            Values::Normed => norm_values(cx, norm, v, value_dim),
+            Values::NormedKeys => {
+                v.copy_from_slice(k);
+                norm_values(cx, norm, v, value_dim);
+            }
+        }
         if config.gate == Gate::BesideQueries {
             let heads = q_and_gate.chunks_exact(2 * head_dim);
             q.chunks_exact_mut(head_dim).zip(heads).for_each(|(q, both)| q.copy_from_slice(&both[..head_dim]));
@@ -65,7 +79,8 @@ impl Pass<'_, '_> {
             // SAFETY: each token has its own row.
             let (q, k) =
                 unsafe { (q_rows.slice(t * q_dim..(t + 1) * q_dim), k_rows.slice(t * kv_dim..(t + 1) * kv_dim)) };
-            for (row, w) in [(&mut *q, &w.q_norm), (k, &w.k_norm)] {
+            let keys = has_keys.then_some((k, &w.k_norm));
+            for (row, w) in std::iter::once((&mut *q, &w.q_norm)).chain(keys) {
                 let w = w.as_ref();
                 if let Some(w) = w.filter(|_| config.qk_norm != QkNorm::RotatedHeads) {
                     norm_heads(row, w);
@@ -91,7 +106,7 @@ impl Pass<'_, '_> {
         let layout = std::sync::Arc::clone(self.pieces[0].span.sequence.layout());
         let (heads, at) = (layout.heads(i), layout.at(i));
         let mut blocks = Vec::new(); // (the block, its first slot to write, rows)
-        for piece in &mut self.pieces {
+        for piece in self.pieces.iter_mut().filter(|_| has_keys) {
             let (start, mut row, end) = (piece.start(), piece.first, piece.first + piece.range.len());
             let last = start + piece.range.len();
             for (b, block) in (start / BLOCK..).zip(piece.span.sequence.blocks_mut(start / BLOCK, last.div_ceil(BLOCK)))
@@ -138,5 +153,14 @@ impl Pass<'_, '_> {
         attended.finish(cx);
         let add = Add::mixer(cx, norm, layer_config, layer);
         add.product(x, branch, &w.wo, attended);
+    }
+}
+
+/// Norms each head's values, without weights.
+fn norm_values(cx: &Context, norm: Norm, v: &mut [f32], value_dim: usize) {
+    let mut before = vec![0.0; value_dim];
+    for head in v.chunks_exact_mut(value_dim) {
+        before.copy_from_slice(head);
+        cx.kernels.norm(norm, head, &before, None, None);
     }
 }

@@ -12,6 +12,7 @@ mod delta_net;
 mod dense;
 mod experts;
 mod head;
+mod layer_embedding;
 mod mamba;
 mod pass;
 mod pooled;

@@ -356,11 +356,17 @@ unsafe fn head<V: Vector, const DELTA: bool>(job: &LinearAttention, i: usize) {
                         x += $columns * V::LANES;
                     }};
                 }
-                match (end - filled, V::LANES) {
-                    (1, 16) if left >= 8 => columns!(8, 1),
-                    (_, 16) if left >= 4 => columns!(4, 2),
-                    _ if left >= 2 => columns!(2, 2),
-                    _ => columns!(1, 2),
+                // A condition on the width by itself: what the other width takes is not compiled.
+                if V::LANES == 16 {
+                    match left {
+                        8.. if end - filled == 1 => columns!(8, 1),
+                        4.. => columns!(4, 2),
+                        _ => columns!(1, 2),
+                    }
+                } else if left >= 2 {
+                    columns!(2, 2);
+                } else {
+                    columns!(1, 2);
                 }
             }
             for c in filled..end {
@@ -581,10 +587,12 @@ unsafe fn write<V: Vector>(
                 x += $columns * V::LANES;
             }};
         }
-        match V::LANES {
-            16 if left >= 4 => columns!(4),
-            _ if left >= 2 => columns!(2),
-            _ => columns!(1),
+        if V::LANES == 16 {
+            if left >= 4 { columns!(4) } else { columns!(1) }
+        } else if left >= 2 {
+            columns!(2)
+        } else {
+            columns!(1)
         }
     }
 }

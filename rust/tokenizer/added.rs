@@ -45,8 +45,8 @@ pub(super) struct Added {
 
 impl Added {
     /// What finds those of `place`; special tokens only if `with_special`. `spell` is how a token looks in the text of
-    /// `place`. A file that says no more than the types of its tokens has user-defined ones before `first_raw` in normalised
-    /// text, and all others in the raw one.
+    /// `place`. A file that says no more than the types of its tokens has user-defined ones from `first_raw` on in the raw
+    /// text, and those before it, if `finds_own`, in the normalised one.
     fn matcher(
         &self,
         place: Place,
@@ -54,6 +54,7 @@ impl Added {
         texts: Texts<'_>,
         pace: &mut Pace<'_>,
         first_raw: u32,
+        finds_own: bool,
         spell: impl Fn(String, &mut Pace<'_>) -> Result<String>,
     ) -> Result<&Matcher> {
         let cell = &self.matchers[2 * usize::from(place == Place::Normalized) + usize::from(with_special)];
@@ -72,6 +73,7 @@ impl Added {
         };
         // Most files have none there: that is known without a walk.
         let end = match (place, vocabulary.has_flags()) {
+            (Place::Normalized, false) if !finds_own => 0,
             (Place::Normalized, false) => first_raw.min(vocabulary.len() as u32),
             _ => vocabulary.len() as u32,
         };
@@ -86,6 +88,8 @@ pub(super) struct Walk<'a> {
     pub(super) parse_special: bool,
     /// Of a file that says no more than types: the first user-defined token that is not looked for in normalised text.
     pub(super) first_raw: u32,
+    /// Whether those before it are looked for in that.
+    pub(super) finds_own: bool,
     /// What is done to a text.
     pub(super) normalize: &'a Normalize<'a>,
     /// What is done to a token that is looked for in normalised text.
@@ -105,10 +109,14 @@ impl Walk<'_> {
         out: &mut Output<'_>,
         mut encode: impl FnMut(&str, bool, &mut Output<'_>) -> Result<()>,
     ) -> Result<()> {
-        let Self { added, texts, parse_special, first_raw, normalize, spell, expect } = self;
+        let Self { added, texts, parse_special, first_raw, finds_own, normalize, spell, expect } = self;
         let matcher = |place, out: &mut Output<'_>| match place {
-            Place::Raw => added.matcher(place, *parse_special, *texts, &mut out.pace, *first_raw, |text, _| Ok(text)),
-            Place::Normalized => added.matcher(place, *parse_special, *texts, &mut out.pace, *first_raw, spell),
+            Place::Raw => {
+                added.matcher(place, *parse_special, *texts, &mut out.pace, *first_raw, *finds_own, |text, _| Ok(text))
+            }
+            Place::Normalized => {
+                added.matcher(place, *parse_special, *texts, &mut out.pace, *first_raw, *finds_own, spell)
+            }
         };
         let (raw, normalized) = (matcher(Place::Raw, out)?, matcher(Place::Normalized, out)?);
         let mut is_start = true;

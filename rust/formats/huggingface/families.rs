@@ -483,7 +483,7 @@ fn gemma4(k: &mut Keys) -> Result<()> {
         c.required("layer_types", c.strs("layer_types")?)?.iter().map(|kind| *kind == "sliding_attention").collect();
     k.u32("attention.sliding_window", c.required_int("sliding_window")?);
     k.bools("attention.sliding_window_pattern", &windowed);
-    let (full, swa) = (c.required_int("global_head_dim")?, c.required_int("head_dim")?);
+    let (full, swa) = (k.at_most("global_head_dim", c.required_int("global_head_dim")?)?, k.head_dim()?);
     k.u32("attention.key_length", full);
     k.u32("attention.value_length", full);
     k.u32("attention.key_length_swa", swa);
@@ -745,6 +745,9 @@ fn deepseek(k: &mut Keys) -> Result<()> {
 
 fn encoder(k: &mut Keys) -> Result<()> {
     k.bool("attention.causal", false);
+    if let Some(n) = k.config.int("type_vocab_size")? {
+        k.token_types(n);
+    }
     k.pooling()
 }
 

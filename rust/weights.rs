@@ -104,6 +104,15 @@ enum Need {
 struct Sizes {
     vocab_size: usize,
     dim: usize,
+    n_types: usize,
+    n_positions: usize,
+    has_types: bool,
+    has_positions: bool,
+    has_embedding_norm: bool,
+    n_inner: usize,
+    n_outer: usize,
+    classifier_dim: usize,
+    n_labels: usize,
     q_rows: usize,  // n_heads * head_dim, and of the gate beside them
     kv_dim: usize,  // n_kv_heads * head_dim
     v_dim: usize,   // n_kv_heads * value_dim
@@ -387,7 +396,7 @@ declare! {
     /// `(n_experts)`: added to the weights to choose by
     choice_bias: Option<TensorView> = "exp_probs_b.bias" [n_experts];
     /// `(n_experts, hidden_dim, dim)`
-    w_gate: Stack = "ffn_gate_exps" [n_experts, hidden_dim, dim];
+    w_gate: Option<Stack> = "ffn_gate_exps" [n_experts, hidden_dim, dim] if is_gated;
     /// `(n_experts, hidden_dim, dim)`
     w_up: Stack = "ffn_up_exps" [n_experts, hidden_dim, dim];
     /// `(n_experts, dim, hidden_dim)`
@@ -494,6 +503,9 @@ declare! {
     struct Others, OTHERS;
 
     token_embedding: TensorView = "token_embd.weight" [vocab_size, dim];
+    token_types: Option<TensorView> = "token_types.weight" [n_types, dim] if has_types;
+    position_embedding: Option<TensorView> = "position_embd.weight" [n_positions, dim] if has_positions;
+    embedding_norm: Option<NormWeights> = "token_embd_norm" [dim] if has_embedding_norm;
     rope_freq_factors: Option<TensorView> = "rope_freqs.weight" [pairs];
     rope_factors_long: Option<TensorView> = "rope_factors_long.weight" [pairs];
     rope_factors_short: Option<TensorView> = "rope_factors_short.weight" [pairs];
@@ -501,6 +513,22 @@ declare! {
     layer_proj: Option<Linear> = "per_layer_model_proj" [layer_embedding_dims, dim] if has_layer_embedding;
     layer_proj_norm: Option<NormWeights> = "per_layer_proj_norm" [layer_embedding_dim] if has_layer_embedding;
     output: Option<Linear> = "output" [vocab_size, dim];
+}
+
+declare! {
+    /// What becomes of the vector of a text.
+    pub struct PooledWeights, POOLED;
+
+    /// `(n_inner, dim)`
+    dense_2: Option<Linear> = "dense_2" [n_inner, dim];
+    /// `(n_outer, n_inner)`
+    dense_3: Option<Linear> = "dense_3" [n_outer, n_inner];
+    /// `(classifier_dim, dim)`
+    classifier: Option<Linear> = "cls" [classifier_dim, dim];
+    /// `(classifier_dim)`
+    classifier_norm: Option<NormWeights> = "cls.norm" [classifier_dim];
+    /// `(n_labels, classifier_dim)`
+    classifier_output: Option<Linear> = "cls.output" [n_labels, classifier_dim];
 }
 
 /// The embeddings that tokens have for each layer.
@@ -535,6 +563,10 @@ pub struct LayerWeights {
     pub ffn: FfnWeights,
     #[allow(missing_docs)]
     pub after_ffn: Option<NormWeights>,
+    /// Those of the stream after the mixer, one after the other.
+    pub mixer_sums: [Option<NormWeights>; 2],
+    #[allow(missing_docs)]
+    pub ffn_sum: Option<NormWeights>,
     /// How it takes the embeddings that tokens have for it.
     pub embedding: Option<LayerEmbeddingWeights>,
     /// `(1)`: what the residual stream is multiplied with in the end.
@@ -613,6 +645,8 @@ impl LayerWeights {
                 )?)),
             },
             after_ffn: norm(layer.norms.after_ffn)?,
+            mixer_sums: [norm(layer.norms.mixer_sum)?, norm(layer.norms.mixer_sum_again)?],
+            ffn_sum: norm(layer.norms.ffn_sum)?,
             embedding: source
                 .config
                 .layer_embedding_dim
@@ -640,6 +674,7 @@ impl LayerWeights {
             MixerWeights::Latent(latent) => latent.views(),
         });
         all.extend(Field::views(&self.after_mixer));
+        all.extend(self.mixer_sums.iter().flat_map(Field::views));
         all.extend(Field::views(&self.ffn_norm));
         all.extend(match &self.ffn {
             FfnWeights::Dense(dense) => dense.views(),
@@ -647,6 +682,7 @@ impl LayerWeights {
             FfnWeights::Both(both) => [both.0.views(), both.1.views(), both.2.views()].concat(),
         });
         all.extend(Field::views(&self.after_ffn));
+        all.extend(Field::views(&self.ffn_sum));
         all.extend(self.embedding.iter().flat_map(LayerEmbeddingWeights::views));
         all.extend(&self.output_scale);
         all.into_iter()
@@ -758,12 +794,20 @@ impl Sizes {
 pub struct Weights {
     /// `(vocab_size, dim)`
     pub token_embedding: TensorView,
+    /// `(n_types, dim)`: what is added to an embedding for the kind of text.
+    pub token_types: Option<TensorView>,
+    /// `(context_length, dim)`: what is added to it for the position.
+    pub position_embedding: Option<TensorView>,
+    /// `(dim)`, of the sum.
+    pub embedding_norm: Option<NormWeights>,
     /// The layers, first to last.
     pub layers: Vec<LayerWeights>,
     /// `(dim)`
-    pub output_norm: NormWeights,
-    /// `(vocab_size, dim)`; the embedding again where the file ties the two.
-    pub output: Linear,
+    pub output_norm: Option<NormWeights>,
+    /// `(vocab_size, dim)`; the embedding again where the file ties the two. Encoders have none.
+    pub output: Option<Linear>,
+    /// What becomes of the vector of a text.
+    pub pooled: PooledWeights,
     /// The embeddings that tokens have for each layer.
     pub layer_embedding: Option<LayerEmbedding>,
     /// `(rope_dim / 2)`, F32: by what each frequency of a rotation is divided.
@@ -792,27 +836,44 @@ impl Weights {
 
         let (dim, vocab_size) = (config.dim, config.vocab_size);
         let pairs = config.ropes.first().map_or(0, |rope| rope.dim / 2);
-        let others = Others::load(
-            &source,
-            "",
-            &Sizes {
-                dim,
-                vocab_size,
-                pairs,
-                layer_embedding_dim: config.layer_embedding_dim.unwrap_or(0),
-                layer_embedding_dims: config.layer_embedding_dim.unwrap_or(0) * config.n_layers(),
-                has_layer_embedding: config.layer_embedding_dim.is_some(),
-                ..Sizes::default()
-            },
-        )?;
+        let rows = |name: &str| checkpoint.tensor(name).map_or(0, TensorView::n_rows);
+        let sizes = Sizes {
+            dim,
+            vocab_size,
+            pairs,
+            n_types: rows("token_types.weight"),
+            n_positions: config.context_length,
+            has_types: config.embedding_sum.types,
+            has_positions: config.embedding_sum.positions,
+            layer_embedding_dim: config.layer_embedding_dim.unwrap_or(0),
+            layer_embedding_dims: config.layer_embedding_dim.unwrap_or(0) * config.n_layers(),
+            has_layer_embedding: config.layer_embedding_dim.is_some(),
+            has_embedding_norm: config.embedding_sum.normed,
+            ..Sizes::default()
+        };
+        let others = Others::load(&source, "", &sizes)?;
+        let has_classifier = source.has("cls.weight");
+        let sizes = Sizes {
+            dim,
+            n_inner: rows("dense_2.weight"),
+            n_outer: rows("dense_3.weight"),
+            classifier_dim: if has_classifier { rows("cls.weight") } else { dim },
+            n_labels: rows("cls.output.weight"),
+            ..Sizes::default()
+        };
+        let pooled = PooledWeights::load(&source, "", &sizes)?;
         let layers = config.layers.iter().enumerate().map(|(i, layer)| LayerWeights::load(&source, i, layer));
         let layers = layers.collect::<Result<Vec<_>>>()?;
-        let output_norm = source.norm(config.output_norm, &[dim])?;
-        let output_norm =
-            output_norm.ok_or_else(|| source.missing_tensor(&format!("{}.weight", config.output_norm)))?;
+        let output_norm = match config.output_norm {
+            Some(name) => {
+                let found = source.norm(name, &[dim])?;
+                Some(found.ok_or_else(|| source.missing_tensor(&format!("{name}.weight")))?)
+            }
+            None => None,
+        };
         source.refuse_unknown()?;
-        let output =
-            others.output.unwrap_or_else(|| Linear { weight: others.token_embedding.clone(), bias: None, scale: None });
+        let tied = || Linear { weight: others.token_embedding.clone(), bias: None, scale: None };
+        let output = config.has_logits.then(|| others.output.unwrap_or_else(tied));
         let rope_factors = RopeFactors {
             all: others.rope_freq_factors,
             long: others.rope_factors_long,
@@ -822,7 +883,18 @@ impl Weights {
             (Some(tokens), Some(proj), Some(norm)) => Some(LayerEmbedding { tokens, proj, norm }),
             _ => None,
         };
-        Ok(Self { token_embedding: others.token_embedding, layers, output_norm, output, rope_factors, layer_embedding })
+        Ok(Self {
+            token_embedding: others.token_embedding,
+            token_types: others.token_types,
+            position_embedding: others.position_embedding,
+            embedding_norm: others.embedding_norm,
+            layers,
+            output_norm,
+            output,
+            pooled,
+            rope_factors,
+            layer_embedding,
+        })
     }
 }
 
@@ -956,6 +1028,9 @@ impl<'a> Source<'a> {
             return Ok(Some(Stack { experts: Matrices::Stacked { tensor, every: rows, first: 0 }, rows, bias, scale }));
         }
         for (fused, parts) in FUSED_STACKS {
+            if declared_as(parts[0]).is_none_or(|first| (first.needed)(sizes) == Need::No) {
+                continue;
+            }
             let Some(part) = parts.iter().position(|part| *part == declared.name) else { continue };
             let every = parts.len() * rows;
             let fused = format!("{prefix}{fused}");
@@ -1140,7 +1215,7 @@ mod tests {
         let shown = |checkpoint: &Checkpoint| -> Vec<_> {
             let weights = Weights::from_checkpoint(checkpoint, &config).unwrap();
             let FfnWeights::Experts(experts) = &weights.layers[0].ffn else { unreachable!() };
-            let stacks = [&experts.w_gate, &experts.w_up, &experts.w_down];
+            let stacks = [experts.w_gate.as_ref().unwrap(), &experts.w_up, &experts.w_down];
             let all = stacks.into_iter().flat_map(|stack| (0..3).map(|i| stack.expert(i)));
             all.map(|view| (view.shape().to_vec(), view.bytes().range())).collect()
         };
@@ -1150,7 +1225,7 @@ mod tests {
         );
         let weights = Weights::from_checkpoint(&fused, &config).unwrap();
         let FfnWeights::Experts(experts) = &weights.layers[0].ffn else { unreachable!() };
-        let (gate, up) = (experts.w_gate.expert(1), experts.w_up.expert(1));
+        let (gate, up) = (experts.w_gate.as_ref().unwrap().expert(1), experts.w_up.expert(1));
         assert_eq!(gate.bytes().range().end, up.bytes().range().start);
     }
 

@@ -30,6 +30,8 @@ pub struct Config {
     pub norm: Norm,
     /// What token embeddings are multiplied with. 1 for most models.
     pub embedding_scale: f32,
+    /// What is added to token embeddings.
+    pub embedding_sum: EmbeddingSum,
     /// Length of the embeddings that tokens have for each layer besides (Gemma 3n and 4).
     pub layer_embedding_dim: Option<usize>,
     /// The layers, first to last; there is one at least.
@@ -38,12 +40,71 @@ pub struct Config {
     pub n_predict_layers: usize,
     /// The rotations that layers refer to by index.
     pub ropes: Vec<RopeConfig>,
-    /// The name of the norm before the output.
-    pub output_norm: &'static str,
+    /// The name of the norm before the output, if there is one.
+    pub output_norm: Option<&'static str>,
+    /// Whether there are logits of a next token. An encoder has none.
+    pub has_logits: bool,
+    /// How the vectors of a text's tokens become one, where the file says so.
+    pub pooling: Option<Pooling>,
+    /// What a reranker's scores are made of.
+    pub ranking: Ranking,
     /// What logits are multiplied with. 1 for most models.
     pub logit_scale: f32,
     /// Logits become `limit * tanh(logit / limit)` (Gemma 2).
     pub logit_softcap: Option<f32>,
+}
+
+/// What is added to the embedding of a token, before a norm (BERT, Devlin et al. 2019).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EmbeddingSum {
+    /// A vector of its position, learned.
+    pub positions: bool,
+    /// A vector of the kind of text that it belongs to: always the first one here.
+    pub types: bool,
+    /// Whether the sum goes through a norm.
+    pub normed: bool,
+}
+
+/// How the vectors of a text's tokens become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// Not at all.
+    None,
+    /// Their mean.
+    Mean,
+    /// That of the first token.
+    Cls,
+    /// That of the last token.
+    Last,
+    /// What a classifier makes of them: how well a document answers a query.
+    Rank,
+}
+
+impl Pooling {
+    /// In the order of their numbers in GGUF.
+    pub const ALL: [Self; 5] = [Self::None, Self::Mean, Self::Cls, Self::Last, Self::Rank];
+
+    /// As llama.cpp calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Mean => "mean",
+            Self::Cls => "cls",
+            Self::Last => "last",
+            Self::Rank => "rank",
+        }
+    }
+}
+
+/// What a reranker makes of the vectors of a text's tokens, besides its matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ranking {
+    /// How they become one.
+    pub pooling: Pooling,
+    /// What comes out of the first matrix goes through GELU, and else through tanh.
+    pub gelu: bool,
+    /// Scores are probabilities of the labels.
+    pub softmax: bool,
 }
 
 /// A layer: a mixer of positions, then a feed-forward network, each a branch that is added to the residual stream.
@@ -72,14 +133,33 @@ pub struct Norms {
     pub ffn: Option<&'static str>,
     /// Of what comes out of it, before it is added.
     pub after_ffn: Option<&'static str>,
+    /// Of the residual stream after the mixer was added to it (BERT).
+    pub mixer_sum: Option<&'static str>,
+    /// Of that with what went into the layer added to it once more (Jina's for code).
+    pub mixer_sum_again: Option<&'static str>,
+    /// Of the residual stream after the network was added to it.
+    pub ffn_sum: Option<&'static str>,
     /// The feed-forward network takes what the mixer takes, and not what it gives.
     pub parallel: bool,
 }
 
 impl Norms {
+    /// None at all.
+    pub const NONE: Self = Self {
+        mixer: None,
+        after_mixer: None,
+        ffn: None,
+        after_ffn: None,
+        mixer_sum: None,
+        mixer_sum_again: None,
+        ffn_sum: None,
+        parallel: false,
+    };
+    /// Of the stream, after each branch was added to it: the first Transformers.
+    pub const OF_SUMS: Self =
+        Self { mixer_sum: Some("attn_output_norm"), ffn_sum: Some("layer_output_norm"), ..Self::NONE };
     /// Before each branch: most models.
-    pub const BEFORE: Self =
-        Self { mixer: Some("attn_norm"), after_mixer: None, ffn: Some("ffn_norm"), after_ffn: None, parallel: false };
+    pub const BEFORE: Self = Self { mixer: Some("attn_norm"), ffn: Some("ffn_norm"), ..Self::NONE };
     /// Before and after each branch (Gemma 2).
     pub const AROUND: Self =
         Self { after_mixer: Some("post_attention_norm"), after_ffn: Some("post_ffw_norm"), ..Self::BEFORE };
@@ -257,6 +337,8 @@ pub struct AttentionConfig {
     pub gate: Gate,
     /// Queries of far positions are made longer.
     pub temperature: Option<Temperature>,
+    /// The largest slope by which scores fall with the distance (ALiBi).
+    pub alibi: Option<f32>,
 }
 
 impl AttentionConfig {
@@ -278,6 +360,7 @@ impl AttentionConfig {
             sinks: false,
             gate: Gate::None,
             temperature: None,
+            alibi: None,
         }
     }
 }
@@ -354,7 +437,7 @@ pub struct ExpertsConfig {
     pub n_experts: usize,
     /// Experts that a token goes to.
     pub n_used: usize,
-    /// Each of them. They are gated.
+    /// Each of them.
     pub expert: DenseConfig,
     /// How the router's logits become weights.
     pub gating: Gating,
@@ -487,6 +570,11 @@ impl Config {
         self.layers.iter().any(|layer| layer.mixer.recurrent(self.dim).is_some())
     }
 
+    /// Whether a token sees those after it: then a text has to be computed at once.
+    pub fn is_encoder(&self) -> bool {
+        self.attention().any(|attention| matches!(attention.mask, Mask::All | Mask::Around(_)))
+    }
+
     /// Changes each attention, with the number of its layer.
     fn each_attention(&mut self, mut change: impl FnMut(usize, &mut AttentionConfig)) {
         for (i, layer) in self.layers.iter_mut().enumerate() {
@@ -544,6 +632,7 @@ macro_rules! architectures {
 }
 architectures! {
     arcee
+    bert
     cohere2
     command_r
     deepseek
@@ -557,6 +646,7 @@ architectures! {
     gemma2
     gemma3
     gemma4
+    gemma_embedding
     glm4
     glm4moe
     gpt_oss
@@ -565,13 +655,17 @@ architectures! {
     granitemoe
     hunyuan_dense
     hunyuan_moe
+    jina_bert_v2
     lfm2
     lfm2moe
     llama
     minicpm
     minimax_m2
     mistral3
+    modern_bert
     nemotron
+    nomic_bert
+    nomic_bert_moe
     olmo2
     olmoe
     phi2
@@ -644,7 +738,11 @@ pub fn plain(n_layers: usize, dim: usize, attention: AttentionConfig, hidden_dim
         layers: vec![layer; n_layers],
         n_predict_layers: 0,
         ropes: vec![RopeConfig { dim: attention.head_dim, theta: 1e4, style, scaling, factors: true }],
-        output_norm: "output_norm",
+        embedding_sum: EmbeddingSum::default(),
+        output_norm: Some("output_norm"),
+        has_logits: true,
+        pooling: None,
+        ranking: Ranking { pooling: Pooling::Last, gelu: false, softmax: false },
         logit_scale: 1.0,
         logit_softcap: None,
     }

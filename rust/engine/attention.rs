@@ -126,7 +126,7 @@ impl Pass<'_, '_> {
         let scores = Scores {
             scale: config.scale,
             softcap: config.softcap,
-            alibi: None,
+            alibi: config.alibi,
             mask: config.mask,
             sinks: sinks.as_deref(),
         };
@@ -138,7 +138,7 @@ impl Pass<'_, '_> {
             }
         }
         attended.finish(cx);
-        let add = Add { cx, norm, after: layer.after_mixer.as_ref(), scale: layer_config.residual_scale };
+        let add = Add::mixer(cx, norm, layer_config, layer);
         add.product(x, branch, &w.wo, attended);
     }
 }

@@ -159,7 +159,7 @@ impl Pass<'_, '_> {
             attend(cx, &self.pieces, i, scores, q, attended.x_mut(), parts);
             attended.finish(cx);
         }
-        let add = Add { cx, norm, after: layer.after_mixer.as_ref(), scale: layer_config.residual_scale };
+        let add = Add::mixer(cx, norm, layer_config, layer);
         add.product(x, branch, &w.wo, attended);
     }
 }

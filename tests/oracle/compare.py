@@ -42,6 +42,28 @@ def our_logits(path: Path, case: Case) -> Array:
         return session.logits(TOKENS)
 
 
+def our_answer(path: Path, case: Case, kind: str) -> Array:
+    """What llama_rs says, of what is stored as `kind`: logits; vectors by pooling; scores."""
+    from llama_rs import Model
+
+    if kind == "logits":
+        return our_logits(path, case)
+    with Model(path, context_length=case.context) as model:
+        if kind == "rank":
+            handle = model._handle
+            return np.float32(handle.rank([TOKENS], case.context, model.threads, model.kv_type)[0])
+        if kind == "none":
+            return model.embed([TOKENS], pooling="none", normalize=False)[0]
+        assert kind in ("mean", "cls", "last")
+        return model.embed([TOKENS], pooling=kind, normalize=False)[0]
+
+
+def apart(path: Path, name: str, case: Case) -> float:
+    """The largest deviation of what is stored of a case."""
+    kinds = case.poolings or ["logits"]
+    return max(deviation(our_answer(path, case, kind), stored.read(name, kind)) for kind in kinds)
+
+
 def selected(beginnings: list[str], cases: Mapping[str, Case] = CASES) -> dict[str, Case]:
     """Cases whose names are among these or, if none is, begin with one."""
     found = {

@@ -577,11 +577,11 @@ pub struct LayerWeights {
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub enum MixerWeights {
-    Attention(AttentionWeights),
-    DeltaNet(DeltaNetWeights),
-    ShortConv(ShortConvWeights),
-    Mamba(MambaWeights),
-    AttentionAndMamba(AttentionWeights, MambaWeights),
+    Attention(Box<AttentionWeights>),
+    DeltaNet(Box<DeltaNetWeights>),
+    ShortConv(Box<ShortConvWeights>),
+    Mamba(Box<MambaWeights>),
+    AttentionAndMamba(Box<AttentionWeights>, Box<MambaWeights>),
     Latent(Box<LatentWeights>),
 }
 
@@ -606,19 +606,21 @@ impl LayerWeights {
         Ok(Self {
             mixer_norm: norm(layer.norms.mixer)?,
             mixer: match &layer.mixer {
-                Mixer::Attention(a) => {
-                    MixerWeights::Attention(AttentionWeights::load(source, &prefix, &Sizes::of_attention(dim, a))?)
-                }
+                Mixer::Attention(a) => MixerWeights::Attention(
+                    AttentionWeights::load(source, &prefix, &Sizes::of_attention(dim, a))?.into(),
+                ),
                 Mixer::DeltaNet(d) => {
-                    MixerWeights::DeltaNet(DeltaNetWeights::load(source, &prefix, &Sizes::of_delta_net(dim, d))?)
+                    MixerWeights::DeltaNet(DeltaNetWeights::load(source, &prefix, &Sizes::of_delta_net(dim, d))?.into())
                 }
-                Mixer::ShortConv(c) => {
-                    MixerWeights::ShortConv(ShortConvWeights::load(source, &prefix, &Sizes::of_short_conv(dim, c))?)
+                Mixer::ShortConv(c) => MixerWeights::ShortConv(
+                    ShortConvWeights::load(source, &prefix, &Sizes::of_short_conv(dim, c))?.into(),
+                ),
+                Mixer::Mamba(m) => {
+                    MixerWeights::Mamba(MambaWeights::load(source, &prefix, &Sizes::of_mamba(dim, m))?.into())
                 }
-                Mixer::Mamba(m) => MixerWeights::Mamba(MambaWeights::load(source, &prefix, &Sizes::of_mamba(dim, m))?),
                 Mixer::AttentionAndMamba(a, m) => MixerWeights::AttentionAndMamba(
-                    AttentionWeights::load(source, &prefix, &Sizes::of_attention(dim, a))?,
-                    MambaWeights::load(source, &prefix, &Sizes::of_mamba(dim, m))?,
+                    AttentionWeights::load(source, &prefix, &Sizes::of_attention(dim, a))?.into(),
+                    MambaWeights::load(source, &prefix, &Sizes::of_mamba(dim, m))?.into(),
                 ),
                 Mixer::Latent(a, l) => {
                     MixerWeights::Latent(Box::new(LatentWeights::load(source, &prefix, &Sizes::of_latent(dim, a, l))?))

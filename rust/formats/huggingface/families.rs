@@ -725,8 +725,9 @@ fn lfm2moe(k: &mut Keys) -> Result<()> {
 fn deepseek(k: &mut Keys) -> Result<()> {
     let c = k.config;
     let (lora, rope) = (c.required_int("kv_lora_rank")?, c.required_int("qk_rope_head_dim")?);
-    let sum = |a: u32, b: u32| {
-        a.checked_add(b).ok_or_else(|| c.error("too large", "qk_rope_head_dim").got(rope).limit("some hundreds"))
+    let sum = |a: u32, b: u32| -> Result<u32> {
+        let too_large = || c.error("too large", "qk_rope_head_dim").got(rope).limit("some hundreds").into();
+        a.checked_add(b).ok_or_else(too_large)
     };
     k.u32("attention.head_count_kv", 1);
     if let Some(n) = c.int("q_lora_rank")? {

@@ -135,7 +135,7 @@ impl Directory {
             self.maps.push((map, file.header));
         }
         if let Some((tensor, file)) = index.iter().flatten().min() {
-            let file = one_line(&file);
+            let file = one_line(file);
             let e = FormatError::new(self.path.join(INDEX), "a tensor is not in the file that the index names");
             return Err(e.named(tensor).got(file).into());
         }

@@ -468,7 +468,7 @@ def test_nothing_stays_of_a_conversion_that_fails(llama: Path, tmp_path: Path) -
         convert(llama, path, on_progress=stop)
     assert path.read_text() == "what was there"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["converted.gguf", "model"]
-    with pytest.raises(ValueError, match="output_type must be auto or one of f32, f16, bf16, q8_0, got .q4"):
+    with pytest.raises(ValueError, match=r"output_type must be auto or one of f32, f16, bf16, q8_0, got .q4"):
         convert(llama, path, output_type="q4")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="takes the directory of a model"):
         convert(path, path)

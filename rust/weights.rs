@@ -11,8 +11,8 @@
 use std::cell::RefCell;
 
 use crate::arch::{
-    AttentionConfig, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, Ffn, Gate, LayerConfig, MambaConfig, Mixer,
-    NormKind, QkNorm, ShortConvConfig,
+    AttentionConfig, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, Ffn, Gate, LatentConfig, LayerConfig,
+    MambaConfig, Mixer, NormKind, QkNorm, ShortConvConfig, Values,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -111,7 +111,21 @@ struct Sizes {
     n_heads: usize,
     q_norm: usize,
     k_norm: usize,
+    q_norms: usize, // 1, or one of each head
+    k_norms: usize,
     has_qk_norm: bool,
+    has_k_norm: bool,
+    has_keys: bool,
+    has_values: bool,
+    query_rank: usize,
+    rank: usize,
+    rank_and_rope: usize,
+    nope_dim: usize,
+    kv_rows: usize, // n_heads * (nope_dim + value_dim)
+    has_query_rank: bool,
+    has_no_query_rank: bool,
+    is_absorbed: bool,
+    is_expanded: bool,
     has_sinks: bool,
     hidden_dim: usize,
     is_gated: bool,
@@ -119,6 +133,9 @@ struct Sizes {
     shared_dim: usize,
     has_shared: bool,
     has_shared_gate: bool,
+    layer_embedding_dim: usize,
+    layer_embedding_dims: usize, // of all layers
+    has_layer_embedding: bool,
     pairs: usize, // that are rotated
     n_taps: usize,
     channels: usize,
@@ -182,7 +199,7 @@ impl Slot for NormWeights {
     const IS_MATRIX: bool = false;
 
     fn find(source: &Source, prefix: &str, declared: &'static Declared, sizes: &Sizes) -> Result<Option<Self>> {
-        source.norm(&format!("{prefix}{}", declared.name), (declared.shape)(sizes)[0])
+        source.norm(&format!("{prefix}{}", declared.name), &(declared.shape)(sizes))
     }
 
     fn views(&self) -> Vec<&TensorView> {
@@ -308,15 +325,41 @@ declare! {
     /// `(n_heads * head_dim, dim)`; the gate's rows follow those of each head, where it is beside the queries.
     wq: Linear = "attn_q" [q_rows, dim];
     /// `(n_kv_heads * head_dim, dim)`
-    wk: Linear = "attn_k" [kv_dim, dim];
+    wk: Option<Linear> = "attn_k" [kv_dim, dim] if has_keys;
     /// `(n_kv_heads * value_dim, dim)`
-    wv: Linear = "attn_v" [v_dim, dim];
+    wv: Option<Linear> = "attn_v" [v_dim, dim] if has_values;
     /// `(head_dim)`, or of all heads
-    q_norm: Option<NormWeights> = "attn_q_norm" [q_norm] if has_qk_norm;
+    q_norm: Option<NormWeights> = "attn_q_norm" [q_norms, q_norm] if has_qk_norm;
     /// `(head_dim)`, or of all heads
-    k_norm: Option<NormWeights> = "attn_k_norm" [k_norm] if has_qk_norm;
+    k_norm: Option<NormWeights> = "attn_k_norm" [k_norms, k_norm] if has_k_norm;
     /// `(n_heads)`
     sinks: Option<TensorView> = "attn_sinks.weight" [n_heads] if has_sinks;
+    /// `(dim, n_heads * value_dim)`
+    wo: Linear = "attn_output" [dim, out_dim];
+}
+
+declare! {
+    /// The weights of a latent attention.
+    pub struct LatentWeights, LATENT;
+
+    /// `(n_heads * (nope_dim + rope_dim), dim)`
+    wq: Option<Linear> = "attn_q" [q_rows, dim] if has_no_query_rank;
+    /// `(query_rank, dim)`
+    wq_a: Option<Linear> = "attn_q_a" [query_rank, dim] if has_query_rank;
+    /// `(rank + rope_dim, dim)`
+    wkv_a: Linear = "attn_kv_a_mqa" [rank_and_rope, dim];
+    /// `(query_rank)`
+    q_norm: Option<NormWeights> = "attn_q_a_norm" [query_rank] if has_query_rank;
+    /// `(n_heads * (nope_dim + rope_dim), query_rank)`
+    wq_b: Option<Linear> = "attn_q_b" [q_rows, query_rank] if has_query_rank;
+    /// `(rank)`
+    kv_norm: NormWeights = "attn_kv_a_norm" [rank];
+    /// `(n_heads, rank, nope_dim)`
+    wk_b: Option<TensorView> = "attn_k_b.weight" [n_heads, rank, nope_dim] if is_absorbed;
+    /// `(n_heads, value_dim, rank)`
+    wv_b: Option<TensorView> = "attn_v_b.weight" [n_heads, value_dim, rank] if is_absorbed;
+    /// `(n_heads * (nope_dim + value_dim), rank)`: keys of a head, then its values
+    wkv_b: Option<Linear> = "attn_kv_b" [kv_rows, rank] if is_expanded;
     /// `(dim, n_heads * value_dim)`
     wo: Linear = "attn_output" [dim, out_dim];
 }
@@ -338,7 +381,9 @@ declare! {
     pub struct ExpertsWeights, EXPERTS;
 
     /// `(n_experts, dim)`
-    router: Linear = "ffn_gate_inp" [n_experts, dim];
+    router: TensorView = "ffn_gate_inp.weight" [n_experts, dim];
+    /// `(n_experts)`
+    router_bias: Option<TensorView> = "ffn_gate_inp.bias" [n_experts];
     /// `(n_experts)`: added to the weights to choose by
     choice_bias: Option<TensorView> = "exp_probs_b.bias" [n_experts];
     /// `(n_experts, hidden_dim, dim)`
@@ -420,13 +465,53 @@ declare! {
 }
 
 declare! {
+    /// What a mixture has that goes side by side with a network.
+    pub struct BesideWeights, BESIDE;
+
+    /// Of what the network gives.
+    after_dense: NormWeights = "post_ffw_norm_1" [dim];
+    /// Of what goes into the experts.
+    before_experts: NormWeights = "pre_ffw_norm_2" [dim];
+    /// Of what the experts give.
+    after_experts: NormWeights = "post_ffw_norm_2" [dim];
+    /// `(dim)`: what the router's input is multiplied with.
+    router_scale: TensorView = "ffn_gate_inp.scale" [dim];
+}
+
+declare! {
+    /// How a layer takes the embeddings that tokens have for it.
+    pub struct LayerEmbeddingWeights, LAYER_EMBEDDING;
+
+    /// `(layer_embedding_dim, dim)`
+    w_gate: Linear = "inp_gate" [layer_embedding_dim, dim];
+    /// `(dim, layer_embedding_dim)`
+    w_proj: Linear = "proj" [dim, layer_embedding_dim];
+    /// Of what is added.
+    norm: NormWeights = "post_norm" [dim];
+}
+
+declare! {
     struct Others, OTHERS;
 
     token_embedding: TensorView = "token_embd.weight" [vocab_size, dim];
     rope_freq_factors: Option<TensorView> = "rope_freqs.weight" [pairs];
     rope_factors_long: Option<TensorView> = "rope_factors_long.weight" [pairs];
     rope_factors_short: Option<TensorView> = "rope_factors_short.weight" [pairs];
+    layer_embedding: Option<TensorView> = "per_layer_token_embd.weight" [vocab_size, layer_embedding_dims] if has_layer_embedding;
+    layer_proj: Option<Linear> = "per_layer_model_proj" [layer_embedding_dims, dim] if has_layer_embedding;
+    layer_proj_norm: Option<NormWeights> = "per_layer_proj_norm" [layer_embedding_dim] if has_layer_embedding;
     output: Option<Linear> = "output" [vocab_size, dim];
+}
+
+/// The embeddings that tokens have for each layer.
+#[derive(Debug, Clone)]
+pub struct LayerEmbedding {
+    /// `(vocab_size, layers * layer_embedding_dim)`: read by row.
+    pub tokens: TensorView,
+    /// `(layers * layer_embedding_dim, dim)`: what the usual embedding adds to them.
+    pub proj: Linear,
+    /// `(layer_embedding_dim)`, of what it adds.
+    pub norm: NormWeights,
 }
 
 /// Tensors that hold the rows of others, one after another: those of `layer`'s tables with these names.
@@ -450,6 +535,10 @@ pub struct LayerWeights {
     pub ffn: FfnWeights,
     #[allow(missing_docs)]
     pub after_ffn: Option<NormWeights>,
+    /// How it takes the embeddings that tokens have for it.
+    pub embedding: Option<LayerEmbeddingWeights>,
+    /// `(1)`: what the residual stream is multiplied with in the end.
+    pub output_scale: Option<TensorView>,
 }
 
 /// The weights of a [`Mixer`].
@@ -461,6 +550,7 @@ pub enum MixerWeights {
     ShortConv(ShortConvWeights),
     Mamba(MambaWeights),
     AttentionAndMamba(AttentionWeights, MambaWeights),
+    Latent(Box<LatentWeights>),
 }
 
 /// The weights of an [`Ffn`].
@@ -469,6 +559,7 @@ pub enum MixerWeights {
 pub enum FfnWeights {
     Dense(Box<DenseWeights>),
     Experts(Box<ExpertsWeights>),
+    Both(Box<(DenseWeights, ExpertsWeights, BesideWeights)>),
 }
 
 impl LayerWeights {
@@ -476,7 +567,7 @@ impl LayerWeights {
         let prefix = format!("blk.{i}.");
         let norm = |name: Option<&'static str>| {
             let Some(name) = name.map(|name| format!("{prefix}{name}")) else { return Ok(None) };
-            let found = source.norm(&name, source.config.dim)?;
+            let found = source.norm(&name, &[source.config.dim])?;
             found.map(Some).ok_or_else(|| source.missing_tensor(&format!("{name}.weight")))
         };
         let dim = source.config.dim;
@@ -497,12 +588,23 @@ impl LayerWeights {
                     AttentionWeights::load(source, &prefix, &Sizes::of_attention(dim, a))?,
                     MambaWeights::load(source, &prefix, &Sizes::of_mamba(dim, m))?,
                 ),
+                Mixer::Latent(a, l) => {
+                    MixerWeights::Latent(Box::new(LatentWeights::load(source, &prefix, &Sizes::of_latent(dim, a, l))?))
+                }
             },
             after_mixer: norm(layer.norms.after_mixer)?,
             ffn_norm: norm(layer.norms.ffn)?,
             ffn: match &layer.ffn {
                 Ffn::Dense(dense) => {
                     FfnWeights::Dense(Box::new(DenseWeights::load(source, &prefix, &Sizes::of_dense(dim, dense))?))
+                }
+                Ffn::Both(dense, experts) => {
+                    let sizes = Sizes::of_experts(dim, experts);
+                    FfnWeights::Both(Box::new((
+                        DenseWeights::load(source, &prefix, &Sizes::of_dense(dim, dense))?,
+                        ExpertsWeights::load(source, &prefix, &sizes)?,
+                        BesideWeights::load(source, &prefix, &sizes)?,
+                    )))
                 }
                 Ffn::Experts(experts) => FfnWeights::Experts(Box::new(ExpertsWeights::load(
                     source,
@@ -511,6 +613,18 @@ impl LayerWeights {
                 )?)),
             },
             after_ffn: norm(layer.norms.after_ffn)?,
+            embedding: source
+                .config
+                .layer_embedding_dim
+                .map(|layer_embedding_dim| {
+                    let sizes = Sizes { dim, layer_embedding_dim, ..Sizes::default() };
+                    LayerEmbeddingWeights::load(source, &prefix, &sizes)
+                })
+                .transpose()?,
+            output_scale: match layer.has_output_scale {
+                true => source.tensor(&format!("{prefix}layer_output_scale.weight"), &[1])?,
+                false => None,
+            },
         })
     }
 
@@ -523,14 +637,18 @@ impl LayerWeights {
             MixerWeights::ShortConv(conv) => conv.views(),
             MixerWeights::Mamba(mamba) => mamba.views(),
             MixerWeights::AttentionAndMamba(attention, mamba) => [attention.views(), mamba.views()].concat(),
+            MixerWeights::Latent(latent) => latent.views(),
         });
         all.extend(Field::views(&self.after_mixer));
         all.extend(Field::views(&self.ffn_norm));
         all.extend(match &self.ffn {
             FfnWeights::Dense(dense) => dense.views(),
             FfnWeights::Experts(experts) => experts.views(),
+            FfnWeights::Both(both) => [both.0.views(), both.1.views(), both.2.views()].concat(),
         });
         all.extend(Field::views(&self.after_ffn));
+        all.extend(self.embedding.iter().flat_map(LayerEmbeddingWeights::views));
+        all.extend(&self.output_scale);
         all.into_iter()
     }
 }
@@ -538,7 +656,7 @@ impl LayerWeights {
 impl Sizes {
     fn of_attention(dim: usize, a: &AttentionConfig) -> Self {
         let (q_dim, kv_dim) = (a.n_heads * a.head_dim, a.n_kv_heads * a.head_dim);
-        let of_all = a.qk_norm == QkNorm::All;
+        let (of_all, of_each) = (a.qk_norm == QkNorm::All, a.qk_norm == QkNorm::OwnHeads);
         Self {
             dim,
             q_rows: match a.gate {
@@ -551,8 +669,33 @@ impl Sizes {
             n_heads: a.n_heads,
             q_norm: if of_all { q_dim } else { a.head_dim },
             k_norm: if of_all { kv_dim } else { a.head_dim },
+            q_norms: if of_each { a.n_heads } else { 1 },
+            k_norms: if of_each { a.n_kv_heads } else { 1 },
             has_qk_norm: a.qk_norm != QkNorm::None,
+            has_k_norm: a.qk_norm != QkNorm::None && a.kv_layer.is_none(),
+            has_keys: a.kv_layer.is_none(),
+            has_values: a.kv_layer.is_none() && a.values != Values::NormedKeys,
             has_sinks: a.sinks,
+            ..Self::default()
+        }
+    }
+
+    fn of_latent(dim: usize, a: &AttentionConfig, l: &LatentConfig) -> Self {
+        Self {
+            dim,
+            n_heads: a.n_heads,
+            q_rows: a.n_heads * (l.nope_dim + l.rope_dim),
+            query_rank: l.query_rank.unwrap_or(0),
+            rank: l.rank,
+            rank_and_rope: l.rank + l.rope_dim,
+            nope_dim: l.nope_dim,
+            value_dim: l.value_dim,
+            kv_rows: a.n_heads * (l.nope_dim + l.value_dim),
+            out_dim: a.n_heads * l.value_dim,
+            has_query_rank: l.query_rank.is_some(),
+            has_no_query_rank: l.query_rank.is_none(),
+            is_absorbed: l.absorbed,
+            is_expanded: !l.absorbed,
             ..Self::default()
         }
     }
@@ -621,6 +764,8 @@ pub struct Weights {
     pub output_norm: NormWeights,
     /// `(vocab_size, dim)`; the embedding again where the file ties the two.
     pub output: Linear,
+    /// The embeddings that tokens have for each layer.
+    pub layer_embedding: Option<LayerEmbedding>,
     /// `(rope_dim / 2)`, F32: by what each frequency of a rotation is divided.
     pub rope_factors: RopeFactors,
 }
@@ -647,10 +792,22 @@ impl Weights {
 
         let (dim, vocab_size) = (config.dim, config.vocab_size);
         let pairs = config.ropes.first().map_or(0, |rope| rope.dim / 2);
-        let others = Others::load(&source, "", &Sizes { dim, vocab_size, pairs, ..Sizes::default() })?;
+        let others = Others::load(
+            &source,
+            "",
+            &Sizes {
+                dim,
+                vocab_size,
+                pairs,
+                layer_embedding_dim: config.layer_embedding_dim.unwrap_or(0),
+                layer_embedding_dims: config.layer_embedding_dim.unwrap_or(0) * config.n_layers(),
+                has_layer_embedding: config.layer_embedding_dim.is_some(),
+                ..Sizes::default()
+            },
+        )?;
         let layers = config.layers.iter().enumerate().map(|(i, layer)| LayerWeights::load(&source, i, layer));
         let layers = layers.collect::<Result<Vec<_>>>()?;
-        let output_norm = source.norm(config.output_norm, dim)?;
+        let output_norm = source.norm(config.output_norm, &[dim])?;
         let output_norm =
             output_norm.ok_or_else(|| source.missing_tensor(&format!("{}.weight", config.output_norm)))?;
         source.refuse_unknown()?;
@@ -661,7 +818,11 @@ impl Weights {
             long: others.rope_factors_long,
             short: others.rope_factors_short,
         };
-        Ok(Self { token_embedding: others.token_embedding, layers, output_norm, output, rope_factors })
+        let layer_embedding = match (others.layer_embedding, others.layer_proj, others.layer_proj_norm) {
+            (Some(tokens), Some(proj), Some(norm)) => Some(LayerEmbedding { tokens, proj, norm }),
+            _ => None,
+        };
+        Ok(Self { token_embedding: others.token_embedding, layers, output_norm, output, rope_factors, layer_embedding })
     }
 }
 
@@ -731,12 +892,19 @@ impl<'a> Source<'a> {
         Ok(Some(Floats(view.clone())))
     }
 
-    fn norm(&self, name: &str, dim: usize) -> Result<Option<NormWeights>> {
-        let weight = match self.tensor(&format!("{name}.weight"), &[dim])? {
-            None => self.tensor(name, &[dim])?, // Falcon-H1
+    /// The weights of a norm, or of one of each head: then all of them are one vector.
+    fn norm(&self, name: &str, shape: &[usize]) -> Result<Option<NormWeights>> {
+        let shape = if let [1, rest @ ..] = shape { rest } else { shape };
+        let weight = match self.tensor(&format!("{name}.weight"), shape)? {
+            None => self.tensor(name, shape)?, // Falcon-H1
             found => found,
         };
         let Some(weight) = weight else { return Ok(None) };
+        let (dim, dtype) = (shape.iter().product(), weight.dtype());
+        if Numbers::of(&weight).is_none() {
+            return Err(self.unsupported(format!("norm {name} of type {dtype}; F32, F16 and BF16 are supported there")));
+        }
+        let weight = TensorView::new(weight.bytes().clone(), dtype, &[dim]).expect("the same numbers");
         // An RMSNorm with a bias would be another step.
         let has_bias = self.config.norm.kind == NormKind::Layer;
         let bias = if has_bias { self.tensor(&format!("{name}.bias"), &[dim])? } else { None };
@@ -851,7 +1019,7 @@ fn has_shape(view: &TensorView, shape: &[usize]) -> bool {
 }
 
 /// The tables of what layers have.
-const OF_LAYERS: &[&[Declared]] = &[ATTENTION, DELTA_NET, SHORT_CONV, MAMBA, DENSE, EXPERTS];
+const OF_LAYERS: &[&[Declared]] = &[ATTENTION, LATENT, DELTA_NET, SHORT_CONV, MAMBA, DENSE, EXPERTS, LAYER_EMBEDDING];
 
 /// The row of a layer's tensor.
 fn declared_as(name: &str) -> Option<&'static Declared> {
@@ -941,7 +1109,7 @@ mod tests {
             normalized: true,
             weight_scale: 1.0,
             shared: None,
-            groups: crate::arch::Groups { n: 1, used: 1 },
+            groups: crate::arch::Groups { n: 1, used: 1, best: 2 },
         });
         let head = [
             ("token_embd.weight", 8, 8),

@@ -17,9 +17,11 @@ import mix_cases
 import numpy as np
 import pytest
 import reference
+import tiny_model
 from gguf import GGMLQuantizationType as DType
 from llama_rs import Checkpoint, Model, ModelFormatError, ModelNotFoundError, Tokenizer
-from llama_rs.quantize import MIXES, TYPES, quantize
+from llama_rs.quantization import MIXES, TYPES, quantize
+from llama_rs.quantization import imatrix as imatrix_of
 from numpy.typing import NDArray
 from test_cli import bad, data, good, warned
 
@@ -109,7 +111,9 @@ def test_types_that_are_searched_for_lose_what_their_bits_must(dtype: str, tmp_p
     assert np.array_equal(lost, Checkpoint(target).tensors["token_embd.weight"].dequantize())
 
 
-@pytest.mark.parametrize("dtype", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS", "IQ2_XS", "IQ1_S"])
+@pytest.mark.parametrize(
+    "dtype", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS", "IQ2_XS", "IQ1_S"]
+)
 def test_what_is_important_loses_less(dtype: str, tmp_path: Path) -> None:
     x = weights(32, 256)
     important = np.ones(256, dtype=np.float32)
@@ -200,8 +204,12 @@ def test_both_formats_of_importance_matrices_say_the_same(tmp_path: Path) -> Non
     encoded = name.encode()
     old = tmp_path / "old.dat"
     old.write_bytes(
-        struct.pack("<ii", 1, len(encoded)) + encoded + struct.pack("<ii", 64, 256) + (important * 64).tobytes()
-        + struct.pack("<ii", 7, 6) + b"a text"
+        struct.pack("<ii", 1, len(encoded))
+        + encoded
+        + struct.pack("<ii", 64, 256)
+        + (important * 64).tobytes()
+        + struct.pack("<ii", 7, 6)
+        + b"a text"
     )
     files = []
     for matrix in (new, old):
@@ -243,7 +251,11 @@ def test_importance_matrices_that_are_wrong_are_refused(tmp_path: Path) -> None:
 
 
 def test_weights_that_no_block_holds_are_refused(tmp_path: Path) -> None:
-    for value, words in ((np.nan, "not a number"), (np.inf, "not a number"), (-70000.0, "70000, and Q4_K holds none above")):
+    for value, words in (
+        (np.nan, "not a number"),
+        (np.inf, "not a number"),
+        (-70000.0, "70000, and Q4_K holds none above"),
+    ):
         x = weights(4, 256)
         x[3, 200] = value
         source = write(tmp_path / "source.gguf", {"a.weight": x})
@@ -310,7 +322,18 @@ def test_a_disk_that_is_full_is_said_and_leaves_nothing(tmp_path: Path) -> None:
 
 def _started(source: Path, target: Path) -> subprocess.Popen[bytes]:
     """A process in the middle of it."""
-    command = [sys.executable, "-m", "llama_rs", "quantize", source, target, "--type", "Q8_0", "--tensor-type", ".=IQ1_M"]
+    command = [
+        sys.executable,
+        "-m",
+        "llama_rs",
+        "quantize",
+        source,
+        target,
+        "--type",
+        "Q8_0",
+        "--tensor-type",
+        ".=IQ1_M",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     usage = Path(f"/proc/{process.pid}/stat")
     while int(usage.read_text().rsplit(")", 1)[1].split()[11]) < 100:  # a second of work, start included
@@ -321,7 +344,10 @@ def _started(source: Path, target: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
 def test_one_that_is_stopped_leaves_nothing(how: int, tmp_path: Path) -> None:
-    source, target = write(tmp_path / "source.gguf", {"token_embd.weight": weights(4096, 2048)}), tmp_path / "target.gguf"
+    source, target = (
+        write(tmp_path / "source.gguf", {"token_embd.weight": weights(4096, 2048)}),
+        tmp_path / "target.gguf",
+    )
     target.write_bytes(b"what was there")
     process = _started(source, target)
     process.send_signal(how)
@@ -353,3 +379,47 @@ def test_parts_become_one_file_and_alignment_is_ours(tiny_models: Callable[[str]
     changed = {"general.file_type", "general.quantization_version", "general.alignment"}
     kept = [key for key in old.metadata if key not in changed]
     assert all(old.metadata[key] == new.metadata[key] for key in kept)
+
+
+def test_importances_are_mean_squares_of_what_matrices_are_multiplied_with(
+    tiny_models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path, target = tiny_models("F32"), tmp_path / "imatrix.gguf"
+    model = Model(path)
+    text = (tiny_model.SENTENCES * 2).strip()
+    told: list[tuple[int, int]] = []
+    done = imatrix_of(
+        model, text, target, dataset="sentences", chunk_length=32, max_chunks=3, on_chunk=lambda n, of: told.append((n, of))
+    )
+    assert (done.chunks, done.tokens, told) == (3, 96, [(1, 3), (2, 3), (3, 3)])
+    file = Checkpoint(target)
+    assert file.metadata["general.type"] == "imatrix" and list(file.metadata["imatrix.datasets"]) == ["sentences"]
+    assert (file.metadata["imatrix.chunk_count"], file.metadata["imatrix.chunk_size"]) == (3, 32)
+    matrices = {name for name, t in model.tensors.items() if name.startswith("blk.") and len(t.shape) > 1}
+    assert set(file.tensors) == {f"{name}.{suffix}" for name in matrices for suffix in ("in_sum2", "counts")}
+
+    ids = model.tokenizer.encode(text, parse_special=False)[:96]
+    bos = model.tokenizer.bos
+    if bos is not None and model.tokenizer.encode("")[:1] == [bos]:
+        ids[0] = ids[32] = ids[64] = bos
+    x = model.tensors["token_embd.weight"].dequantize()[ids].astype(np.float64)
+    x = x / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + model.config.norm_eps)
+    x *= model.tensors["blk.0.attn_norm.weight"].dequantize()
+    for name in ("attn_q", "attn_k", "attn_v"):
+        sums = file.tensors[f"blk.0.{name}.weight.in_sum2"].numpy()
+        assert np.allclose(sums, np.sum(x**2, axis=0), rtol=1e-5)
+        assert file.tensors[f"blk.0.{name}.weight.counts"].numpy().tolist() == [[96.0]]
+    with pytest.raises(ValueError, match="measured already"):
+        imatrix_of(model, text, target, chunk_length=32)
+
+
+def test_the_command_measures_and_quantize_takes_it(tiny_models: Callable[[str], Path], tmp_path: Path) -> None:
+    source, matrix, text = tiny_models("F32"), tmp_path / "imatrix.gguf", tmp_path / "text.txt"
+    text.write_text(tiny_model.SENTENCES * 4)
+    said = good("imatrix", "-m", source, "-f", text, "-o", matrix, "-c", "64", "--chunks", "2")
+    assert said.startswith(f"{matrix}: 128 tokens in 2 chunks, ")
+    done = data("quantize", source, tmp_path / "small.gguf", "--type", "Q4_0", "--imatrix", matrix, "--pure")
+    assert {t["type"] for t in done["tensors"]} <= {"Q4_0", "F32", "F16"}
+    metadata = Checkpoint(tmp_path / "small.gguf").metadata
+    assert (metadata["quantize.imatrix.dataset"], metadata["quantize.imatrix.chunks_count"]) == ("text.txt", 2)
+    assert "too few for a chunk of 512" in bad(1, "imatrix", "-m", source, "-o", matrix, stdin=b"Once upon a time")

@@ -16,6 +16,7 @@ from typing import Any, cast
 import pytest
 from llama_rs import Model, _core
 from llama_rs.residency import Residency, is_known, processes, residency
+from oracle.cases import CASES
 from tiny_model import write_tiny_model
 
 MIB = 1 << 20
@@ -262,3 +263,13 @@ def test_what_the_kernel_does_not_tell_is_not_told(tmp_path_factory: pytest.Temp
         assert "cannot be known" in run("warm")
         assert json.loads(run("warm", "--json"))["resident_before"] is None
     assert is_known(path.parent.parent)
+
+
+def test_experts_are_counted_one_by_one(tmp_path: Path) -> None:
+    path = CASES["mixtral"].make().write_gguf(tmp_path / "mixtral.gguf")
+    config = CASES["mixtral"].make().config
+    what = Model(path).residency()
+    assert [len(experts.shares) for experts in what.experts] == [config["num_local_experts"]] * len(what.experts)
+    assert {share for experts in what.experts for share in experts.shares} == {1.0}  # just written
+    stacks = [part for part in what.tensors if "_exps." in part.name]
+    assert sum(experts.bytes for experts in what.experts) == sum(part.bytes for part in stacks) > 0

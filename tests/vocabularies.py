@@ -302,7 +302,7 @@ def entries_as_gguf(directory: Path, path: Path) -> Path:
             writer.add_string(key, value)
         elif isinstance(value, bytes):
             writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT8)
-        elif value:
+        elif value:  # none of the others may be empty
             kind = {
                 bytes: gguf.GGUFValueType.STRING,
                 int: gguf.GGUFValueType.INT32,
@@ -339,9 +339,7 @@ def tekken(folder: Path) -> Vocabulary:
     n_special = parsed["config"]["default_num_special_tokens"]
     vocab = parsed["vocab"][: parsed["config"]["default_vocab_size"] - n_special]
     ranks = {base64.b64decode(token["token_bytes"]): token["rank"] for token in vocab}
-    oracle = tiktoken.Encoding(
-        "tekken", pat_str=parsed["config"]["pattern"], mergeable_ranks=ranks, special_tokens={}
-    )
+    oracle = tiktoken.Encoding("tekken", pat_str=parsed["config"]["pattern"], mergeable_ranks=ranks, special_tokens={})
     return Vocabulary(
         entries_as_gguf(folder, folder / "tekken.gguf"),
         lambda text: [n_special + id for id in oracle.encode_ordinary(text)],

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .options import Load as Load
     from .options import Messages as Messages
     from .options import OnOverflow as OnOverflow
+    from .quantization import Importance, Quantized, QuantizedTensor, imatrix, quantize
     from .session import Completion, Session, Stream, Timings
     from .tokenizer import Tokenizer
 
@@ -43,6 +44,7 @@ __all__ = [
     "Config",
     "ContextOverflowError",
     "GenerateOptions",
+    "Importance",
     "LlamaError",
     "Model",
     "ModelChangedError",
@@ -51,6 +53,8 @@ __all__ = [
     "ModelFormatError",
     "ModelNotFoundError",
     "Perplexity",
+    "Quantized",
+    "QuantizedTensor",
     "SamplingParams",
     "SavedSessionError",
     "Score",
@@ -63,7 +67,9 @@ __all__ = [
     "UnsupportedModelError",
     "Warmed",
     "convert",
+    "imatrix",
     "merge",
+    "quantize",
     "split",
 ]
 
@@ -71,7 +77,7 @@ __all__ = [
 _LITERALS = ("FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType")
 
 # Where those names are, the quickest to import first.
-_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model")
+_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model", "quantization")
 
 
 def __getattr__(name: str) -> object:

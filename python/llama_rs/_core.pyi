@@ -8,6 +8,7 @@ from typing import Any, Literal, final
 __all__ = [
     "Array",
     "Checkpoint",
+    "Collector",
     "Floats",
     "Generation",
     "Model",
@@ -19,8 +20,8 @@ __all__ = [
     "check",
     "convert_directory",
     "cpu",
-    "merge",
     "encodable_types",
+    "merge",
     "mixes",
     "parameters",
     "split",
@@ -169,6 +170,11 @@ class Generation:
     def timings(self) -> tuple[int, float, int, float, int]: ...
 
 @final
+class Collector:
+    def __new__(cls, model: Model) -> Collector: ...
+    def write(self, path: str | os.PathLike[str], dataset: str, chunks: int, chunk_size: int) -> None: ...
+
+@final
 class Quantizer:
     def __new__(
         cls,
@@ -185,5 +191,5 @@ class Quantizer:
     ) -> Quantizer: ...
     def tensors(self) -> list[tuple[str, str, int]]: ...
     def write(
-        self, path: str | os.PathLike[str], threads: int, on_progress: Callable[[int, int], object] | None
+        self, path: str | os.PathLike[str], n_threads: int, on_progress: Callable[[int, int], object] | None
     ) -> None: ...

@@ -1,7 +1,7 @@
 """What of a model file is in memory, who has it there, and bringing it in.
 
 The kernel is asked about each byte once, in one sweep over the file, and all numbers are sums of its answers: so they
-fit together, also while the file is being read.
+fit together, also while the file is being read. Only experts are looked at a second time, one by one.
 """
 
 from __future__ import annotations
@@ -43,6 +43,16 @@ class Part(NamedTuple):
     """Of a layer, from its start to its end in equal pieces: the share of each that is in memory."""
 
 
+class Experts(NamedTuple):
+    """The experts of a layer: which of them are in memory. A pass reads those that its router chose."""
+
+    layer: str
+    bytes: int
+    """Of all of them."""
+    shares: tuple[float, ...]
+    """Of each expert, the share that is in memory."""
+
+
 class Residency(NamedTuple):
     """What of a model file is in memory, in the page cache that all processes share.
 
@@ -59,6 +69,8 @@ class Residency(NamedTuple):
     tensors: list[Part]
     files: list[tuple[str, int]]
     """Paths and bytes: one file, or the parts of the model in their order."""
+    experts: list[Experts] = []  # noqa: RUF012 - a tuple's default is never changed
+    """The layers that have experts, in the order of the file."""
 
 
 class Process(NamedTuple):
@@ -99,7 +111,36 @@ def residency(checkpoint: _core.Checkpoint) -> Residency:
         [layers[name].part(name) for name in sorted(layers, key=_place_of_layer)],
         [tensors[name] for _, _, name in spans],
         [(path, n_bytes) for path, _, _, n_bytes in checkpoint.files()],
+        _experts(checkpoint, spans),
     )
+
+
+def _experts(checkpoint: _core.Checkpoint, spans: list[tuple[int, int, str]]) -> list[Experts]:
+    """Of each expert of each layer, what is in memory. Its matrices are parts of tensors, or tensors."""
+    found: dict[str, dict[int, list[int]]] = {}  # [bytes, those in memory]
+
+    def add(layer: str, expert: int, start: int, end: int) -> None:
+        both = found.setdefault(layer, {}).setdefault(expert, [0, 0])
+        both[0] += end - start
+        both[1] += checkpoint.resident(start, end)
+
+    for start, end, name in spans:
+        if stack := re.fullmatch(r"(blk\.\d+)\.ffn_(?:gate|up|gate_up|down)_exps\.weight", name):
+            tensor = checkpoint.tensor(name)
+            n = tensor.shape[0] if tensor and len(tensor.shape) == 3 else 1
+            each = (end - start) // n
+            for i in range(n):
+                add(stack[1], i, start + i * each, start + (i + 1) * each)
+        elif one := re.fullmatch(r"(blk\.\d+)\.ffn_(?:gate|up|down)\.(\d{1,9})\.weight", name):
+            add(one[1], int(one[2]), start, end)
+    return [
+        Experts(
+            layer,
+            sum(n for n, _ in experts.values()),
+            tuple(here / max(n, 1) for _, (n, here) in sorted(experts.items())),
+        )
+        for layer, experts in found.items()
+    ]
 
 
 class _Sum:

@@ -8,7 +8,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         let mut config = keys.decoder(RopeStyle::Interleaved, NormKind::Rms)?;
         let first = keys.number("leading_dense_block_count")?.unwrap_or(0);
         let step = keys.number("interleave_moe_layer_step")?.unwrap_or(1).max(1);
-        let has = |i: usize| i >= first && (i + 1) % step == 0;
+        let has = |i: usize| i >= first && (i + 1).is_multiple_of(step);
         keys.mixture(&mut config, ExpertDefaults { gating: Gating::Softmax, normalized: true }, has)?;
         keys.share(&mut config, false)?;
         Ok(config)

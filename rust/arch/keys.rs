@@ -2,8 +2,8 @@
 
 use super::{
     Activation, AttentionConfig, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, Ffn, Gate, Gating, Groups,
-    KeyHead, LayerConfig, LinearHeads, MambaConfig, Mask, Mixer, Norm, NormKind, Norms, QkNorm, RopeConfig,
-    RopeScaling, RopeStyle, Rule, SharedConfig, ShortConvConfig, Temperature,
+    KeyHead, LatentConfig, LayerConfig, LinearHeads, MambaConfig, Mask, Mixer, Norm, NormKind, Norms, QkNorm,
+    RopeConfig, RopeScaling, RopeStyle, Rule, SharedConfig, ShortConvConfig, Temperature, Values,
 };
 use crate::checkpoint::{Checkpoint, Metadata, Value};
 use crate::error::{Error, FormatError, Result};
@@ -25,6 +25,9 @@ const HIDDEN_DIM: &str = "feed_forward_length";
 const N_HEADS: &str = "attention.head_count";
 const N_KV_HEADS: &str = "attention.head_count_kv"; // as many as query heads when absent
 const KEY_LENGTH: &str = "attention.key_length"; // dim / n_heads when absent
+const KEY_LENGTH_WINDOWED: &str = "attention.key_length_swa"; // of layers with a window
+const N_SHARED_KV_LAYERS: &str = "attention.shared_kv_layers"; // the last ones, which have none of their own
+const LAYER_EMBEDDING_DIM: &str = "embedding_length_per_layer_input";
 const VALUE_LENGTH: &str = "attention.value_length"; // dim / n_heads when absent
 const RMS_EPS: &str = "attention.layer_norm_rms_epsilon";
 const LAYER_NORM_EPS: &str = "attention.layer_norm_epsilon";
@@ -51,6 +54,10 @@ const EXPERT_NORM: &str = "expert_weights_norm";
 const EXPERT_SCALE: &str = "expert_weights_scale";
 const N_GROUPS: &str = "expert_group_count";
 const N_GROUPS_USED: &str = "expert_group_used_count";
+const QUERY_RANK: &str = "attention.q_lora_rank"; // none when absent
+const RANK: &str = "attention.kv_lora_rank";
+const KEY_LENGTH_MLA: &str = "attention.key_length_mla"; // key_length when absent
+const VALUE_LENGTH_MLA: &str = "attention.value_length_mla"; // value_length when absent
 const RECURRENT_LAYERS: &str = "attention.recurrent_layers"; // which do not attend
 const ATTENTION_INTERVAL: &str = "full_attention_interval"; // each such layer does, where the file does not say which
 const N_TAPS: &str = "ssm.conv_kernel";
@@ -61,6 +68,7 @@ const INNER_SIZE: &str = "ssm.inner_size"; // values of all heads
 const SHORT_CONV_TAPS: &str = "shortconv.l_cache";
 const ROPE_THETA: &str = "rope.freq_base";
 const ROPE_THETA_WINDOWED: &str = "rope.freq_base_swa"; // of layers with a window
+const ROPE_DIM_WINDOWED: &str = "rope.dimension_count_swa";
 const ROPE_FINETUNED: &str = "rope.scaling.finetuned"; // false in Granite models without rotation
 const ROPE_DIM: &str = "rope.dimension_count"; // all of a head when absent
 const ROPE_SCALING_TYPE: &str = "rope.scaling.type"; // none, linear, yarn, longrope
@@ -122,6 +130,7 @@ impl<'a> Keys<'a> {
             ffn: Ffn::Dense(DenseConfig { hidden_dim, activation: Activation::Silu, gated: true }),
             norms: Norms::BEFORE,
             residual_scale: 1.0,
+            has_output_scale: false,
         });
         let layers: Vec<_> = layers.collect();
         let head_dim = layers[0].mixer.attention().expect("all are attention yet").head_dim;
@@ -135,6 +144,7 @@ impl<'a> Keys<'a> {
             context_length,
             norm: self.norm(kind)?,
             embedding_scale: 1.0,
+            layer_embedding_dim: None,
             layers,
             n_predict_layers,
             ropes,
@@ -186,6 +196,50 @@ impl<'a> Keys<'a> {
             layer.mixer = Mixer::DeltaNet(DeltaNetConfig { heads, n_taps, fused_rates, fused_heads, log_decays });
         }
         Ok(config)
+    }
+
+    /// Queries, keys and values of all layers come from short vectors, and their heads are those of the file (DeepSeek-V2).
+    /// With YaRN it is the scores that are multiplied with the square of a magnitude, not cosines and sines.
+    pub fn latent(&self, config: &mut Config) -> Result<()> {
+        let size = |name: &str| self.size(name)?.map(|n| self.at_most(name, n, MAX_DIM)).transpose();
+        let query_rank = match self.usize(QUERY_RANK)? {
+            Some(0) => None,
+            _ => size(QUERY_RANK)?,
+        };
+        let rank = self.required(RANK, size(RANK)?)?;
+        let (key_length, value_length) = (size(KEY_LENGTH_MLA)?, size(VALUE_LENGTH_MLA)?);
+        let absorbed = self.has_tensor("blk.0.attn_k_b.weight");
+        let rope_dim = config.ropes[0].dim;
+        let mut magnitude = 1.0;
+        if let RopeScaling::Yarn { factor, magnitude: of_turns, .. } = &mut config.ropes[0].scaling
+            && let Some(multiplier) = self.f32(YARN_LOG_MULTIPLIER)?.filter(|&multiplier| multiplier != 0.0)
+        {
+            magnitude = 1.0 + multiplier * factor.max(1.0).ln();
+            *of_turns = 1.0;
+        }
+        for layer in &mut config.layers {
+            let Mixer::Attention(a) = layer.mixer else { continue };
+            let (name, head_dim) = key_length.map_or((KEY_LENGTH, a.head_dim), |n| (KEY_LENGTH_MLA, n));
+            let value_dim = value_length.unwrap_or(a.value_dim);
+            let most = MAX_DIM / a.n_heads;
+            if !(rope_dim + 1..=most).contains(&head_dim) {
+                let e = self.error("bad length of heads", name).got(head_dim);
+                return Err(e.limit(format!("more than the {rope_dim} that are rotated, at most {most}")).into());
+            }
+            self.at_most(VALUE_LENGTH_MLA, value_dim, most)?;
+            self.at_most(RANK, rank, most.saturating_sub(rope_dim))?;
+            let latent =
+                LatentConfig { query_rank, rank, rope_dim, nope_dim: head_dim - rope_dim, value_dim, absorbed };
+            let scale = magnitude * magnitude / (head_dim as f32).sqrt();
+            let heads = if absorbed {
+                let heads = AttentionConfig::new(a.n_heads, 1, rope_dim + rank);
+                AttentionConfig { value_dim: rank, values_in_keys: true, ..heads }
+            } else {
+                AttentionConfig { value_dim, ..AttentionConfig::new(a.n_heads, a.n_heads, head_dim) }
+            };
+            layer.mixer = Mixer::Latent(AttentionConfig { scale, ..heads }, latent);
+        }
+        Ok(())
     }
 
     /// Layers without key-value heads are short convolutions, the others norm queries and keys (LFM2).
@@ -247,7 +301,7 @@ impl<'a> Keys<'a> {
 
     /// Refuses a file that says what the config, as it was read, does not have.
     pub(super) fn refuse_variants(&self, config: &Config) -> Result<()> {
-        let has_experts = config.layers.iter().any(|layer| matches!(layer.ffn, Ffn::Experts(_)));
+        let has_experts = config.layers.iter().any(|layer| matches!(layer.ffn, Ffn::Experts(_) | Ffn::Both(..)));
         if let Some(n @ 1..) = self.usize(N_EXPERTS)?
             && !has_experts
         {
@@ -328,7 +382,7 @@ impl<'a> Keys<'a> {
             normalized: self.metadata().bool(&self.full(EXPERT_NORM))?.unwrap_or(defaults.normalized),
             weight_scale,
             shared: None,
-            groups: Groups { n, used },
+            groups: Groups { n, used, best: if gating == Gating::Softmax { 1 } else { 2 } },
         }))
     }
 
@@ -336,7 +390,7 @@ impl<'a> Keys<'a> {
     pub fn mixture(&self, config: &mut Config, defaults: ExpertDefaults, has: impl Fn(usize) -> bool) -> Result<()> {
         let of = |layer: &LayerConfig| match layer.ffn {
             Ffn::Dense(dense) => dense,
-            Ffn::Experts(experts) => experts.expert,
+            Ffn::Experts(experts) | Ffn::Both(_, experts) => experts.expert,
         };
         let Some(experts) = self.experts(of(&config.layers[0]), defaults)? else { return Ok(()) };
         for (_, layer) in config.layers.iter_mut().enumerate().filter(|(i, _)| has(*i)) {
@@ -402,6 +456,66 @@ impl<'a> Keys<'a> {
         config.embedding_scale = (config.dim as f32).sqrt();
         config.each_dense(|dense| dense.activation = Activation::Gelu);
         Ok(config)
+    }
+
+    /// What Gemma 4 has beyond its predecessors: heads of another length in windows, keys and values of other layers,
+    /// keys for values, embeddings for each layer, a network and experts side by side.
+    pub fn gemma4(&self, config: &mut Config) -> Result<()> {
+        let n_layers = config.n_layers();
+        let short = self.size(KEY_LENGTH_WINDOWED)?;
+        let short = short.map(|n| self.at_most(KEY_LENGTH_WINDOWED, n, MAX_DIM / config.n_heads())).transpose()?;
+        if let Some(head_dim) = short {
+            config.each_attention(|_, attention| {
+                if attention.mask != Mask::Causal {
+                    (attention.head_dim, attention.value_dim) = (head_dim, head_dim);
+                }
+            });
+        }
+        self.rotate_windows(config)?;
+        let windowed = config.attention().find(|a| a.mask != Mask::Causal).map(|a| a.head_dim);
+        if let (Some(head_dim), Some(rope)) = (windowed, config.ropes.get_mut(1)) {
+            rope.dim = self.size(ROPE_DIM_WINDOWED)?.unwrap_or(head_dim);
+            if rope.dim > head_dim || !rope.dim.is_multiple_of(2) {
+                let e = self.error("bad number of rotated dimensions", ROPE_DIM_WINDOWED).got(rope.dim);
+                return Err(e.limit(format!("an even number up to the head's {head_dim}")).into());
+            }
+        }
+        let scale = self.factor(SCALE)?.unwrap_or(1.0);
+        config.each_attention(|_, attention| (attention.scale, attention.qk_norm) = (scale, QkNorm::Heads));
+
+        // The last layers read what the last of either kind before them has.
+        let n_shared = self.usize(N_SHARED_KV_LAYERS)?.unwrap_or(0);
+        let own = n_layers.saturating_sub(n_shared);
+        let masks: Vec<Mask> = config.attention().map(|attention| attention.mask).collect();
+        for (i, layer) in config.layers.iter_mut().enumerate() {
+            let Some(attention) = layer.mixer.attention_mut() else { continue };
+            let is_windowed = attention.mask != Mask::Causal;
+            if i >= own {
+                let of_its_kind = |j: &usize| (masks[*j] != Mask::Causal) == is_windowed;
+                let source = (0..own).rev().find(of_its_kind).ok_or_else(|| {
+                    let e = self.error("too many layers without keys and values", N_SHARED_KV_LAYERS).got(n_shared);
+                    e.limit("one of each kind that has them")
+                })?;
+                attention.kv_layer = Some(source);
+            }
+            let has_values = self.has_tensor(&format!("blk.{i}.attn_v.weight"));
+            let has_values = has_values || self.has_tensor(&format!("blk.{i}.attn_qkv.weight"));
+            attention.values = if has_values || i >= own { Values::Normed } else { Values::NormedKeys };
+            layer.has_output_scale = self.has_tensor(&format!("blk.{i}.layer_output_scale.weight"));
+            if self.has_tensor(&format!("blk.{i}.ffn_gate_inp.weight"))
+                && let Ffn::Dense(dense) = layer.ffn
+            {
+                let defaults = ExpertDefaults { gating: Gating::Softmax, normalized: true };
+                let experts = self.experts(dense, defaults)?;
+                layer.ffn = Ffn::Both(dense, self.required(N_EXPERTS, experts)?);
+            }
+        }
+        config.layer_embedding_dim = self.usize(LAYER_EMBEDDING_DIM)?.filter(|&n| n > 0);
+        if let Some(n) = config.layer_embedding_dim {
+            self.at_most(LAYER_EMBEDDING_DIM, n, MAX_DIM / n_layers)?;
+        }
+        config.logit_softcap = self.softcaps()?[1];
+        Ok(())
     }
 
     /// Gives attentions with a window the rotation that Gemma's have: another base, and no scaling.

@@ -30,6 +30,8 @@ pub struct Config {
     pub norm: Norm,
     /// What token embeddings are multiplied with. 1 for most models.
     pub embedding_scale: f32,
+    /// Length of the embeddings that tokens have for each layer besides (Gemma 3n and 4).
+    pub layer_embedding_dim: Option<usize>,
     /// The layers, first to last; there is one at least.
     pub layers: Vec<LayerConfig>,
     /// Layers after those in the file, which predict further tokens (multi-token prediction). We do not run them.
@@ -55,6 +57,8 @@ pub struct LayerConfig {
     pub norms: Norms,
     /// What a branch is multiplied with before it is added. 1 for most models.
     pub residual_scale: f32,
+    /// Whether the file has a number that the residual stream is multiplied with in the end (Gemma 4).
+    pub has_output_scale: bool,
 }
 
 /// The names in GGUF of the norms of a layer, where it has them.
@@ -100,13 +104,26 @@ pub enum Mixer {
     Mamba(MambaConfig),
     /// The two side by side, from one norm; what they give is added (Falcon-H1).
     AttentionAndMamba(AttentionConfig, MambaConfig),
+    /// Attention whose queries, keys and values come from short vectors. A head is what is rotated, then the rest.
+    Latent(AttentionConfig, LatentConfig),
 }
 
 impl Mixer {
     /// Its attention, if it has one.
     pub fn attention(&self) -> Option<&AttentionConfig> {
         match self {
-            Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) => Some(attention),
+            Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) | Mixer::Latent(attention, _) => {
+                Some(attention)
+            }
+            Mixer::DeltaNet(_) | Mixer::ShortConv(_) | Mixer::Mamba(_) => None,
+        }
+    }
+
+    fn attention_mut(&mut self) -> Option<&mut AttentionConfig> {
+        match self {
+            Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) | Mixer::Latent(attention, _) => {
+                Some(attention)
+            }
             Mixer::DeltaNet(_) | Mixer::ShortConv(_) | Mixer::Mamba(_) => None,
         }
     }
@@ -114,7 +131,7 @@ impl Mixer {
     /// What it remembers besides keys and values, in a model of this `dim`.
     pub fn recurrent(&self, dim: usize) -> Option<RecurrentConfig> {
         match self {
-            Mixer::Attention(_) => None,
+            Mixer::Attention(_) | Mixer::Latent(..) => None,
             Mixer::DeltaNet(c) => {
                 let channels = 2 * c.heads.n_key_heads * c.heads.key_dim + c.heads.n_heads * c.heads.value_dim;
                 Some(RecurrentConfig { channels, n_taps: c.n_taps, heads: Some(c.heads) })
@@ -185,6 +202,28 @@ impl MambaConfig {
     }
 }
 
+/// Multi-head latent attention (DeepSeek-V2, 2024): keys and values of all heads are products with one short vector of
+/// each token.
+///
+/// In files that have the matrices of keys and values apart (`absorbed`), queries are multiplied with those of keys instead,
+/// and what comes out of the attention with those of values: keys are what is rotated and the short vector itself, the same
+/// for all heads, and values are that vector again. In older ones keys and values are expanded before they are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LatentConfig {
+    /// Length of the vector that queries come from; `None` if it is the layer's input.
+    pub query_rank: Option<usize>,
+    /// Length of the vector that keys and values come from.
+    pub rank: usize,
+    /// Numbers of a head's queries and keys that are rotated. Those of keys are the same for all heads.
+    pub rope_dim: usize,
+    /// Numbers of a head's queries and keys that are not.
+    pub nope_dim: usize,
+    /// Numbers of a head's values, as they were meant.
+    pub value_dim: usize,
+    /// Whether attention runs on the short vectors.
+    pub absorbed: bool,
+}
+
 /// Attention with keys and values of all positions so far.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionConfig {
@@ -196,6 +235,12 @@ pub struct AttentionConfig {
     pub head_dim: usize,
     /// Length of a head's values.
     pub value_dim: usize,
+    /// Where values come from.
+    pub values: Values,
+    /// The layer whose keys and values are read, if this one has none of its own.
+    pub kv_layer: Option<usize>,
+    /// Whether the values are the last `value_dim` numbers of the keys (latent attention).
+    pub values_in_keys: bool,
     /// The rotation of queries and keys, of [`Config::ropes`], if there is one.
     pub rope: Option<usize>,
     /// What scores are multiplied with.
@@ -222,6 +267,9 @@ impl AttentionConfig {
             n_kv_heads,
             head_dim,
             value_dim: head_dim,
+            values: Values::Own,
+            kv_layer: None,
+            values_in_keys: false,
             rope: Some(0),
             scale: 1.0 / (head_dim as f32).sqrt(),
             mask: Mask::Causal,
@@ -234,6 +282,17 @@ impl AttentionConfig {
     }
 }
 
+/// Where values come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Values {
+    /// A matrix of their own.
+    Own,
+    /// The same, behind a norm of each head, without weights (Gemma 4).
+    Normed,
+    /// Keys, as they are before their norm and rotation, behind such a norm (Gemma 4).
+    NormedKeys,
+}
+
 /// Norms of queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkNorm {
@@ -241,6 +300,8 @@ pub enum QkNorm {
     None,
     /// Of each head, before the rotation.
     Heads,
+    /// Of each head with weights of its own, before the rotation.
+    OwnHeads,
     /// Of each head, after the rotation.
     RotatedHeads,
     /// Of all heads together, before the rotation.
@@ -271,6 +332,8 @@ pub enum Ffn {
     Dense(DenseConfig),
     /// Of many networks, a few for each position.
     Experts(ExpertsConfig),
+    /// Both, side by side (Gemma 4).
+    Both(DenseConfig, ExpertsConfig),
 }
 
 /// A feed-forward network: `w_down(activation(w_gate x) * w_up x)`, or `w_down(activation(w_up x))`.
@@ -301,7 +364,7 @@ pub struct ExpertsConfig {
     pub weight_scale: f32,
     /// The expert that every token goes to besides.
     pub shared: Option<SharedConfig>,
-    /// Experts come in so many groups, of which those with the best two are chosen first.
+    /// Experts come in so many groups, some of which are chosen first.
     pub groups: Groups,
 }
 
@@ -331,6 +394,8 @@ pub enum Gating {
 pub struct Groups {
     pub n: usize,
     pub used: usize,
+    /// Of so many of its best is the sum that a group is chosen by.
+    pub best: usize,
 }
 
 /// A rotary position embedding (RoPE, Su et al. 2021).
@@ -392,6 +457,7 @@ impl Config {
         let dims = self.layers.iter().map(|layer| match &layer.ffn {
             Ffn::Dense(dense) => dense.hidden_dim,
             Ffn::Experts(experts) => experts.expert.hidden_dim,
+            Ffn::Both(dense, experts) => dense.hidden_dim.max(experts.expert.hidden_dim),
         });
         dims.max().unwrap_or(0)
     }
@@ -424,9 +490,8 @@ impl Config {
     /// Changes each attention, with the number of its layer.
     fn each_attention(&mut self, mut change: impl FnMut(usize, &mut AttentionConfig)) {
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            match &mut layer.mixer {
-                Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) => change(i, attention),
-                Mixer::DeltaNet(_) | Mixer::ShortConv(_) | Mixer::Mamba(_) => {}
+            if let Some(attention) = layer.mixer.attention_mut() {
+                change(i, attention);
             }
         }
     }
@@ -437,6 +502,10 @@ impl Config {
             match &mut layer.ffn {
                 Ffn::Dense(dense) => change(dense),
                 Ffn::Experts(experts) => change(&mut experts.expert),
+                Ffn::Both(dense, experts) => {
+                    change(dense);
+                    change(&mut experts.expert);
+                }
             }
         }
     }
@@ -474,7 +543,49 @@ macro_rules! architectures {
     };
 }
 architectures! {
-    arcee cohere2 command_r ernie4_5 ernie4_5_moe exaone4 falcon_h1 gemma gemma2 gemma3 glm4 glm4moe gpt_oss granite granitehybrid granitemoe hunyuan_dense hunyuan_moe lfm2 lfm2moe llama minicpm mistral3 olmo2 olmoe phi3 qwen2 qwen2moe qwen3 qwen35 qwen35moe qwen3moe qwen3next seed_oss smollm3 starcoder2
+    arcee
+    cohere2
+    command_r
+    deepseek
+    deepseek2
+    dots1
+    ernie4_5
+    ernie4_5_moe
+    exaone4
+    falcon_h1
+    gemma
+    gemma2
+    gemma3
+    gemma4
+    glm4
+    glm4moe
+    gpt_oss
+    granite
+    granitehybrid
+    granitemoe
+    hunyuan_dense
+    hunyuan_moe
+    lfm2
+    lfm2moe
+    llama
+    minicpm
+    minimax_m2
+    mistral3
+    nemotron
+    olmo2
+    olmoe
+    phi2
+    phi3
+    qwen2
+    qwen2moe
+    qwen3
+    qwen35
+    qwen35moe
+    qwen3moe
+    qwen3next
+    seed_oss
+    smollm3
+    starcoder2
 }
 
 /// What a GGUF file may hold that is no model, by its `general.type`.
@@ -519,6 +630,7 @@ pub fn plain(n_layers: usize, dim: usize, attention: AttentionConfig, hidden_dim
         ffn: Ffn::Dense(DenseConfig { hidden_dim, activation: Activation::Silu, gated: true }),
         norms: Norms::BEFORE,
         residual_scale: 1.0,
+        has_output_scale: false,
     };
     let (style, scaling) = (RopeStyle::Interleaved, RopeScaling::None);
     Config {
@@ -528,6 +640,7 @@ pub fn plain(n_layers: usize, dim: usize, attention: AttentionConfig, hidden_dim
         context_length: 8,
         norm: Norm { kind: NormKind::Rms, eps: 1e-5, offset: 0.0 },
         embedding_scale: 1.0,
+        layer_embedding_dim: None,
         layers: vec![layer; n_layers],
         n_predict_layers: 0,
         ropes: vec![RopeConfig { dim: attention.head_dim, theta: 1e4, style, scaling, factors: true }],

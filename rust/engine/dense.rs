@@ -17,10 +17,19 @@ impl Pass<'_, '_> {
             let consumers: Vec<_> = w.w_gate.iter().map(|w| &w.weight).chain([&w.w_up.weight]).collect();
             self.normed(layer.ffn_norm.as_ref(), &consumers);
         }
+        self.hidden(config, w);
+        let (cx, n, dim, norm) = (self.cx, self.n, self.engine.config.dim, self.engine.config.norm);
+        let Buffers { x, branch, hidden, .. } = &mut *self.buffers;
+        let add = Add { cx, norm, after: layer.after_ffn.as_ref(), scale: layer_config.residual_scale };
+        add.product(room(x, n * dim), branch, &w.w_down, hidden);
+    }
+
+    /// `hidden = activation(gate(normed)) * up(normed)`
+    pub(super) fn hidden(&mut self, config: &DenseConfig, w: &DenseWeights) {
         let &DenseConfig { hidden_dim, activation, .. } = config;
-        let (cx, n, dim) = (self.cx, self.n, self.engine.config.dim);
-        let Buffers { x, branch, gate, up, normed, hidden, .. } = &mut *self.buffers;
-        let (x, gate, up) = (room(x, n * dim), room(gate, n * hidden_dim), room(up, n * hidden_dim));
+        let (cx, n) = (self.cx, self.n);
+        let Buffers { gate, up, normed, hidden, .. } = &mut *self.buffers;
+        let (gate, up) = (room(gate, n * hidden_dim), room(up, n * hidden_dim));
 
         match &w.w_gate {
             Some(w_gate) => {
@@ -39,8 +48,5 @@ impl Pass<'_, '_> {
                 None => cx.kernels.activate(activation, row, &up[range], None),
             }
         });
-        let norm = self.engine.config.norm;
-        let add = Add { cx, norm, after: layer.after_ffn.as_ref(), scale: layer_config.residual_scale };
-        add.product(x, branch, &w.w_down, hidden);
     }
 }

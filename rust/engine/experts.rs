@@ -6,13 +6,13 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use super::pass::{Add, Buffers, Pass, floats, linear, rescale, room};
-use crate::arch::{ExpertsConfig, Gating, LayerConfig};
+use super::pass::{Add, Buffers, Pass, apply_norm, floats, linear, product, rescale, room};
+use crate::arch::{DenseConfig, ExpertsConfig, Gating, LayerConfig};
 use crate::kernels::activations::Activations;
 use crate::kernels::matmul::Matmul;
 use crate::tensor::TensorView;
 use crate::threads::Disjoint;
-use crate::weights::{ExpertsWeights, LayerWeights, Stack};
+use crate::weights::{BesideWeights, DenseWeights, ExpertsWeights, LayerWeights, NormWeights, Stack};
 
 /// The smallest sum that weights are divided by: what f16 has as its smallest normal number.
 const SMALLEST_SUM: f32 = 6.103_515_6e-5;
@@ -50,19 +50,77 @@ impl Pass<'_, '_> {
         layer_config: &LayerConfig,
         layer: &LayerWeights,
     ) {
+        self.experts_sum(config, w, layer.ffn_norm.as_ref(), None);
+        let (cx, dim, norm) = (self.cx, self.engine.config.dim, self.engine.config.norm);
+        let Buffers { x, branch, .. } = &mut *self.buffers;
+        let add = Add { cx, norm, after: layer.after_ffn.as_ref(), scale: layer_config.residual_scale };
+        add.rows(room(x, self.n * dim), room(branch, self.n * dim), dim);
+    }
+
+    /// `x += norm(norm(dense(norm(x))) + norm(experts(norm(x))))`
+    pub(super) fn both(
+        &mut self,
+        (dense, experts): (&DenseConfig, &ExpertsConfig),
+        (of_dense, of_experts, beside): &(DenseWeights, ExpertsWeights, BesideWeights),
+        layer_config: &LayerConfig,
+        layer: &LayerWeights,
+    ) {
+        self.experts_sum(experts, of_experts, Some(&beside.before_experts), Some(&beside.router_scale));
+        let consumers: Vec<_> = of_dense.w_gate.iter().map(|w| &w.weight).chain([&of_dense.w_up.weight]).collect();
+        self.normed(layer.ffn_norm.as_ref(), &consumers);
+        self.hidden(dense, of_dense);
+        let (cx, n, dim, norm) = (self.cx, self.n, self.engine.config.dim, self.engine.config.norm);
+        let Buffers { x, branch, hidden, chosen, .. } = &mut *self.buffers;
+        let (x, branch, out) = (room(x, n * dim), room(branch, n * dim), room(&mut chosen.shared, n * dim));
+        cx.matmul(&[linear(out, &of_dense.w_down, hidden)]);
+        rescale(out, &of_dense.w_down);
+        let sums = Disjoint::new(&mut *branch);
+        cx.each(n, &|t| {
+            let range = t * dim..(t + 1) * dim;
+            // SAFETY: each token has its own row.
+            let sum = unsafe { sums.slice(range.clone()) };
+            let of_experts = sum.to_vec();
+            let mut of_dense = vec![0.0; dim];
+            apply_norm(cx, norm, sum, &of_experts, &beside.after_experts);
+            apply_norm(cx, norm, &mut of_dense, &out[range], &beside.after_dense);
+            sum.iter_mut().zip(of_dense).for_each(|(sum, x)| *sum += x);
+        });
+        let add = Add { cx, norm, after: layer.after_ffn.as_ref(), scale: layer_config.residual_scale };
+        add.rows(x, branch, dim);
+    }
+
+    /// `branch = sum of weight * expert(norm(x))` over the chosen ones, and the shared one. With a scale the router takes
+    /// `scale * norm(x) / sqrt(dim)` instead, without weights of the norm.
+    fn experts_sum(
+        &mut self,
+        config: &ExpertsConfig,
+        w: &ExpertsWeights,
+        norm: Option<&NormWeights>,
+        router_scale: Option<&TensorView>,
+    ) {
         let &ExpertsConfig { n_experts, n_used, expert, .. } = config;
         let (hidden_dim, activation) = (expert.hidden_dim, expert.activation);
         let samples = [w.w_gate.expert(0), w.w_up.expert(0), w.w_down.expert(0)]; // the others are of the same types
-        let mut consumers = vec![&w.router.weight, &samples[0], &samples[1]];
+        let mut consumers = vec![&w.router, &samples[0], &samples[1]];
         consumers.extend([&w.shared_gate, &w.shared_up].into_iter().flatten().map(|w| &w.weight));
-        self.normed(layer.ffn_norm.as_ref(), &consumers);
+        self.normed(norm, &consumers);
         let (engine, cx, n, dim) = (self.engine, self.cx, self.n, self.engine.config.dim);
         let Buffers { x, branch, gate, up, normed, hidden, chosen: c, .. } = &mut *self.buffers;
 
         // the choice
         let logits = room(&mut c.logits, n * n_experts);
-        cx.matmul(&[linear(logits, &w.router, normed)]);
-        rescale(logits, &w.router);
+        match router_scale {
+            None => cx.matmul(&[product(logits, &w.router, w.router_bias.as_ref(), normed)]),
+            Some(scale) => {
+                let shrink = 1.0 / (dim as f32).sqrt();
+                hidden.reset(n, dim, &[&w.router]);
+                hidden.fill(cx, &|t, row| {
+                    cx.kernels.norm(engine.config.norm, row, &x[t * dim..(t + 1) * dim], None, None);
+                    row.iter_mut().zip(floats(scale)).for_each(|(x, scale)| *x *= scale * shrink);
+                });
+                cx.matmul(&[product(logits, &w.router, w.router_bias.as_ref(), hidden)]);
+            }
+        }
         let bias: Option<Vec<f32>> = w.choice_bias.as_ref().map(|bias| floats(bias).collect());
         c.choices.clear();
         for logits in logits.chunks_exact_mut(n_experts) {
@@ -183,9 +241,6 @@ impl Pass<'_, '_> {
                 sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += weight * x);
             }
         });
-        let add =
-            Add { cx, norm: engine.config.norm, after: layer.after_ffn.as_ref(), scale: layer_config.residual_scale };
-        add.rows(room(x, n * dim), branch, dim);
     }
 }
 
@@ -252,7 +307,7 @@ fn choose(config: &ExpertsConfig, logits: &mut [f32], bias: Option<&[f32]>, choi
             .map(|group| {
                 let mut members: Vec<usize> = (group * size..(group + 1) * size).collect();
                 members.sort_by(best_first);
-                (members.iter().take(2).map(|&i| score(i)).sum(), group)
+                (members.iter().take(groups.best).map(|&i| score(i)).sum(), group)
             })
             .collect();
         of_groups.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));

@@ -12,6 +12,8 @@ mod delta_net;
 mod dense;
 mod experts;
 mod head;
+mod latent;
+mod layer_embedding;
 mod mamba;
 mod pass;
 mod read_ahead;
@@ -20,12 +22,12 @@ mod rope;
 mod short_conv;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::arch::Config;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::kernels::{self, Context, Kernels};
+use crate::kernels::{self, Context, Kernels, Observer};
 use crate::kv::{Layout, Sequence};
 use crate::mapping::guarded;
 use crate::quant::DType;
@@ -83,6 +85,7 @@ pub struct Engine {
     expect_cold: AtomicBool,
     experts_are_cold: AtomicBool, // until a pass finds all that it chose in memory
     expert_was_cold: AtomicBool,  // in this pass
+    observer: OnceLock<Arc<dyn Observer>>,
 }
 
 impl Engine {
@@ -102,7 +105,13 @@ impl Engine {
             expect_cold: AtomicBool::new(false),
             experts_are_cold: AtomicBool::new(false),
             expert_was_cold: AtomicBool::new(false),
+            observer: OnceLock::new(),
         })
+    }
+
+    /// Has `observer` see what every matrix is multiplied with, from now on; gives whether it is the first one.
+    pub fn observe(&self, observer: Arc<dyn Observer>) -> bool {
+        self.observer.set(observer).is_ok()
     }
 
     /// How blocks of keys and values of this type look for the model.
@@ -139,7 +148,8 @@ impl Engine {
         let vocab_size = self.config.vocab_size;
         assert_eq!(logits.len(), spans.iter().map(Span::n_wanted).sum::<usize>() * vocab_size, "room for the logits");
         let (_busy, _guarded) = (threads::busy(), guarded());
-        let cx = Context { kernels: self.kernels, threads, interrupt };
+        let observer = self.observer.get().map(|observer| &**observer);
+        let cx = Context { kernels: self.kernels, threads, interrupt, observer };
         for Span { sequence, .. } in spans.iter_mut() {
             self.settle(sequence, threads, interrupt)?;
         }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::experts::Chosen;
+use super::latent::Latents;
 use super::read_ahead::ReadAhead;
 use super::{Engine, Span, Want};
 use crate::arch::{Ffn, LayerConfig, Mixer};
@@ -35,12 +36,14 @@ pub struct Buffers {
     pub attended: Activations,     // (tokens, n_heads * value_dim)
     pub hidden: Activations,       // (tokens, hidden_dim)
     pub chosen: Chosen,            // of experts
+    pub latents: Latents,          // of latent attention
     pub inputs: Vec<f32>,          // (tokens, channels), of a convolution
     pub convolved: Vec<f32>,       // (tokens, channels)
     pub fused: Vec<f32>,           // (tokens, ...), what one matrix of a recurrent layer gives for several uses
     pub alpha: Vec<f32>,           // (tokens, n_heads), decays
     pub beta: Vec<f32>,            // (tokens, n_heads), strengths
     pub linear: Vec<f32>,          // (tokens, n_heads * value_dim), of linear attention
+    pub layer_inputs: Vec<f32>,    // (tokens, layers, layer_embedding_dim), see `layer_embedding`
     pub halves: Vec<f32>,          // see `head`
     pub parts: Vec<f32>,           // see `Attention`
 }
@@ -148,11 +151,14 @@ impl<'p, 's> Pass<'p, 's> {
 
     /// Token embeddings, and the angles of the positions.
     fn embed(&mut self, embedding: &TensorView, ahead: Option<&mut ReadAhead>) {
-        let Buffers { x, turns, .. } = &mut *self.buffers;
+        let Buffers { x, .. } = &mut *self.buffers;
         let tokens: Vec<u32> = self.pieces.iter().flat_map(|piece| piece.tokens()).copied().collect();
         if let Some(ahead) = ahead {
             ahead.before_layer(0);
             ahead.before_embedding(embedding, &tokens);
+            if let Some(of_layers) = &self.engine.weights.layer_embedding {
+                ahead.before_embedding(&of_layers.tokens, &tokens);
+            }
         }
         let (dim, scale) = (self.engine.config.dim, self.engine.config.embedding_scale);
         let rows = Disjoint::new(room(x, self.n * dim));
@@ -164,7 +170,11 @@ impl<'p, 's> Pass<'p, 's> {
                 x.iter_mut().for_each(|x| *x *= scale);
             }
         });
+        if let Some(weights) = &self.engine.weights.layer_embedding {
+            self.layer_inputs(weights, &tokens);
+        }
 
+        let turns = &mut self.buffers.turns;
         turns.resize_with(self.engine.ropes.len(), Vec::new);
         for (rope, turns) in self.engine.ropes.iter().zip(turns) {
             turns.clear();
@@ -191,8 +201,12 @@ impl<'p, 's> Pass<'p, 's> {
                 self.attention(i, attention, of_attention, config, layer);
                 self.mamba(i, mamba, of_mamba, config, layer);
             }
+            (Mixer::Latent(attention, latent), MixerWeights::Latent(weights)) => {
+                self.latent(i, attention, latent, weights, config, layer);
+            }
             (
                 Mixer::Attention(_)
+                | Mixer::Latent(..)
                 | Mixer::DeltaNet(_)
                 | Mixer::ShortConv(_)
                 | Mixer::Mamba(_)
@@ -203,7 +217,19 @@ impl<'p, 's> Pass<'p, 's> {
         match (&config.ffn, &layer.ffn) {
             (Ffn::Dense(dense), FfnWeights::Dense(weights)) => self.dense(dense, weights, config, layer),
             (Ffn::Experts(experts), FfnWeights::Experts(weights)) => self.experts(experts, weights, config, layer),
-            (Ffn::Dense(_) | Ffn::Experts(_), _) => unreachable!("weights are loaded as the config says"),
+            (Ffn::Both(dense, experts), FfnWeights::Both(weights)) => {
+                self.both((dense, experts), weights, config, layer);
+            }
+            (Ffn::Dense(_) | Ffn::Experts(_) | Ffn::Both(..), _) => {
+                unreachable!("weights are loaded as the config says")
+            }
+        }
+        if let Some(weights) = &layer.embedding {
+            self.layer_embedding(i, weights);
+        }
+        if let Some(scale) = layer.output_scale.as_ref().and_then(|scale| floats(scale).next()) {
+            let n = self.n * self.engine.config.dim;
+            self.buffers.x[..n].iter_mut().for_each(|x| *x *= scale);
         }
     }
 
@@ -239,13 +265,18 @@ pub fn floats(view: &TensorView) -> impl Iterator<Item = f32> {
 
 /// `out = w x`, or `w x + b`. The scale of a matrix that has one is still to be multiplied with, see [`rescale`].
 pub fn linear<'a>(out: &'a mut [f32], w: &'a Linear, x: &'a Activations) -> Matmul<'a> {
-    let Some(bias) = w.bias.as_ref().filter(|_| w.scale.is_none()) else { return Matmul::new(out, &w.weight, x) };
-    for row in out.chunks_exact_mut(w.weight.n_rows()) {
+    product(out, &w.weight, w.bias.as_ref().filter(|_| w.scale.is_none()), x)
+}
+
+/// `out = w x`, or `w x + b`.
+pub fn product<'a>(out: &'a mut [f32], w: &'a TensorView, bias: Option<&TensorView>, x: &'a Activations) -> Matmul<'a> {
+    let Some(bias) = bias else { return Matmul::new(out, w, x) };
+    for row in out.chunks_exact_mut(w.n_rows()) {
         for (out, bias) in row.iter_mut().zip(floats(bias)) {
             *out = bias;
         }
     }
-    Matmul::add(out, &w.weight, x)
+    Matmul::add(out, w, x)
 }
 
 /// What [`linear`] leaves to be done.

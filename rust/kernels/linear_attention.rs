@@ -356,11 +356,17 @@ unsafe fn head<V: Vector, const DELTA: bool>(job: &LinearAttention, i: usize) {
                         x += $columns * V::LANES;
                     }};
                 }
-                match (end - filled, V::LANES) {
-                    (1, 16) if left >= 8 => columns!(8, 1),
-                    (_, 16) if left >= 4 => columns!(4, 2),
-                    _ if left >= 2 => columns!(2, 2),
-                    _ => columns!(1, 2),
+                // A condition on the width by itself: what the other width takes is not compiled.
+                if V::LANES == 16 {
+                    match left {
+                        8.. if end - filled == 1 => columns!(8, 1),
+                        4.. => columns!(4, 2),
+                        _ => columns!(1, 2),
+                    }
+                } else if left >= 2 {
+                    columns!(2, 2);
+                } else {
+                    columns!(1, 2);
                 }
             }
             for c in filled..end {
@@ -430,13 +436,16 @@ unsafe fn decay<V: Vector>(to: f32, sums: &[f32; CHUNK]) -> [f32; CHUNK] {
 /// - The CPU has the features of `V`; `a` and `b` are valid for reads of `n` numbers.
 #[inline(always)]
 unsafe fn dot<V: Vector>(a: *const f32, b: *const f32, n: usize) -> f32 {
-    let whole = n - n % V::LANES;
+    let (pairs, whole) = (n - n % (2 * V::LANES), n - n % V::LANES);
     // SAFETY: the caller's promise.
     unsafe {
         let mut sums = [V::splat(0.0); 2];
-        for i in (0..whole).step_by(V::LANES) {
-            let sum = &mut sums[i / V::LANES % 2];
-            *sum = V::load(a.add(i)).mul_add(V::load(b.add(i)), *sum);
+        for i in (0..pairs).step_by(2 * V::LANES) {
+            sums[0] = V::load(a.add(i)).mul_add(V::load(b.add(i)), sums[0]);
+            sums[1] = V::load(a.add(i + V::LANES)).mul_add(V::load(b.add(i + V::LANES)), sums[1]);
+        }
+        if pairs < whole {
+            sums[0] = V::load(a.add(pairs)).mul_add(V::load(b.add(pairs)), sums[0]);
         }
         let mut sum = sums[0].add(sums[1]).sum();
         for i in whole..n {
@@ -581,10 +590,12 @@ unsafe fn write<V: Vector>(
                 x += $columns * V::LANES;
             }};
         }
-        match V::LANES {
-            16 if left >= 4 => columns!(4),
-            _ if left >= 2 => columns!(2),
-            _ => columns!(1),
+        if V::LANES == 16 {
+            if left >= 4 { columns!(4) } else { columns!(1) }
+        } else if left >= 2 {
+            columns!(2)
+        } else {
+            columns!(1)
         }
     }
 }
@@ -824,7 +835,7 @@ mod tests {
     fn chunks_give_what_the_recurrence_gives() {
         let interrupt = Interrupt::never();
         for kernels in kernels::all() {
-            let cx = Context { kernels, threads: 2, interrupt: &interrupt };
+            let cx = Context { kernels, threads: 2, interrupt: &interrupt, observer: None };
             for heads in shapes() {
                 let n = 75;
                 let tokens = Tokens::random(heads, n, 7);
@@ -863,7 +874,7 @@ mod tests {
                 let mut rng = Rng::new(seed as u64);
                 let mut random = |n: usize| rng.next_u64() as usize % n;
                 let tokens = Tokens::random(heads, n, seed as u64);
-                let cx = |threads| Context { kernels, threads, interrupt: &interrupt };
+                let cx = |threads| Context { kernels, threads, interrupt: &interrupt, observer: None };
                 let width = heads.n_heads * heads.value_dim;
                 let (all, kept) = Memory::new(heads).go_on(&cx(1), &tokens, n, Some(80));
                 let mut memory = Memory::new(heads);
@@ -887,7 +898,7 @@ mod tests {
         let interrupt = Interrupt::never();
         let heads = shapes()[0];
         for kernels in kernels::all() {
-            let cx = Context { kernels, threads: 2, interrupt: &interrupt };
+            let cx = Context { kernels, threads: 2, interrupt: &interrupt, observer: None };
             let tokens = Tokens::random(heads, 40, 3);
             let width = heads.n_heads * heads.value_dim;
             let counts = [1, 20, 7, 12];

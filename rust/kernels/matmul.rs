@@ -86,7 +86,7 @@ impl<'a> Matmul<'a> {
 
 /// Runs the products of one region on the workers.
 pub(super) fn matmul(cx: &Context, jobs: &[Matmul]) {
-    let &Context { kernels, threads, interrupt } = cx;
+    let &Context { kernels, threads, interrupt, .. } = cx;
     assert!(jobs.iter().all(|job| job.x.are_of(kernels)), "activations that {} quantized", kernels.name());
     // A unit of work is a strip of rows, and for a batch a block of tokens; the strips of a block come one after another.
     let is_batch = |job: &Matmul| job.tokens.len() >= kernels.strip_tokens();

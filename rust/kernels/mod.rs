@@ -34,7 +34,7 @@ use crate::error::{Error, Result};
 use crate::quant::DType;
 use crate::tensor::TensorView;
 use crate::threads::{self, Interrupt, Queue};
-use activations::QuantizedRow;
+use activations::{Activations, QuantizedRow};
 pub use attention::{Attention, AttentionSpan, BLOCK, Heads, KV_TYPES, Mask, Scores, load_key, value_row, zero_key};
 pub use conv::{Conv, ConvWeights, MAX_TAPS};
 pub use linear_attention::{CHUNK, KeyHead, LinearAttention, LinearHeads, LinearInputs, LinearSpan, Rule};
@@ -243,6 +243,14 @@ pub struct Context<'a> {
     pub threads: usize,
     /// Asked now and then. When it says stop, what is being computed remains incomplete.
     pub interrupt: &'a Interrupt<'a>,
+    /// Sees what matrices are multiplied with.
+    pub observer: Option<&'a dyn Observer>,
+}
+
+/// Sees what matrices are multiplied with, to measure how important their columns are.
+pub trait Observer: Send + Sync {
+    /// `w` is about to be multiplied with the rows `tokens` of `x`.
+    fn see(&self, w: &TensorView, x: &Activations, tokens: Range<usize>);
 }
 
 impl Context<'_> {
@@ -266,6 +274,9 @@ impl Context<'_> {
     /// # Panics
     /// If the number of tokens differs, or if another set made the activations ready.
     pub fn matmul(&self, jobs: &[Matmul]) {
+        if let Some(observer) = self.observer {
+            jobs.iter().for_each(|job| observer.see(job.w, job.x, job.tokens.clone()));
+        }
         matmul::matmul(self, jobs);
     }
 }

@@ -20,6 +20,7 @@ pub struct Layout {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct LayerLayout {
     attention: Option<(Heads, Range<usize>)>,
+    is_borrowed: bool, // the keys and values are those of another layer
     recurrent: Option<RecurrentLayout>,
 }
 
@@ -50,14 +51,20 @@ impl Layout {
             Some(start..*end)
         };
         for layer in &config.layers {
+            let of_another = layer.mixer.attention().and_then(|attention| attention.kv_layer);
             let attention = match layer.mixer.attention() {
                 None => None,
+                Some(_) if of_another.is_some() => {
+                    let source: &LayerLayout = layers.get(of_another?)?;
+                    source.attention.clone()
+                }
                 Some(a) => {
                     let heads = Heads {
                         n_heads: a.n_heads,
                         n_kv_heads: a.n_kv_heads,
                         head_dim: a.head_dim,
                         value_dim: a.value_dim,
+                        values_in_keys: a.values_in_keys,
                         kv_type,
                     };
                     Some((heads, take(&mut end, heads.layer_bytes()?)?))
@@ -80,7 +87,7 @@ impl Layout {
                     })
                 }
             };
-            layers.push(LayerLayout { attention, recurrent });
+            layers.push(LayerLayout { attention, is_borrowed: of_another.is_some(), recurrent });
         }
         let pages = |bytes: usize| bytes.checked_next_multiple_of(page_size()).filter(|&bytes| bytes < 1 << 46);
         Some(Self {
@@ -112,9 +119,9 @@ impl Layout {
         self.tail_bytes
     }
 
-    /// The layers that attend: their numbers, heads and where in a block they are.
+    /// The layers that have keys and values: their numbers, heads and where in a block they are.
     pub fn attention(&self) -> impl Iterator<Item = (usize, Heads, Range<usize>)> {
-        let layers = self.layers.iter().enumerate();
+        let layers = self.layers.iter().enumerate().filter(|(_, layer)| !layer.is_borrowed);
         layers.filter_map(|(i, layer)| layer.attention.clone().map(|(heads, at)| (i, heads, at)))
     }
 

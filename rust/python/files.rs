@@ -36,7 +36,7 @@ impl Progress {
 }
 
 /// Runs `work` with what it tells of its progress; what `on_progress` raises goes up, and the work stops.
-fn told<T: Send>(
+pub(super) fn told<T: Send>(
     py: Python<'_>,
     on_progress: Option<Py<PyAny>>,
     work: impl FnOnce(&Interrupt, &mut dyn FnMut(u64, u64)) -> crate::error::Result<T> + Send,

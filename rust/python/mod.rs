@@ -54,7 +54,7 @@ mod _core {
     #[pymodule_export]
     use super::parameters::{check, parameters};
     #[pymodule_export]
-    use super::quantize::{Quantizer, encodable_types, mixes};
+    use super::quantize::{Collector, Quantizer, encodable_types, mixes};
     #[pymodule_export]
     use super::{Checkpoint, Floats, Session, Tensor, Tokenizer, available_threads, cpu};
 

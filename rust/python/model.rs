@@ -24,6 +24,13 @@ pub struct Model {
     views: Arc<AtomicUsize>,
 }
 
+impl Model {
+    /// The model.
+    pub fn inner(&self) -> &model::Model {
+        &self.inner
+    }
+}
+
 #[pymethods]
 impl Model {
     #[new]

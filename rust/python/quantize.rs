@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::{Checkpoint, raise, run, run_until};
+use super::files::told;
+use super::model::Model;
+use super::{Checkpoint, run};
+use crate::error::Error;
 use crate::quant::DType;
 use crate::quantize::{self, Imatrix, MIXES, Mix, Plan, Request, Wishes};
 
@@ -76,26 +78,34 @@ impl Quantizer {
     }
 
     /// Writes the file. `on_progress` is called now and then with how many bytes of how many there are.
-    fn write(&self, py: Python<'_>, path: PathBuf, threads: usize, on_progress: Option<Py<PyAny>>) -> PyResult<()> {
-        const PAUSE: Duration = Duration::from_millis(100);
-        let failed = Mutex::new(None);
-        let failed = || failed.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut last = Instant::now();
-        let mut tell = |done: u64, whole: u64| {
-            let Some(callback) = &on_progress else { return };
-            if done < whole && last.elapsed() < PAUSE {
-                return;
+    fn write(&self, py: Python<'_>, path: PathBuf, n_threads: usize, on_progress: Option<Py<PyAny>>) -> PyResult<()> {
+        told(py, on_progress, |interrupt, progress| self.plan.write(&path, n_threads, interrupt, progress))
+    }
+}
+
+/// What the matrices of a model are multiplied with, summed up while it computes.
+#[pyclass(frozen)]
+pub struct Collector {
+    inner: Arc<quantize::Collector>,
+}
+
+#[pymethods]
+impl Collector {
+    /// Sees all that `model` computes from now on. A model can be seen by one only.
+    #[new]
+    fn new(py: Python<'_>, model: &Model) -> PyResult<Self> {
+        let inner = run(py, |_| {
+            let inner = Arc::new(quantize::Collector::new(model.inner().checkpoint()));
+            match model.inner().engine()?.observe(inner.clone()) {
+                true => Ok(inner),
+                false => Err(Error::Argument("this model is being measured already".into())),
             }
-            last = Instant::now();
-            if let Some(Err(e)) = Python::try_attach(|py| callback.call1(py, (done, whole))) {
-                failed().get_or_insert(e);
-            }
-        };
-        let (result, raised) =
-            run_until(py, &|| failed().is_some(), |interrupt| self.plan.write(&path, threads, interrupt, &mut tell));
-        if let Some(e) = raised.or(failed().take()) {
-            return Err(e);
-        }
-        result.map_err(|e| raise(py, e))
+        })?;
+        Ok(Self { inner })
+    }
+
+    /// Writes an importance matrix.
+    fn write(&self, py: Python<'_>, path: PathBuf, dataset: &str, chunks: u32, chunk_size: u32) -> PyResult<()> {
+        run(py, |interrupt| self.inner.write(&path, dataset, chunks, chunk_size, interrupt))
     }
 }

@@ -29,11 +29,45 @@ pub(super) struct Affine<const N: usize> {
     pub q: [f32; N],
 }
 
+/// 1.5 * 2^23: the last bit of what is near it is worth 1.
+const MAGIC: f32 = 12_582_912.0;
+
 /// Rounds to the nearest integer, halves to even. Right below 2^22, which is far above all integers here.
 #[inline(always)]
 pub(super) fn round(x: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: its last bit is worth 1
     (x + MAGIC) - MAGIC
+}
+
+/// A whole number as a byte, from -128 to 255. Vectors have no instruction for the cast of the language, which looks at more.
+#[inline(always)]
+pub(super) fn byte(x: f32) -> u8 {
+    (x + MAGIC).to_bits() as u8
+}
+
+/// An array of `f(i)`. A plain loop: what [`std::array::from_fn`] makes is not always a part of the function around it, and
+/// then not of vectors.
+#[inline(always)]
+pub(super) fn array<T: Copy + Default, const N: usize>(f: impl Fn(usize) -> T) -> [T; N] {
+    let mut out = [T::default(); N];
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = f(i);
+    }
+    out
+}
+
+/// The least and the largest of all numbers and zero, in eight lanes.
+#[inline(always)]
+pub(super) fn range(x: &[f32]) -> (f32, f32) {
+    let (eights, rest) = x.as_chunks::<8>();
+    let (mut least, mut most) = ([0.0f32; 8], [0.0f32; 8]);
+    for x in eights {
+        for k in 0..8 {
+            least[k] = if x[k] < least[k] { x[k] } else { least[k] };
+            most[k] = if x[k] > most[k] { x[k] } else { most[k] };
+        }
+    }
+    let all = |of: &[f32], f: fn(f32, f32) -> f32| of.iter().chain(rest).fold(0.0, |a, &b| f(a, b));
+    (all(&least, f32::min), all(&most, f32::max))
 }
 
 /// `sum f(i)` for `i` below `N`, a multiple of 8, in eight lanes.
@@ -41,11 +75,11 @@ pub(super) fn round(x: f32) -> f32 {
 pub(super) fn sum<const N: usize>(f: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0.0f32; 8];
     for i in 0..N / 8 {
-        for (k, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(8 * i + k);
+        for k in 0..8 {
+            lanes[k] += f(8 * i + k);
         }
     }
-    let half: [f32; 4] = std::array::from_fn(|k| lanes[k] + lanes[k + 4]);
+    let half = [lanes[0] + lanes[4], lanes[1] + lanes[5], lanes[2] + lanes[6], lanes[3] + lanes[7]];
     (half[0] + half[2]) + (half[1] + half[3])
 }
 
@@ -59,8 +93,12 @@ pub(super) fn inverse(x: f32) -> f32 {
 /// The number of largest magnitude, with its sign; the first one of several.
 #[inline(always)]
 pub(super) fn extreme(x: &[f32]) -> f32 {
-    let largest = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
-    x.iter().copied().find(|x| x.abs() == largest).unwrap_or(0.0)
+    let (least, most) = range(x);
+    match most == -least {
+        true => x.iter().copied().find(|x| x.abs() == most).unwrap_or(0.0),
+        false if most > -least => most,
+        false => least,
+    }
 }
 
 /// How levels are chosen: what a number that has been divided by the scale becomes.
@@ -84,7 +122,7 @@ impl<const N: usize> Points<'_, N> {
     /// The best levels for a scale of `1 / inverse`.
     #[inline(always)]
     pub fn levels(&self, levels: impl Levels, inverse: f32) -> [f32; N] {
-        std::array::from_fn(|i| levels.nearest(self.x[i] * inverse))
+        array(|i| levels.nearest(self.x[i] * inverse))
     }
 
     /// `sum w x q` and `sum w q^2`: their ratio is the best scale, and the square of the first over the second is by how much
@@ -137,13 +175,11 @@ impl<const N: usize> Points<'_, N> {
     /// The best of the inverse scales and offsets, with integers from 0 to `top`.
     #[inline(always)]
     pub fn affine(&self, top: f32, inverses: impl Iterator<Item = f32>) -> Affine<N> {
-        let (least, most) = self.x.iter().fold((0.0f32, f32::MIN), |(a, b), &x| (a.min(x), b.max(x)));
-        let range = most - least;
-        if !(range > 0.0) {
-            // All zero, or all the same and negative: the offset has it.
-            return Affine { d: 0.0, m: -least, q: [0.0; N] };
+        let (least, most) = range(self.x);
+        if most == least {
+            return Affine { d: 0.0, m: 0.0, q: [0.0; N] }; // all are zero
         }
-        let first = inverse(range);
+        let first = inverse(most - least);
         let (sw, sx) = (sum::<N>(|i| self.w[i]), sum::<N>(|i| self.w[i] * self.x[i]));
         let mut best = self.regress(top, top * first, least, sw, sx);
         for factor in inverses {
@@ -168,7 +204,7 @@ impl<const N: usize> Points<'_, N> {
     #[inline(always)]
     fn regress(&self, top: f32, inverse: f32, least: f32, sw: f32, sx: f32) -> (Affine<N>, f32) {
         let levels = Integers(0.0, top);
-        let q: [f32; N] = std::array::from_fn(|i| levels.nearest((self.x[i] - least) * inverse));
+        let q: [f32; N] = array(|i| levels.nearest((self.x[i] - least) * inverse));
         let (d, m) = self.line(&q, sw, sx);
         (Affine { d, m, q }, self.error(|i| d * q[i] - m))
     }
@@ -186,6 +222,12 @@ impl<const N: usize> Points<'_, N> {
                 return (d, m);
             }
         }
-        (if qq > 0.0 { (xq / qq).max(0.0) } else { 0.0 }, 0.0)
+        // One of them alone: that which gains more.
+        let (with_d, with_m) = (xq.max(0.0), (-sx).max(0.0));
+        if with_d * with_d * sw >= with_m * with_m * qq && qq > 0.0 {
+            (with_d / qq, 0.0)
+        } else {
+            (0.0, with_m * inverse(sw))
+        }
     }
 }

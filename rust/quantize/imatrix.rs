@@ -4,14 +4,21 @@
 //! are sums of squares of what a matrix was multiplied with and how many there were; and the older `.dat`, which has no magic
 //! and is known by not being GGUF.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Pairs};
 use crate::error::{Error, FormatError, Result};
 use crate::formats;
+use crate::formats::gguf::{self, Planned};
+use crate::kernels::Observer;
+use crate::kernels::activations::Activations;
 use crate::mapping::Mapping;
 use crate::quant::{self, DType};
+use crate::tensor::TensorView;
+use crate::threads::Interrupt;
 
 /// Importances by the names of matrices.
 #[derive(Debug, Default)]
@@ -70,7 +77,7 @@ impl Imatrix {
             let count_name = format!("{name}.counts");
             let counts =
                 checkpoint.tensor(&count_name).ok_or_else(|| checkpoint.error("tensor is missing", &count_name))?;
-            let floats = |view: &crate::tensor::TensorView, name: &str| {
+            let floats = |view: &TensorView, name: &str| {
                 if view.dtype() != DType::F32 {
                     return Err(Error::from(
                         checkpoint.error("wrong tensor type", name).got(view.dtype()).limit("F32"),
@@ -138,6 +145,94 @@ impl Imatrix {
         }
         self.entries.insert(name, values);
         Ok(())
+    }
+}
+
+/// Sums up what the matrices of layers are multiplied with while a model computes.
+pub struct Collector {
+    checkpoint: Arc<Checkpoint>,
+    by_position: Vec<(usize, usize)>, // where a tensor lies, and its number
+    sums: Mutex<BTreeMap<usize, Sums>>,
+}
+
+/// What was seen of the matrices of a tensor.
+struct Sums {
+    squares: Vec<f64>, // of each column, of one matrix after another
+    counts: Vec<u64>,  // of rows that a matrix was multiplied with
+}
+
+impl Collector {
+    /// Nothing seen so far.
+    pub fn new(checkpoint: &Arc<Checkpoint>) -> Self {
+        let at = |tensor: &crate::checkpoint::TensorInfo| checkpoint.position(tensor.view.bytes());
+        let tensors = checkpoint.tensors().iter().enumerate();
+        let mut by_position: Vec<_> = tensors.filter_map(|(i, tensor)| Some((at(tensor)?, i))).collect();
+        by_position.sort_unstable();
+        Self { checkpoint: Arc::clone(checkpoint), by_position, sums: Mutex::default() }
+    }
+
+    /// Writes what was seen, as llama.cpp does: sums of squares and how many there were.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if nothing was seen, [`Error::Numeric`] if a model computes what is no number, those of
+    /// [`gguf::write`].
+    pub fn write(&self, path: &Path, dataset: &str, chunks: u32, chunk_size: u32, interrupt: &Interrupt) -> Result<()> {
+        let sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        if sums.is_empty() {
+            return Err(Error::Argument("nothing was computed: there is no importance to write".into()));
+        }
+        let mut pairs = Pairs::new();
+        pairs.str("general.type", "imatrix");
+        pairs.strs("imatrix.datasets", [dataset].iter());
+        pairs.u32("imatrix.chunk_count", chunks);
+        pairs.u32("imatrix.chunk_size", chunk_size);
+        let (mut tensors, mut contents) = (Vec::new(), Vec::new());
+        for (&i, Sums { squares, counts }) in sums.iter() {
+            let name = self.checkpoint.tensors()[i].name();
+            if squares.iter().any(|square| !square.is_finite()) {
+                let what = format!("what {name} is multiplied with is not a number: a weight is damaged");
+                return Err(Error::Numeric { path: self.checkpoint.path().into(), what });
+            }
+            let mut add = |suffix: &str, shape: [usize; 2], values: Vec<f32>| {
+                tensors.push(Planned { name: format!("{name}.{suffix}"), dtype: DType::F32, shape: shape.into() });
+                contents.push(values);
+            };
+            let columns = squares.len() / counts.len();
+            add("in_sum2", [columns, counts.len()], squares.iter().map(|&square| square as f32).collect());
+            add("counts", [1, counts.len()], counts.iter().map(|&count| count as f32).collect());
+        }
+        gguf::write(path, &pairs, &tensors, interrupt, &mut |_, _| {}, &mut |i, sink| {
+            sink.write(bytemuck::cast_slice(&contents[i]))
+        })
+    }
+}
+
+impl Observer for Collector {
+    fn see(&self, w: &TensorView, x: &Activations, tokens: Range<usize>) {
+        let Some(at) = self.checkpoint.position(w.bytes()) else { return };
+        let after = self.by_position.partition_point(|&(start, _)| start <= at);
+        let Some(&(start, i)) = after.checked_sub(1).and_then(|before| self.by_position.get(before)) else { return };
+        let tensor = &self.checkpoint.tensors()[i];
+        // As llama.cpp: of the output nothing, which has a type of its own.
+        if !tensor.name().starts_with("blk.") {
+            return;
+        }
+        let (shape, columns) = (tensor.view.shape(), x.n());
+        let matrices = shape.get(2).copied().unwrap_or(1);
+        let matrix_bytes = tensor.view.bytes().len() / matrices;
+        let matrix = (at - start) / matrix_bytes.max(1);
+        if columns != shape[0] || matrix >= matrices {
+            return;
+        }
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Sums { squares: vec![0.0; columns * matrices], counts: vec![0; matrices] };
+        let Sums { squares, counts } = sums.entry(i).or_insert_with(new);
+        counts[matrix] += tokens.len() as u64;
+        for t in tokens {
+            for (square, &x) in squares[matrix * columns..][..columns].iter_mut().zip(x.x(t)) {
+                *square += f64::from(x) * f64::from(x);
+            }
+        }
     }
 }
 

@@ -15,7 +15,7 @@ mod superblock;
 #[cfg(test)]
 mod tests;
 
-pub use imatrix::Imatrix;
+pub use imatrix::{Collector, Imatrix};
 pub use mix::{MIXES, Mix, Wishes};
 pub use plan::{Plan, Request};
 

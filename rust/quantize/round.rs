@@ -3,7 +3,7 @@
 //! Without importances they are rounded as everybody rounds them: the scale is that of the largest number, and the bytes are
 //! those of the Python package gguf and of llama.cpp. With importances the scale is searched for.
 
-use super::fit::{Integers, Levels, Points, extreme, inverse};
+use super::fit::{Integers, Levels, Points, array, byte, extreme, inverse};
 use super::{Encode, f16_bytes, half_away};
 use crate::quant::{
     BlockMXFP4, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, BlockTQ1_0, BlockTQ2_0, mxfp4_scale,
@@ -12,19 +12,19 @@ use crate::quant::{
 /// How much the error of each weight counts: by its importance, and more where it is large, as there it is larger.
 #[inline(always)]
 fn weights(x: &[f32; 32], importance: &[f32], mean_square: f32) -> [f32; 32] {
-    std::array::from_fn(|i| importance[i] * (mean_square + x[i] * x[i]).sqrt())
+    array(|i| importance[i] * (mean_square + x[i] * x[i]).sqrt())
 }
 
 /// Nibbles: weight `k` low, weight `16 + k` high.
 #[inline(always)]
 pub(super) fn nibbles(q: &[u8; 32]) -> [u8; 16] {
-    std::array::from_fn(|k| (q[k] & 15) | q[k + 16] << 4)
+    array(|k| (q[k] & 15) | q[k + 16] << 4)
 }
 
 /// The fifth bits.
 #[inline(always)]
 fn fifth_bits(q: &[u8; 32]) -> [u8; 4] {
-    std::array::from_fn(|i| (0..8).fold(0, |byte, k| byte | (q[8 * i + k] >> 4) << k))
+    array(|i| (0..8).fold(0, |byte, k| byte | (q[8 * i + k] >> 4) << k))
 }
 
 /// `x = d * (q - top)` with `q` below `2 * top`: the scale and the integers.
@@ -36,11 +36,11 @@ fn symmetric(x: &[f32], importance: Option<&[f32]>, mean_square: f32, top: f32) 
         let first = inverse(extreme(x));
         let inverses = (-9..=9).map(|step| -(top + 0.1 * step as f32) * first);
         let fit = Points { x, w: &w }.scale(Integers(-top, top - 1.0), inverses);
-        return (fit.d, fit.q.map(|q| (q + top) as u8));
+        return (fit.d, array(|i| byte(fit.q[i] + top)));
     }
     let d = extreme(x) / -top;
     let inverse = inverse(d);
-    (d, x.map(|x| ((x * inverse + (top + 0.5)) as u8).min(2 * top as u8 - 1)))
+    (d, array(|i| byte((x[i] * inverse + (top + 0.5)).floor().min(2.0 * top - 1.0))))
 }
 
 /// `x = d * q + m` with `q` up to `top`: the scale, the offset and the integers.
@@ -50,12 +50,12 @@ fn affine(x: &[f32], importance: Option<&[f32]>, mean_square: f32, top: f32) -> 
     if let Some(importance) = importance {
         let w = weights(x, importance, mean_square);
         let fit = Points { x, w: &w }.affine(top, (0..=36).map(|step| top - 0.9 + 0.05 * step as f32));
-        return (fit.d, -fit.m, fit.q.map(|q| q as u8));
+        return (fit.d, -fit.m, array(|i| byte(fit.q[i])));
     }
-    let (min, max) = x.iter().fold((f32::MAX, f32::MIN), |(min, max), &x| (min.min(x), max.max(x)));
+    let (min, max) = x[1..].iter().fold((x[0], x[0]), |(min, max), &x| (min.min(x), max.max(x)));
     let d = (max - min) / top;
     let inverse = inverse(d);
-    (d, min, x.map(|x| (((x - min) * inverse + 0.5) as u8).min(top as u8)))
+    (d, min, array(|i| byte(((x[i] - min) * inverse + 0.5).floor().min(top))))
 }
 
 impl Encode for BlockQ8_0 {
@@ -63,7 +63,7 @@ impl Encode for BlockQ8_0 {
     fn encode(x: &[f32], _importance: Option<&[f32]>, _mean_square: f32) -> Self {
         let d = extreme(x).abs() / 127.0;
         let inverse = inverse(d);
-        Self { d: f16_bytes(d), qs: std::array::from_fn(|i| half_away(x[i] * inverse) as i8 as u8) }
+        Self { d: f16_bytes(d), qs: array(|i| byte(half_away(x[i] * inverse))) }
     }
 }
 
@@ -104,7 +104,7 @@ impl Encode for BlockQ5_1 {
 fn ternary(x: &[f32]) -> (f32, [u8; 256]) {
     let d = extreme(x).abs();
     let inverse = inverse(d);
-    (d, std::array::from_fn(|i| (half_away(x[i] * inverse) + 1.0) as u8))
+    (d, array(|i| byte(half_away(x[i] * inverse) + 1.0)))
 }
 
 impl Encode for BlockTQ1_0 {
@@ -117,11 +117,11 @@ impl Encode for BlockTQ1_0 {
             ((value * 256).div_ceil(243)) as u8
         };
         Self {
-            qs: std::array::from_fn(|i| match i {
-                0..32 => byte(std::array::from_fn(|n| q[32 * n + i])),
-                _ => byte(std::array::from_fn(|n| q[160 + 16 * n + i - 32])),
+            qs: array(|i| match i {
+                0..32 => byte(array(|n| q[32 * n + i])),
+                _ => byte(array(|n| q[160 + 16 * n + i - 32])),
             }),
-            qh: std::array::from_fn(|i| byte(std::array::from_fn(|n| if n < 4 { q[240 + 4 * n + i] } else { 0 }))),
+            qh: array(|i| byte(array(|n| if n < 4 { q[240 + 4 * n + i] } else { 0 }))),
             d: f16_bytes(d),
         }
     }
@@ -131,7 +131,7 @@ impl Encode for BlockTQ2_0 {
     #[inline(always)]
     fn encode(x: &[f32], _importance: Option<&[f32]>, _mean_square: f32) -> Self {
         let (d, q) = ternary(x);
-        let qs = std::array::from_fn(|i| (0..4).fold(0, |byte, n| byte | q[i / 32 * 128 + 32 * n + i % 32] << (2 * n)));
+        let qs = array(|i| (0..4).fold(0, |byte, n| byte | q[i / 32 * 128 + 32 * n + i % 32] << (2 * n)));
         Self { qs, d: f16_bytes(d) }
     }
 }
@@ -155,9 +155,9 @@ impl Encode for BlockMXFP4 {
         let e = if largest > 0.0 { (largest.log2().floor() + 125.0).clamp(0.0, 254.0) as u8 } else { 0 };
         let d = mxfp4_scale(e);
         let code = |x: f32| {
-            let code = Magnitudes.nearest(x.abs() / d) as u8;
+            let code = byte(Magnitudes.nearest(x.abs() / d));
             if x < 0.0 && code > 0 { code + 8 } else { code }
         };
-        Self { e, qs: nibbles(&std::array::from_fn(|i| code(x[i]))) }
+        Self { e, qs: nibbles(&array(|i| code(x[i]))) }
     }
 }

@@ -5,7 +5,7 @@
 //! would cost. Then, with scales that can be written, each group takes the best integers again, also with the next larger
 //! and the next smaller scale; and at last the scale of the scales is that of a regression over all of the block.
 
-use super::fit::{Integers, Levels, Points, extreme, inverse, sum};
+use super::fit::{Integers, Levels, Points, Scaled, array, byte, extreme, inverse, sum};
 use super::round::nibbles;
 use super::{Encode, f16_bytes, rounded_to_f16};
 use crate::quant::{BlockIQ4_NL, BlockIQ4_XS, BlockQ2_K, BlockQ3_K, BlockQ4_K, BlockQ5_K, BlockQ6_K, IQ4_TABLE};
@@ -25,14 +25,14 @@ enum Counts {
 #[inline(always)]
 fn counts<const N: usize>(counts: Counts, x: &[f32; N], importance: Option<&[f32]>, mean_square: f32) -> [f32; N] {
     if let Some(importance) = importance {
-        return std::array::from_fn(|i| importance[i] * (mean_square + x[i] * x[i]).sqrt());
+        return array(|i| importance[i] * (mean_square + x[i] * x[i]).sqrt());
     }
     match counts {
-        Counts::Square => x.map(|x| x * x),
-        Counts::Magnitude => x.map(f32::abs),
+        Counts::Square => array(|i| x[i] * x[i]),
+        Counts::Magnitude => array(|i| x[i].abs()),
         Counts::Raised => {
             let root = (sum::<N>(|i| x[i] * x[i]) / N as f32).sqrt();
-            x.map(|x| root + x.abs())
+            array(|i| root + x[i].abs())
         }
     }
 }
@@ -181,12 +181,7 @@ impl SlopedType {
             scale_costs[g] = sum::<N>(|i| w[g][i] * fit.q[i] * fit.q[i]);
             min_costs[g] = sum::<N>(|i| w[g][i]);
         }
-        let fit = |x: &[f32; G], w: &[f32; G]| {
-            let first = inverse(extreme(x));
-            let inverses = (-9..=9).map(|step| (self.largest + 0.1 * step as f32) * first);
-            Points { x, w }.scale(Integers(0.0, self.largest), inverses)
-        };
-        let (fit_d, fit_m) = (fit(&scales, &scale_costs), fit(&mins, &min_costs));
+        let (fit_d, fit_m) = (self.fit(&scales, &scale_costs), self.fit(&mins, &min_costs));
         let (d, m) = (rounded_to_f16(fit_d.d), rounded_to_f16(fit_m.d));
         let mut block = Sloped { d, m, scales: fit_d.q, mins: fit_m.q, q: [[0.0; N]; G] };
         let mut error = self.assign(groups, &w, &mut block);
@@ -200,6 +195,14 @@ impl SlopedType {
             (block, error) = (other, other_error);
         }
         block
+    }
+
+    /// Scales of scales, or of minima.
+    #[inline(always)]
+    fn fit<const G: usize>(self, x: &[f32; G], w: &[f32; G]) -> Scaled<G> {
+        let first = inverse(extreme(x));
+        let inverses = (-9..=9).map(|step| (self.largest + 0.1 * step as f32) * first);
+        Points { x, w }.scale(Integers(0.0, self.largest), inverses)
     }
 
     /// The two scales that are best for all the integers of a block.
@@ -250,7 +253,7 @@ impl SlopedType {
                 // The minimum that is best for the integers of the first one, and theirs.
                 for _ in 0..2 {
                     let m = block.m * min;
-                    let q: [f32; N] = std::array::from_fn(|i| levels.nearest((x[i] + m) * inverse_d));
+                    let q: [f32; N] = array(|i| levels.nearest((x[i] + m) * inverse_d));
                     let error = points.error(|i| d * q[i] - m);
                     if error < best {
                         (best, block.scales[g], block.mins[g], block.q[g]) = (error, scale, min, q);
@@ -272,8 +275,8 @@ impl SlopedType {
 /// The 6-bit scales and minima of Q4_K and Q5_K, see `scale_min_6bit` of the types.
 #[inline(always)]
 fn scales_6bit(scales: &[f32; 8], mins: &[f32; 8]) -> [u8; 12] {
-    let (s, m) = (scales.map(|s| s as u8), mins.map(|m| m as u8));
-    std::array::from_fn(|i| match i {
+    let (s, m) = (scales.map(byte), mins.map(byte));
+    array(|i| match i {
         0..4 => s[i] | s[i + 4] >> 4 << 6,
         4..8 => m[i - 4] | m[i] >> 4 << 6,
         _ => (s[i - 4] & 15) | (m[i - 4] & 15) << 4,
@@ -283,13 +286,13 @@ fn scales_6bit(scales: &[f32; 8], mins: &[f32; 8]) -> [u8; 12] {
 /// Integers of a block, weight by weight.
 #[inline(always)]
 fn flat<const N: usize, const G: usize>(q: &[[f32; N]; G], raise: f32) -> [u8; 256] {
-    std::array::from_fn(|i| (q[i / N][i % N] + raise) as u8)
+    array(|i| byte(q[i / N][i % N] + raise))
 }
 
 /// Pairs of bits: byte `k` of half `h` has those of weights `128 h + 32 j + k` at bit `2 j`.
 #[inline(always)]
 fn pairs(q: impl Fn(usize) -> u8) -> [u8; 64] {
-    std::array::from_fn(|i| (0..4).fold(0, |byte, j| byte | (q(i / 32 * 128 + 32 * j + i % 32) & 3) << (2 * j)))
+    array(|i| (0..4).fold(0, |byte, j| byte | (q(i / 32 * 128 + 32 * j + i % 32) & 3) << (2 * j)))
 }
 
 impl Encode for BlockQ2_K {
@@ -299,7 +302,7 @@ impl Encode for BlockQ2_K {
         let block = kind.encode::<16, 16>(x, importance);
         let q = flat(&block.q, 0.0);
         Self {
-            scales: std::array::from_fn(|g| block.scales[g] as u8 | (block.mins[g] as u8) << 4),
+            scales: array(|g| byte(block.scales[g]) | byte(block.mins[g]) << 4),
             qs: pairs(|i| q[i]),
             d: f16_bytes(block.d),
             dmin: f16_bytes(block.m),
@@ -317,7 +320,7 @@ impl Encode for BlockQ4_K {
             d: f16_bytes(block.d),
             dmin: f16_bytes(block.m),
             scales: scales_6bit(&block.scales, &block.mins),
-            qs: std::array::from_fn(|i| q[i / 32 * 64 + i % 32] | q[i / 32 * 64 + 32 + i % 32] << 4),
+            qs: array(|i| q[i / 32 * 64 + i % 32] | q[i / 32 * 64 + 32 + i % 32] << 4),
         }
     }
 }
@@ -332,8 +335,8 @@ impl Encode for BlockQ5_K {
             d: f16_bytes(block.d),
             dmin: f16_bytes(block.m),
             scales: scales_6bit(&block.scales, &block.mins),
-            qh: std::array::from_fn(|k| (0..8).fold(0, |byte, i| byte | (q[32 * i + k] >> 4) << i)),
-            qs: std::array::from_fn(|i| (q[i / 32 * 64 + i % 32] & 15) | q[i / 32 * 64 + 32 + i % 32] << 4),
+            qh: array(|k| (0..8).fold(0, |byte, i| byte | (q[32 * i + k] >> 4) << i)),
+            qs: array(|i| (q[i / 32 * 64 + i % 32] & 15) | q[i / 32 * 64 + 32 + i % 32] << 4),
         }
     }
 }
@@ -350,11 +353,11 @@ impl Encode for BlockQ3_K {
         };
         let block = kind.encode::<16, 16>(x, importance);
         let q = flat(&block.q, 4.0);
-        let s = block.scales.map(|s| (s + 32.0) as u8);
+        let s = block.scales.map(|s| byte(s + 32.0));
         Self {
-            hmask: std::array::from_fn(|k| (0..8).fold(0, |byte, i| byte | (q[32 * i + k] >> 2) << i)),
+            hmask: array(|k| (0..8).fold(0, |byte, i| byte | (q[32 * i + k] >> 2) << i)),
             qs: pairs(|i| q[i]),
-            scales: std::array::from_fn(|i| match i {
+            scales: array(|i| match i {
                 0..8 => (s[i] & 15) | (s[i + 8] & 15) << 4,
                 _ => (0..4).fold(0, |byte, j| byte | s[4 * j + i - 8] >> 4 << (2 * j)),
             }),
@@ -378,9 +381,9 @@ impl Encode for BlockQ6_K {
         // Byte `k` of quarter `c` holds weights `64 c' + k` and, 64 further on, its fellow.
         let at = |i: usize| i / 64 * 128 + i % 64;
         Self {
-            ql: std::array::from_fn(|i| (q[at(i)] & 15) | q[at(i) + 64] << 4),
+            ql: array(|i| (q[at(i)] & 15) | q[at(i) + 64] << 4),
             qh: pairs(|i| q[i] >> 4),
-            scales: block.scales.map(|s| s as i8 as u8),
+            scales: block.scales.map(byte),
             d: f16_bytes(block.d),
         }
     }
@@ -412,7 +415,7 @@ impl Levels for Table {
 /// The codes of values of the table.
 #[inline(always)]
 fn codes(values: &[f32; 32]) -> [u8; 32] {
-    values.map(|value| (1..16).map(|code| u8::from(value >= Table::value(code))).sum())
+    array(|i| (1..16).fold(0, |code, next| code + u8::from(values[i] >= Table::value(next))))
 }
 
 const IQ4_XS: SymmetricType<Table> = SymmetricType {
@@ -437,12 +440,12 @@ impl Encode for BlockIQ4_XS {
     #[inline(always)]
     fn encode(x: &[f32], importance: Option<&[f32]>, _mean_square: f32) -> Self {
         let block = IQ4_XS.encode::<32, 8>(x, importance);
-        let s = block.scales.map(|s| (s + 32.0) as u8);
+        let s = block.scales.map(|s| byte(s + 32.0));
         let high = (0..8).fold(0, |bits, i| bits | u16::from(s[i] >> 4) << (2 * i));
         Self {
             d: f16_bytes(block.d),
             scales_h: high.to_le_bytes(),
-            scales_l: std::array::from_fn(|i| (s[2 * i] & 15) | s[2 * i + 1] << 4),
+            scales_l: array(|i| (s[2 * i] & 15) | s[2 * i + 1] << 4),
             qs: std::array::from_fn(|i| nibbles(&codes(&block.q[i]))),
         }
     }

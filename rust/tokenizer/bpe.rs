@@ -81,6 +81,7 @@ impl Bpe {
             texts,
             parse_special,
             first_raw: 0,
+            finds_own: false,
             normalize: &|text, pace| self.normalizer.normalize(text, pace),
             spell: &|text, pace| Ok(self.normalizer.normalize(&text, pace)?.into_owned()),
             expect: &|text, out| match self.normalizer.shrinks() {

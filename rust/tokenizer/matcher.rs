@@ -101,7 +101,7 @@ pub(super) struct Parts<'m, 't> {
     matcher: &'m Matcher,
     text: &'t str,
     given: usize,                // bytes that went out
-    searched: usize,             // no match that begins before is left
+    searched: usize,             // no match that begins before is left; behind what was given, if a token took more
     found: Option<(u32, usize)>, // a token that comes next, and its end
 }
 
@@ -109,7 +109,7 @@ impl<'t> Parts<'_, 't> {
     /// The next part.
     pub(super) fn next(&mut self, pace: &mut Pace<'_>) -> Result<Option<Part<'t>>> {
         if let Some((id, end)) = self.found.take() {
-            (self.given, self.searched) = (end, end);
+            self.given = end;
             return Ok(Some(Part::Token(id)));
         }
         let start = match self.find(pace)? {
@@ -139,11 +139,11 @@ impl<'t> Parts<'_, 't> {
             {
                 pace.work(found.end() - self.searched)?;
                 let which = found.pattern().as_usize();
+                self.searched = found.end();
                 match self.extent(self.matcher.flags[which], found.range()) {
                     Some(range) => return Ok(Some((self.matcher.ids[which], range))),
-                    None => self.searched = found.end(),
+                    None => continue,
                 }
-                continue;
             }
             self.searched = window;
             pace.work(Matcher::WINDOW)?;
@@ -154,7 +154,7 @@ impl<'t> Parts<'_, 't> {
     /// What of the text belongs to a token that was found at `range`, if it may be there at all.
     fn extent(&self, flags: u8, range: Range<usize>) -> Option<Range<usize>> {
         let Range { mut start, mut end } = range;
-        let (before, after) = (&self.text[self.given..start], &self.text[end..]);
+        let (before, after) = (&self.text[self.given.min(start)..start], &self.text[end..]);
         if flags & flag::SINGLE_WORD != 0 {
             let last = self.text[..start].chars().next_back();
             if last.is_some_and(class::is_of_word) || after.chars().next().is_some_and(class::is_of_word) {
@@ -162,11 +162,12 @@ impl<'t> Parts<'_, 't> {
             }
         }
         if flags & flag::LSTRIP != 0 {
-            start = self.given + before.trim_end().len();
+            start -= before.len() - before.trim_end().len();
         }
         if flags & flag::RSTRIP != 0 {
             end += after.len() - after.trim_start().len();
         }
-        Some(start..end)
+        // It may begin with white space that the one before it took.
+        Some(start.max(self.given)..end.max(self.given))
     }
 }

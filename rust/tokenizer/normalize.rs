@@ -103,6 +103,9 @@ impl Normalizer {
         let mut steps = Vec::new();
         for name in names.iter().take(MAX_STEPS + 1) {
             let name = String::from_utf8_lossy(name).into_owned();
+            if name == "None" {
+                continue;
+            }
             let step = Self::step(&name, metadata)?;
             steps.push(step.filter(|_| steps.len() < MAX_STEPS).ok_or_else(|| Error::Unsupported {
                 path: metadata.path().to_path_buf(),
@@ -260,8 +263,8 @@ impl Bert {
             c if !self.clean => Some(c),
             '\t' | '\n' | '\r' => Some(' '),
             '\0' | '\u{fffd}' => None,
+            c if is_control(c) => None, // white space or not
             c if c.is_whitespace() => Some(' '),
-            c if is_control(c) => None,
             c => Some(c),
         };
         let chars = text.chars().filter_map(clean);

@@ -102,6 +102,7 @@ impl Spm {
             texts,
             parse_special,
             first_raw: if self.names_bytes { 0 } else { index.first_normal },
+            finds_own: true,
             normalize: &|text, pace| {
                 let text = self.normalizer.normalize(text, pace)?;
                 if !spells_early || text.is_empty() {

@@ -2,7 +2,11 @@
 //!
 //! One pass over the text keeps, for each place in it, the best way to come there. Which tokens begin at a place, a table of
 //! all starts of tokens tells; it has a hash for each and no text. As in [`spm`](super::spm), a text falls apart before a `▁`
-//! that no token reaches over, so what is kept is no more than a word, as a rule.
+//! that no token reaches over, so what is kept is no more than a word, as a rule. Sums are of 64 bits, as those of HF's
+//! `tokenizers` and llama.cpp are: of SentencePiece's, which have 32, rounding may prefer another of two that are equal.
+//!
+//! A user-defined token of the model itself scores more than any other of its length; those that were added to it
+//! afterwards cut the text before all this.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::OnceLock;
@@ -74,6 +78,7 @@ impl Unigram {
             texts,
             parse_special,
             first_raw: index.first_normal,
+            finds_own: false,
             normalize: &|text, pace| self.normalizer.normalize(text, pace),
             spell: &|text, pace| Ok(self.normalizer.normalize(&text, pace)?.into_owned()),
             expect: &|text, out| match self.normalizer.shrinks() {
@@ -158,7 +163,13 @@ impl Encoder<'_> {
                 let Some(id) = index.starts.go_on(&mut hash, &text[start + at..end]) else { break };
                 if id != NONE && texts.get(id) == Some(&text.as_bytes()[start..end]) {
                     has_single |= end == next;
-                    come(end, so_far + f64::from(texts.vocabulary.score(id)), id);
+                    let score = match texts.kind(id) {
+                        Kind::UserDefined if !texts.vocabulary.has_flags() => {
+                            (end - start) as f64 * index.best_score - 0.1
+                        }
+                        _ => f64::from(texts.vocabulary.score(id)),
+                    };
+                    come(end, so_far + score, id);
                 }
             }
             if !has_single {
@@ -200,7 +211,8 @@ struct Index {
     byte_tokens: ByteTokens,
     cuts: Cuts,
     unknown_score: f64,
-    longest: usize, // bytes of spelt text that a token stands for, at most; 0 if one stands for any number
+    best_score: f64, // of normal tokens
+    longest: usize,  // bytes of spelt text that a token stands for, at most; 0 if one stands for any number
     first_normal: u32,
 }
 
@@ -209,7 +221,7 @@ impl Index {
         let vocabulary = texts.vocabulary;
         let mut starts = Starts::new(vocabulary.len())?;
         let (mut byte_tokens, mut cuts) = (ByteTokens::default(), Cuts::default());
-        let (mut longest, mut worst) = (1, f64::INFINITY);
+        let (mut longest, mut worst, mut best_score) = (1, f64::INFINITY, f64::NEG_INFINITY);
         let mut empty = Odd::new("token without a text, which no text comes to");
         let mut too_long = Odd::new("token of more than 4 KiB, which no text comes to");
         let mut not_a_byte = Odd::new("byte token that is not called <0x00> to <0xFF>, which no text comes to");
@@ -231,7 +243,9 @@ impl Index {
                     starts.insert(&text, id)?;
                     longest = longest.max(text.len());
                     cuts.see(text.as_bytes());
-                    worst = worst.min(f64::from(score));
+                    if texts.kind(id) == Kind::Normal {
+                        (worst, best_score) = (worst.min(f64::from(score)), best_score.max(f64::from(score)));
+                    }
                 }
                 Kind::Control | Kind::Unknown | Kind::Unused => {}
             }
@@ -240,8 +254,9 @@ impl Index {
         if !byte_tokens.are_complete() {
             longest = 0;
         }
-        let unknown_score = if worst.is_finite() { worst } else { 0.0 } - UNKNOWN_PENALTY;
-        Ok(Self { starts, byte_tokens, cuts, unknown_score, longest, first_normal: first_normal(texts) })
+        let or_nothing = |score: f64| if score.is_finite() { score } else { 0.0 };
+        let (unknown_score, best_score) = (or_nothing(worst) - UNKNOWN_PENALTY, or_nothing(best_score));
+        Ok(Self { starts, byte_tokens, cuts, unknown_score, best_score, longest, first_normal: first_normal(texts) })
     }
 
     /// Ends it all if a text of `len` bytes is sure to have too many tokens.

@@ -52,6 +52,7 @@ impl WordPiece {
             texts,
             parse_special,
             first_raw: 0,
+            finds_own: false,
             normalize: &|text, pace| self.normalizer.normalize(text, pace),
             spell: &|text, pace| Ok(self.normalizer.normalize(&text, pace)?.into_owned()),
             expect: &|_, _| Ok(()), // a word of any length may be one token

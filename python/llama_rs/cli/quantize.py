@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import time
 from math import prod
 from typing import Any
 
 import click
 
-from ..output import is_watched, say_in_place, size, table, warn, write_json, write_line
-from ..output import progress as progress_line
-from ..quantize import MIXES, TYPES, Quantized, quantize
+from ..output import size, table, warn, write_json, write_line
+from ..quantization import MIXES, TYPES, Quantized, quantize
 from . import Command
 from .arguments import json_option, parameters
+from .making import making
 
 
 class TensorType(click.ParamType):  # type: ignore[type-arg]  # generic in new versions only
@@ -91,13 +90,7 @@ def command(
     """
     if target is None and not dry_run:
         raise click.UsageError("name the file to write, or use --dry-run")
-    start = time.perf_counter()
-
-    def tell(done: int, whole: int) -> None:
-        if is_watched():
-            say_in_place(progress_line(done, whole, done / (time.perf_counter() - start)))
-
-    try:
+    with making() as tell:
         done = quantize(
             source,
             None if dry_run else target,
@@ -111,9 +104,6 @@ def command(
             threads=threads,
             on_progress=tell,
         )
-    finally:
-        if is_watched():
-            say_in_place("")
     _warn_of_fallbacks(done, mix)
     if as_json:
         facts = [t._asdict() | {"shape": list(t.shape)} for t in done.tensors]
@@ -135,7 +125,9 @@ def _warn_of_fallbacks(done: Quantized, mix: str) -> None:
     odd = [t for t in done.tensors if t.type != t.source_type and t.shape[-1] % 256]
     if odd and _block(mix) == 256:
         of = max(odd, key=lambda t: prod(t.shape))
-        warn(f"{len(odd)} matrices have rows of {of.shape[-1]}, not whole blocks of 256: they become {of.type} or similar")
+        warn(
+            f"{len(odd)} matrices have rows of {of.shape[-1]}, not whole blocks of 256: they become {of.type} or similar"
+        )
 
 
 def _block(mix: str) -> int:

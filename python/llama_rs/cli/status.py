@@ -45,6 +45,7 @@ def command(file: str | None, model: str | None, rate: float | None, as_json: bo
             "resident": what.resident if what else None,
             "read_bytes_per_second": speed,
             "layers": [part._asdict() for part in what.layers] if what else None,
+            "experts": [experts._asdict() for experts in what.experts] if what else None,
             "tensors": [_tensor(part) for part in what.tensors] if what else None,
             "processes": [user._asdict() for user in users],
         }
@@ -76,6 +77,12 @@ def _write_layers(what: Residency) -> None:
         share = percent(part.resident, part.bytes)
         rows.append((part.name, size(part.bytes), size(part.resident), share, bar(part.pieces)))
     table(rows, right=(1, 2, 3), cut=0)
+    if what.experts:
+        write("\nExperts, each a place: those that were chosen are read, the others need not be there\n")
+        experts = [
+            (e.layer, f"{sum(s > 0.5 for s in e.shares)} of {len(e.shares)}", bar(e.shares)) for e in what.experts
+        ]
+        table([("", "in memory", ""), *experts], right=(1,), cut=2)
 
 
 def _write_users(users: Sequence[Process]) -> None:

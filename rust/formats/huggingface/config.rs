@@ -18,6 +18,19 @@ pub struct Config {
 }
 
 impl Config {
+    /// Reads the file at `path`, if it is there. What is no regular file is not waited for.
+    pub fn open(path: &Path) -> Result<Option<Self>> {
+        let fail = |source| Error::File { path: path.into(), source };
+        match std::fs::metadata(path) {
+            Ok(meta) if meta.is_file() && meta.len() <= MAX_LEN as u64 => {
+                Self::parse(path, &std::fs::read(path).map_err(fail)?).map(Some)
+            }
+            Ok(_) => Err(FormatError::new(path, "no JSON file, or one that is too long").into()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(fail(e)),
+        }
+    }
+
     /// Reads the contents of the file at `path`.
     pub fn parse(path: &Path, contents: &[u8]) -> Result<Self> {
         if contents.len() > MAX_LEN {

@@ -168,6 +168,15 @@ const DEEPSEEK: &[Name] = &[
     part("self_attn.kv_b_proj", "attn_kv_b"),
 ];
 
+const MINIMAX: &[Name] = &[whole("block_sparse_moe.e_score_correction_bias", "exp_probs_b.bias")];
+
+const PHI: &[Name] = &[
+    part("final_layernorm", "output_norm"),
+    part("self_attn.dense", "attn_output"),
+    part("mlp.fc1", "ffn_up"),
+    part("mlp.fc2", "ffn_down"),
+];
+
 const HUNYUAN: &[Name] =
     &[part("self_attn.query_layernorm", "attn_q_norm"), part("self_attn.key_layernorm", "attn_k_norm")];
 
@@ -178,7 +187,7 @@ const STARCODER2: &[Name] = &[part("mlp.c_fc", "ffn_up"), part("mlp.c_proj", "ff
 
 const FALCON_H1: &[Name] = &[
     part("final_layernorm", "output_norm"),
-    part("pre_ff_layernorm", "ffn_norm"),
+    whole("pre_ff_layernorm.weight", "ffn_norm"), // so it is called, without an end
     part("feed_forward.gate_proj", "ffn_gate"),
     part("feed_forward.up_proj", "ffn_up"),
     part("feed_forward.down_proj", "ffn_down"),
@@ -356,6 +365,11 @@ pub const FAMILIES: &[Family] = &[
         &[DEEPSEEK, EXPERTS, DECODER],
         deepseek,
     ),
+    Family { pairs: true, ..family(&["deepseek"], |_| Ok("deepseek"), &[EXPERTS, DECODER], mixture) },
+    family(&["dots1"], |_| Ok("dots1"), &[EXPERTS, DECODER], dots1),
+    family(&["minimax_m2", "minimax"], |_| Ok("minimax-m2"), &[MINIMAX, MIXTRAL, DECODER], minimax),
+    Family { norm_offset: true, ..family(&["nemotron"], |_| Ok("nemotron"), &[DECODER], nemotron) },
+    family(&["phi"], |_| Ok("phi2"), &[PHI, DECODER], |_| Ok(())),
     Family { layers: "encoder.layer.", ..family(&["bert"], |_| Ok("bert"), &[BERT], bert) },
     Family {
         layers: "encoder.layers.",
@@ -483,7 +497,7 @@ fn gemma4(k: &mut Keys) -> Result<()> {
         c.required("layer_types", c.strs("layer_types")?)?.iter().map(|kind| *kind == "sliding_attention").collect();
     k.u32("attention.sliding_window", c.required_int("sliding_window")?);
     k.bools("attention.sliding_window_pattern", &windowed);
-    let (full, swa) = (c.required_int("global_head_dim")?, c.required_int("head_dim")?);
+    let (full, swa) = (k.at_most("global_head_dim", c.required_int("global_head_dim")?)?, k.head_dim()?);
     k.u32("attention.key_length", full);
     k.u32("attention.value_length", full);
     k.u32("attention.key_length_swa", swa);
@@ -734,7 +748,7 @@ fn deepseek(k: &mut Keys) -> Result<()> {
     if let Some(scale) = c.first_float(&["rope_parameters.mscale_all_dim", "rope_scaling.mscale_all_dim"])? {
         k.f32("rope.scaling.yarn_log_multiplier", 0.1 * scale);
     }
-    if c.str("topk_method")? == Some("noaux_tc") || c.str("model_type")? == Some("glm4_moe_lite") {
+    if !c.has("scoring_func") && c.str("model_type")? != Some("deepseek_v2") {
         k.u32("expert_gating_func", 2);
     }
     if c.bool("norm_topk_prob")? == Some(false) {
@@ -743,8 +757,32 @@ fn deepseek(k: &mut Keys) -> Result<()> {
     mixture(k)
 }
 
+fn dots1(k: &mut Keys) -> Result<()> {
+    k.u32("expert_gating_func", 2);
+    mixture(k)
+}
+
+fn minimax(k: &mut Keys) -> Result<()> {
+    if let Some(n) = k.config.int("rotary_dim")? {
+        k.u32("rope.dimension_count", n);
+    }
+    k.u32("expert_gating_func", 2);
+    k.u32("expert_feed_forward_length", k.config.required_int("intermediate_size")?);
+    Ok(())
+}
+
+fn nemotron(k: &mut Keys) -> Result<()> {
+    if let Some(epsilon) = k.config.float("norm_eps")? {
+        k.f32("attention.layer_norm_epsilon", epsilon);
+    }
+    k.rotated(0.5)
+}
+
 fn encoder(k: &mut Keys) -> Result<()> {
     k.bool("attention.causal", false);
+    if let Some(n) = k.config.int("type_vocab_size")? {
+        k.token_types(n);
+    }
     k.pooling()
 }
 

@@ -8,6 +8,13 @@ use crate::checkpoint::Pairs;
 use crate::error::Result;
 use crate::formats::one_line;
 
+/// What the number of experts is called.
+pub const EXPERT_COUNTS: &[&str] = &["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
+
+/// Most layers, and the longest head: what has a number for each is made by these.
+const MAX_LAYERS: u32 = 1 << 16;
+const MAX_HEAD_DIM: u32 = 1 << 20;
+
 /// The keys of a model that is being opened.
 pub struct Keys<'a> {
     pub config: &'a Config,
@@ -46,6 +53,10 @@ impl<'a> Keys<'a> {
     pub fn new(config: &'a Config, architecture: &'static str) -> Result<Self> {
         let n_layers = config.first_int(&["num_hidden_layers", "n_layer"])?;
         let n_layers = config.required("num_hidden_layers", n_layers)?;
+        if n_layers > MAX_LAYERS {
+            let e = config.error("too many layers", "num_hidden_layers").got(n_layers);
+            return Err(e.limit(format!("at most {MAX_LAYERS}")).into());
+        }
         let (pairs, tensors) = (Pairs::new(), Vec::new());
         let mut keys = Self {
             config,
@@ -72,7 +83,7 @@ impl<'a> Keys<'a> {
             ("attention.head_count", &["num_attention_heads"]),
             ("attention.head_count_kv", &["num_key_value_heads"]),
             ("vocab_size", &["vocab_size"]),
-            ("expert_count", &["num_local_experts", "num_experts", "n_routed_experts"]),
+            ("expert_count", EXPERT_COUNTS),
             ("expert_used_count", &["num_experts_per_tok", "num_experts_per_token", "top_k_experts"]),
             ("expert_feed_forward_length", &["moe_intermediate_size"]),
             ("expert_shared_feed_forward_length", &["shared_expert_intermediate_size"]),
@@ -172,6 +183,8 @@ impl<'a> Keys<'a> {
                         }
                     }
                 }
+                self.f32("rope.scaling.yarn_beta_fast", 32.0);
+                self.f32("rope.scaling.yarn_beta_slow", 1.0);
             }
             Some("longrope" | "su") => self.longrope(&at, original)?,
             Some("llama3") => self.llama3(&at, original, factor)?,
@@ -299,19 +312,27 @@ impl<'a> Keys<'a> {
     pub fn head_dim(&self) -> Result<u32> {
         let c = self.config;
         if let Some(n) = c.int("head_dim")? {
-            return Ok(n);
+            return self.at_most("head_dim", n);
         }
         let (dim, heads) = (c.first_int(&["hidden_size", "n_embd"])?, c.first_int(&["num_attention_heads", "n_head"])?);
         let (dim, heads) = (c.required("hidden_size", dim)?, c.required("num_attention_heads", heads)?);
-        dim.checked_div(heads).ok_or_else(|| c.error("zero", "num_attention_heads").got(0).limit("at least 1").into())
+        let zero = || c.error("zero", "num_attention_heads").got(0).limit("at least 1");
+        self.at_most("hidden_size", dim.checked_div(heads).ok_or_else(zero)?)
+    }
+
+    /// The length of a head if it is one that a head may have: there is a number for each pair that is rotated.
+    pub fn at_most(&self, name: &str, n: u32) -> Result<u32> {
+        if n > MAX_HEAD_DIM {
+            let e = self.config.error("heads too long", name).got(n);
+            return Err(e.limit(format!("at most {MAX_HEAD_DIM}")).into());
+        }
+        Ok(n)
     }
 
     /// How token vectors become one, where a sentence model says so in files beside.
     pub fn pooling(&mut self) -> Result<()> {
         let folder = self.config.path().parent().expect("a file in a directory");
-        let path = folder.join("1_Pooling").join("config.json");
-        let Ok(text) = std::fs::read(&path) else { return Ok(()) };
-        let pooling = Config::parse(&path, &text)?;
+        let Some(pooling) = Config::open(&folder.join("1_Pooling").join("config.json"))? else { return Ok(()) };
         for (name, kind) in
             [("pooling_mode_mean_tokens", 1), ("pooling_mode_cls_token", 2), ("pooling_mode_lasttoken", 3)]
         {
@@ -321,6 +342,11 @@ impl<'a> Keys<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Kinds of texts that an encoder tells apart.
+    pub fn token_types(&mut self, n: u32) {
+        self.pairs.u32("tokenizer.ggml.token_type_count", n);
     }
 
     /// Positions are not rotated.

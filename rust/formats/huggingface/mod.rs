@@ -41,7 +41,7 @@ const SINGLE: &str = "model.safetensors";
 /// The tensor that has a row for each token.
 pub(crate) const EMBEDDING: &str = "token_embd.weight";
 /// Longest index. Those of models with hundreds of experts have some megabytes.
-const MAX_INDEX_LEN: usize = 100_000_000;
+const MAX_INDEX_LEN: usize = 32 << 20;
 /// Most files that weights may be in.
 const MAX_SHARDS: usize = 10_000;
 
@@ -103,7 +103,7 @@ pub(crate) fn read(path: &Path, open_part: &OpenPart) -> Result<Directory> {
             n_layers,
             n_ignored: config.int("num_nextn_predict_layers")?.unwrap_or(0) as usize,
             tied: config.bool("tie_word_embeddings")?.unwrap_or(false),
-            has_experts: config.first_int(&["num_local_experts", "num_experts"])?.unwrap_or(0) > 0,
+            has_experts: config.first_int(keys::EXPERT_COUNTS)?.unwrap_or(0) > 0,
             groups: config.int("mamba_n_groups")?.unwrap_or(1) as usize,
             known: HashMap::new(),
         };
@@ -467,9 +467,7 @@ pub(crate) fn has_tokenizer(folder: &Path) -> bool {
 
 /// Adds what the directory recommends for sampling.
 pub(crate) fn sampling(folder: &Path, pairs: &mut Pairs) -> Result<()> {
-    let path = folder.join("generation_config.json");
-    let Ok(text) = std::fs::read(&path) else { return Ok(()) };
-    let config = Config::parse(&path, &text)?;
+    let Some(config) = Config::open(&folder.join("generation_config.json"))? else { return Ok(()) };
     for (name, key) in
         [("temperature", "temp"), ("top_p", "top_p"), ("min_p", "min_p"), ("repetition_penalty", "penalty_repeat")]
     {

@@ -60,7 +60,9 @@ pub fn entries(directory: &Path) -> Result<Vec<(String, Entry)>> {
         });
     }
     chat::read(directory, &mut out)?;
-    out.say_in_gguf();
+    if here("tokenizer.json").is_some() {
+        out.say_in_gguf();
+    }
     Ok(out.0)
 }
 
@@ -86,7 +88,8 @@ impl Entries {
         }
     }
 
-    /// Says with GGUF's keys, as far as those can, what comes before a text and after it.
+    /// Says with GGUF's keys, as far as those can, what `tokenizer.json` puts before a text and after it. The other files
+    /// leave that to the kind of their vocabulary.
     fn say_in_gguf(&mut self) {
         let ids = |out: &Self, name: &str| match out.0.iter().find(|(key, _)| key.strip_prefix(OWN) == Some(name)) {
             Some((_, Entry::I32s(ids))) => Some(ids.iter().map(|&id| id as u32).collect::<Vec<_>>()),

@@ -62,6 +62,7 @@ pub(super) fn canonical(regex: &str) -> String {
         ("}++", "}+"),
         (r"\p{N}{1}", r"\p{N}"),
         (r"|\s*[\r\n]|", r"|\s*[\r\n]+|"), // the last newline either way
+        ("\\\"", "\""),
         (r"\u3040", "\u{3040}"),
         (r"\u309f", "\u{309f}"),
         (r"\u30a0", "\u{30a0}"),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Entries, Entry, MAX_TOKENS, one_line, parse, patterns, read_file};
+use super::{Entries, Entry, MAX_TOKENS, one_line, parse, patterns, read_file, tokenizer_json};
 use crate::error::{Error, FormatError, Result};
 use crate::tokenizer::bpe;
 
@@ -102,7 +102,7 @@ pub(super) fn read(path: &Path, out: &mut Entries) -> Result<()> {
     out.set("add_bos_token", Entry::Bool(true));
     out.set("add_eos_token", Entry::Bool(false));
     out.set_own("ignore_merges", Entry::Bool(true));
-    out.set_own("normalizers", Entry::Strings(vec![]));
+    out.set_own("normalizers", Entry::Strings(vec![tokenizer_json::NO_STEPS.into()]));
     Ok(())
 }
 

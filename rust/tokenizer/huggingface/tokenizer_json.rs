@@ -12,6 +12,8 @@ use crate::tokenizer::added::flag;
 const MAX_LEN: usize = 128 << 20;
 /// The step that makes a space of the text what it is in the vocabulary.
 const SPACE: &str = "▁";
+/// What there is in place of no steps.
+pub(super) const NO_STEPS: &str = "None";
 
 /// Types of tokens, by GGUF's numbers.
 const NORMAL: i32 = 1;
@@ -379,6 +381,9 @@ impl<'f> Reader<'f> {
         }
         if prepend && spaces.is_none() {
             return Err(self.unsupported("a ▁ that is prepended where spaces stay", "both or none"));
+        }
+        if steps.is_empty() {
+            steps.push(NO_STEPS.into()); // not every writer of GGUF has empty lists
         }
         Ok((steps, spaces))
     }

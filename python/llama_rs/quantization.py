@@ -1,4 +1,4 @@
-"""A model file into a smaller one."""
+"""A model file into a smaller one, and how important its weights are."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from time import perf_counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import _core
 from .checkpoint import Checkpoint
+from .options import default_threads
+
+if TYPE_CHECKING:
+    from .model import Model
 
 MIXES: dict[str, str] = dict(_core.mixes())
 """The mixes by name, fewest bits first: the type of most matrices of each."""
@@ -87,7 +91,7 @@ def quantize(
             Types of less than 3.5 bits need one.
         pure: the base type for all matrices.
         allow_requantize: convert also what is quantised already, and lose more.
-        threads: how many to use; by default as many as there are cores.
+        threads: cores to use; by default those that this process may use.
         on_progress: called now and then with the bytes written so far and those of the file.
 
     Raises:
@@ -98,6 +102,8 @@ def quantize(
         ModelChangedError: if one changed meanwhile.
     """
     start = perf_counter()
+    if os.path.isdir(source):
+        raise ValueError(f"{os.fspath(source)} is a directory: make a GGUF file of it with convert, and quantize that")
     file = Checkpoint(source)
     patterns = [(re.compile(pattern), of) for pattern, of in tensor_types]
     chosen: dict[str, str] = {}
@@ -123,8 +129,64 @@ def quantize(
     if target is None:
         return Quantized(tensors, 0.0)
     if threads is None:
-        threads = _core.available_threads()
-    elif threads < 1:
-        raise ValueError(f"threads is {threads}, it must be 1 or more")
+        threads = default_threads()
+    elif not 1 <= threads <= 256:
+        raise ValueError(f"threads is {threads}, it must be from 1 to 256")
     quantizer.write(target, threads, on_progress)
     return Quantized(tensors, perf_counter() - start)
+
+
+class Importance(NamedTuple):
+    """What :func:`imatrix` measured."""
+
+    chunks: int
+    tokens: int
+    seconds: float
+
+
+def imatrix(
+    model: Model,
+    text: str,
+    target: str | os.PathLike[str],
+    *,
+    dataset: str = "",
+    chunk_length: int = 512,
+    max_chunks: int | None = None,
+    on_chunk: Callable[[int, int], object] | None = None,
+) -> Importance:
+    """Measures how important each column of each matrix is: the mean square of what it is multiplied with in a text.
+
+    :func:`quantize` then spends its bits where an error costs most. The text should be like those that the model is used
+    for, some hundred thousand tokens of it; a few thousand are much better than none. llama.cpp reads the file too.
+
+    Args:
+        model: best of the weights that are to be quantised. It computes as before, and slightly slower from then on.
+        text: is cut into chunks, each read from an empty context; what does not fill a chunk at its end is left out.
+        target: the file to write, an importance matrix in GGUF.
+        dataset: what the file says that the text is.
+        chunk_length: tokens of a chunk.
+        max_chunks: read no more than so many.
+        on_chunk: called after each chunk with how many of how many were read.
+
+    Raises:
+        ValueError: if the text does not fill a chunk, or if this model was measured before.
+        LlamaError: if the model computes what is no number: a weight is damaged.
+    """
+    start = perf_counter()
+    if chunk_length < 16:
+        raise ValueError(f"chunk_length is {chunk_length}, it must be 16 or more")
+    tokenizer = model.tokenizer
+    ids = tokenizer.encode(text, parse_special=False)
+    n_chunks = min(len(ids) // chunk_length, len(ids) if max_chunks is None else max_chunks)
+    if n_chunks < 1:
+        raise ValueError(f"the text has {len(ids)} tokens, too few for a chunk of {chunk_length}")
+    begin = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.encode("")[:1] == [tokenizer.bos] else []
+    collector = _core.Collector(model._handle)
+    with model.session(context_length=chunk_length) as session:
+        for i in range(n_chunks):
+            session.truncate(0)
+            session.forward([*begin, *ids[i * chunk_length + len(begin) : (i + 1) * chunk_length]])
+            if on_chunk:
+                on_chunk(i + 1, n_chunks)
+    collector.write(target, dataset, n_chunks, chunk_length)
+    return Importance(n_chunks, n_chunks * chunk_length, perf_counter() - start)

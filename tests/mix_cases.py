@@ -1,8 +1,8 @@
 """Models that are only names and shapes, for what each mix makes of them; and what llama.cpp makes of them, stored.
 
-``tests/data/mixes.json`` was written by ``llama_model_quantize`` of llama.cpp (of llama-cpp-python 0.3.36): for each case and
-mix the type of each kind of matrix; where layers differ, runs of them, such as ``Q6_K*2 Q4_K*14``. With a ``+`` after the
-name of the mix: where an importance matrix changes something.
+``tests/data/mixes.json`` was written by ``llama_model_quantize`` of llama.cpp (of llama-cpp-python 0.3.36): for each
+case and mix the type of each kind of matrix; where layers differ, runs of them, such as ``Q6_K*2 Q4_K*14``. With a
+``+`` after the name of the mix: where an importance matrix changes something.
 """
 
 from __future__ import annotations

@@ -96,8 +96,8 @@ def test_types_that_are_rounded_have_the_bytes_of_gguf(dtype: str, tmp_path: Pat
 
 @pytest.mark.parametrize("dtype", [t for t in TYPES if t not in (*ROUNDED, "F32")])
 def test_types_that_are_searched_for_lose_what_their_bits_must(dtype: str, tmp_path: Path) -> None:
-    # Mean squared error of a normal distribution at so many bits, with some room: the theory has 4^-bits, codes that can be
-    # decoded quickly have two to four times that.
+    # Mean squared error of a normal distribution at so many bits, with some room: the theory has 4^-bits, codes that can
+    # be decoded quickly have two to four times that.
     block, size = gguf.GGML_QUANT_SIZES[DType[dtype]]
     bits = 8 * size / block
     x = np.random.default_rng(1).standard_normal((16, 512)).astype(np.float32) * 0.02
@@ -389,7 +389,13 @@ def test_importances_are_mean_squares_of_what_matrices_are_multiplied_with(
     text = (tiny_model.SENTENCES * 2).strip()
     told: list[tuple[int, int]] = []
     done = imatrix_of(
-        model, text, target, dataset="sentences", chunk_length=32, max_chunks=3, on_chunk=lambda n, of: told.append((n, of))
+        model,
+        text,
+        target,
+        dataset="sentences",
+        chunk_length=32,
+        max_chunks=3,
+        on_chunk=lambda n, of: told.append((n, of)),
     )
     assert (done.chunks, done.tokens, told) == (3, 96, [(1, 3), (2, 3), (3, 3)])
     file = Checkpoint(target)

@@ -75,8 +75,8 @@ def quantize(
 ) -> Quantized:
     """Writes the model of one file to another with fewer bits a weight.
 
-    The file appears under its name when it is whole. A file of several parts becomes one. The same source gives the same
-    bytes on any computer, with any number of threads.
+    The file appears under its name when it is whole. A file of several parts becomes one. The same source gives the
+    same bytes on any computer, with any number of threads.
 
     Args:
         source: a GGUF file, best of F16, BF16 or F32.
@@ -85,8 +85,8 @@ def quantize(
             cost more a better one.
         output_type: the type of the output, which is the token embeddings in many models; one of :data:`TYPES`.
         token_embedding_type: the type of the token embeddings.
-        tensor_types: pairs of a regular expression and a type, for the matrices in whose names it is found; the first pair
-            that fits counts, and comes before all other rules.
+        tensor_types: pairs of a regular expression and a type, for the matrices in whose names it is found; the first
+            pair that fits counts, and comes before all other rules.
         imatrix: a file that says how much the error of each weight costs, made by ``llama-rs imatrix`` or by llama.cpp.
             Types of less than 3.5 bits need one.
         pure: the base type for all matrices.
@@ -156,8 +156,9 @@ def imatrix(
 ) -> Importance:
     """Measures how important each column of each matrix is: the mean square of what it is multiplied with in a text.
 
-    :func:`quantize` then spends its bits where an error costs most. The text should be like those that the model is used
-    for, some hundred thousand tokens of it; a few thousand are much better than none. llama.cpp reads the file too.
+    :func:`quantize` then spends its bits where an error costs most. The text should be like those that the model is
+    used for, some hundred thousand tokens of it; a few thousand are much better than none. llama.cpp reads the file
+    too.
 
     Args:
         model: best of the weights that are to be quantised. It computes as before, and slightly slower from then on.

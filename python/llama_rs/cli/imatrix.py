@@ -32,9 +32,9 @@ def command(
 ) -> None:
     """Measure how important each weight of a model is.
 
-    The model reads a text, the file given with -f or else standard input, in chunks of -c tokens, and it is measured how
-    large the numbers are that each column of its matrices is multiplied with. The result is an importance matrix for
-    llama-rs quantize --imatrix, and for llama.cpp.
+    The model reads a text, the file given with -f or else standard input, in chunks of -c tokens, and it is measured
+    how large the numbers are that each column of its matrices is multiplied with. The result is an importance matrix
+    for llama-rs quantize --imatrix, and for llama.cpp.
 
     \b
       llama-rs imatrix -m model-F16.gguf -f text.txt -o model.imatrix.gguf

@@ -125,9 +125,8 @@ def _warn_of_fallbacks(done: Quantized, mix: str) -> None:
     odd = [t for t in done.tensors if t.type != t.source_type and t.shape[-1] % 256]
     if odd and _block(mix) == 256:
         of = max(odd, key=lambda t: prod(t.shape))
-        warn(
-            f"{len(odd)} matrices have rows of {of.shape[-1]}, not whole blocks of 256: they become {of.type} or similar"
-        )
+        rows = f"rows of {of.shape[-1]}, not whole blocks of 256"
+        warn(f"{len(odd)} matrices have {rows}: they become {of.type} or the like")
 
 
 def _block(mix: str) -> int:

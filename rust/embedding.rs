@@ -33,9 +33,7 @@ pub fn pooling(model: &Model) -> Pooling {
 
 /// The most tokens of a text: those that there is room for, and that the model has positions for.
 pub fn longest(model: &Model, options: &SessionOptions) -> usize {
-    let config = model.config();
-    let most = if config.embedding_sum.positions { config.context_length } else { usize::MAX };
-    options.context_length.min(most)
+    options.context_length.min(model.config().longest())
 }
 
 /// The tokens of a text that is to become a vector: one that is too long is cut if `truncate`, and still ends as it did.

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import gguf
 import numpy as np
@@ -146,12 +147,14 @@ def test_a_text_among_others_has_the_same_bits(tmp_path: Path, name: str) -> Non
     if "position_embd.weight" in tiny.tensors:
         tiny.tensors["position_embd.weight"] = tiny.matrix("position_embd", 1024, 64, gain=8)
         tiny.types.pop("position_embd.weight", None)
-    texts = [(TOKENS * 15)[at : at + n] for at, n in enumerate((3, 1, 700, 48, 2, 500, 13, 64, 65, 1, 300, 512, 9))]
+    lengths = (3, 1, 700, 48, 2, 500, 13, 64, 65, 1, 300, 512, 9)
+    texts = [(TOKENS * 15)[at : at + n] for at, n in enumerate(lengths)]
+    poolings: list[Literal["mean", "cls", "last"]] = ["mean", "cls", "last"]
     path = tiny.write_gguf(tmp_path / "tiny.gguf")
     alone = Model(path, threads=1, context_length=1024)
     for threads in (1, 3):
         model = Model(path, threads=threads, context_length=1024)
-        for pooling in ("mean", "cls", "last"):
+        for pooling in poolings:
             together = model.embed(texts, pooling=pooling)
             assert together.shape == (len(texts), together.shape[1])
             for text, vector in zip(texts, together, strict=True):

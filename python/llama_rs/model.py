@@ -398,7 +398,7 @@ class Model:
             UnsupportedModelError: if the model is a reranker, and ``pooling`` is not given.
             ValueError: if a text has no tokens, or an argument is out of range.
         """
-        several = [texts] if isinstance(texts, str) else list(texts)
+        several: list[str | Sequence[int]] = [texts] if isinstance(texts, str) else [*texts]
         data, counts = self._handle.embed(
             several, pooling, normalize, dimensions, truncate, self.context_length, self.threads, self.kv_type
         )
@@ -408,10 +408,10 @@ class Model:
         return np.split(vectors, np.cumsum(counts)[:-1]) if counts else []
 
     def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
-        """How well each document answers a query, by a reranker (a BERT or ModernBERT with a classifier, a Qwen3 Reranker).
+        """How well each document answers a query, by a reranker: a BERT or ModernBERT with a classifier, or Qwen3's.
 
-        The higher, the better: a logit, or of Qwen3 the probability of "yes". Nothing in query or documents is read as a
-        special token.
+        The higher, the better: a logit, or of Qwen3 the probability of "yes". Nothing in query or documents is read as
+        a special token.
 
         Raises:
             ContextOverflowError: if a query and a document are together longer than the context.

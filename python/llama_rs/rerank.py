@@ -54,7 +54,7 @@ def _filled(model: Model, template: str, query: str, documents: Sequence[str]) -
 
 
 def _joined(model: Model, query: str, documents: Sequence[str]) -> list[list[int]]:
-    """One after the other, as BERT has two texts: ``[CLS] query [SEP] document [SEP]``; RoBERTa has two ends between."""
+    """One after the other, as BERT has two texts: ``[CLS] query [SEP] document [SEP]``; RoBERTa has two ends there."""
     tokenizer = model.tokenizer
     first = tokenizer.encode(query, parse_special=False)
     bos = tokenizer.bos

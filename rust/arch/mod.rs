@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 pub use crate::kernels::{Activation, KeyHead, LinearHeads, Mask, Norm, NormKind, RopeStyle, Rule};
 pub use keys::{ExpertDefaults, Keys, MAX_DIM, MAX_VOCAB_SIZE};
 
+/// The longest text of an encoder that we accept: some hundred thousand tokens, of which each sees each.
+const MAX_ENCODED: usize = 1 << 17;
+
 /// The hyper-parameters of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -573,6 +576,16 @@ impl Config {
     /// Whether a token sees those after it: then a text has to be computed at once.
     pub fn is_encoder(&self) -> bool {
         self.attention().any(|attention| matches!(attention.mask, Mask::All | Mask::Around(_)))
+    }
+
+    /// The most tokens of a sequence, whatever room it has: where positions are learned there are no others, and an encoder
+    /// has buffers for all of a text at once.
+    pub fn longest(&self) -> usize {
+        match (self.is_encoder(), self.embedding_sum.positions) {
+            (true, _) => self.context_length.min(MAX_ENCODED),
+            (false, true) => self.context_length,
+            (false, false) => usize::MAX,
+        }
     }
 
     /// Changes each attention, with the number of its layer.

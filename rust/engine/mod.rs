@@ -188,8 +188,7 @@ impl Engine {
                     "an encoder computes a text at once, and has {before} tokens of it"
                 )));
             }
-            let most = if self.config.embedding_sum.positions { self.config.context_length } else { usize::MAX };
-            let context_length = sequence.context_length().min(most);
+            let context_length = sequence.context_length().min(self.config.longest());
             if tokens.len() > context_length - before {
                 return Err(Error::ContextOverflow { tokens: before + tokens.len(), context_length });
             }

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,11 +52,12 @@ def our_answer(path: Path, case: Case, kind: str) -> Array:
     with Model(path, context_length=case.context) as model:
         if kind == "rank":
             handle = model._handle
-            return np.float32(handle.rank([TOKENS], case.context, model.threads, model.kv_type)[0])
+            return np.array(handle.rank([TOKENS], case.context, model.threads, model.kv_type)[0], np.float32)
         if kind == "none":
             return model.embed([TOKENS], pooling="none", normalize=False)[0]
-        assert kind in ("mean", "cls", "last")
-        return model.embed([TOKENS], pooling=kind, normalize=False)[0]
+        pooling: Literal["mean", "cls", "last"] = kind  # type: ignore[assignment]
+        (vector,) = model.embed([TOKENS], pooling=pooling, normalize=False)
+        return np.asarray(vector)
 
 
 def apart(path: Path, name: str, case: Case) -> float:

@@ -45,7 +45,11 @@ def directory_of(name: str, folder: Path) -> tuple[Tiny, Path]:
     return tiny, tiny.write_directory(folder / "model")
 
 
-NOT_IN_THE_CONFIG = {"gemma2": ["attention.sliding_window"], "phi3": ["attention.sliding_window"]}
+NOT_IN_THE_CONFIG = {
+    "gemma2": ["attention.sliding_window"],
+    "granite": ["rope.scaling.finetuned"],
+    "phi3": ["attention.sliding_window"],
+}
 """What mlx-lm does not have, so that a case has it in its keys alone."""
 
 
@@ -175,9 +179,9 @@ def test_a_directory_is_what_its_gguf_is(tmp_path: Path, name: str) -> None:
 WITH_LOGITS = [
     name
     for name in SUPPORTED
-    if name in RUN and name != "gemma2" and CASES[name].make().config["model_type"] not in CONVERT_FIRST
+    if name in RUN and name not in ("gemma2", "gemma2-27b", "granite-without-rotations") and CASES[name].make().config["model_type"] not in CONVERT_FIRST
 ]
-"""Without Gemma 2: mlx-lm knows no window, so its directory does not say how short that of the GGUF is."""
+"""Without those of which mlx-lm does not know something, so that the directory does not say it: `NOT_IN_THE_CONFIG`."""
 
 
 @pytest.mark.parametrize("name", WITH_LOGITS)
@@ -186,7 +190,8 @@ def test_a_directory_has_the_logits_of_its_gguf(tmp_path: Path, name: str) -> No
     case = CASES[name]
     tiny, folder = directory_of(name, tmp_path)
     ours, theirs = our_logits(folder, case), our_logits(tiny.write_gguf(tmp_path / "tiny.gguf"), case)
-    assert deviation(ours, theirs) < 2e-4  # sums are in another order where heads are
+    # Sums are in another order where heads are. A directory's latent attention has keys and values of all heads.
+    assert deviation(ours, theirs) < (case.tolerance if tiny.arch == "deepseek2" else 2e-4)
 
 
 @pytest.mark.parametrize("name", SUPPORTED)

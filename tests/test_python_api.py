@@ -520,9 +520,9 @@ def test_errors_are_of_the_kind_that_callers_catch(tmp_path: Path) -> None:
         Model(tmp_path / "nothing.gguf")
     assert isinstance(caught.value, ModelNotFoundError)
     assert str(tmp_path) in str(caught.value)
-    with pytest.raises(OSError, match="directory") as not_a_file:
+    with pytest.raises(ValueError, match=r"a directory without config\.json") as no_model:
         Model(tmp_path)
-    assert isinstance(not_a_file.value, ModelFileError)
+    assert isinstance(no_model.value, ModelFormatError)
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ValueError, match="version") as bad:
         Model(tmp_path / "bad.gguf")

@@ -9,14 +9,8 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         config.set_norms(Norms::AROUND);
         keys.set_windows(&mut config, 6)?;
         keys.rotate_windows(&mut config)?;
-        let is_27b = config.n_layers() == 62;
-        let dim = config.dim as f32;
-        config.each_attention(|_, attention| {
-            attention.qk_norm = QkNorm::Heads;
-            if is_27b {
-                attention.scale = 1.0 / (dim / attention.n_heads as f32).sqrt();
-            }
-        });
+        config.each_attention(|_, attention| attention.qk_norm = QkNorm::Heads);
+        keys.gemma_27b(&mut config, 62)?;
         config.logit_softcap = keys.softcaps()?[1];
         Ok(config)
     },

@@ -489,13 +489,19 @@ impl<'a> Keys<'a> {
         for layer in &mut config.layers {
             layer.residual_scale = residual_scale.unwrap_or(layer.residual_scale);
         }
-        let (scale, rotated) = (self.factor(SCALE)?, self.bool(ROPE_FINETUNED)? != Some(false));
-        config.each_attention(|_, attention| {
-            attention.scale = scale.unwrap_or(attention.scale);
-            attention.rope = attention.rope.filter(|_| rotated);
-        });
+        let rotated = self.bool(ROPE_FINETUNED)? != Some(false);
+        config.each_attention(|_, attention| attention.rope = attention.rope.filter(|_| rotated));
         if let Some(divisor) = self.factor(LOGIT_SCALE)? {
             config.logit_scale = 1.0 / divisor;
+        }
+        Ok(())
+    }
+
+    /// The scale of attention scores in the 27B models of Gemma, which have so many layers and whose GGUF files do not say it.
+    pub fn gemma_27b(&self, config: &mut Config, n_layers: usize) -> Result<()> {
+        if config.n_layers() == n_layers && self.factor(SCALE)?.is_none() {
+            let dim = config.dim as f32;
+            config.each_attention(|_, attention| attention.scale = 1.0 / (dim / attention.n_heads as f32).sqrt());
         }
         Ok(())
     }
@@ -659,8 +665,10 @@ impl<'a> Keys<'a> {
             Some(n) => self.at_most(VALUE_LENGTH, n, MAX_DIM / most)?,
             None => head_dim,
         };
+        let scale = self.factor(SCALE)?;
         let heads = n_heads.into_iter().zip(n_kv_heads).map(|(n_heads, n_kv_heads)| AttentionConfig {
             value_dim,
+            scale: scale.unwrap_or(1.0 / (head_dim as f32).sqrt()),
             ..AttentionConfig::new(n_heads, n_kv_heads, head_dim)
         });
         Ok(heads.collect())

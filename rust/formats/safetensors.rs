@@ -339,7 +339,7 @@ mod tests {
             (one("[3]", "[0,8]"), "not the bytes that type and shape take (t): got 8 bytes, expected F32 of shape [3]"),
             (one("[4294967296,4294967296]", "[0,8]"), "not the bytes that type and shape take"),
             (one("[2]", "[0,9223372036854775808]"), "tensor reaches past the end of the file (t): got 92233720368"),
-            (one("[4]", "[0,16]"), "(83 %): the download is incomplete, fetch it again"),
+            (one("[4]", "[0,16]"), "(89 %): the download is incomplete, fetch it again"),
             (one("[1]", "[0,4]"), "more data than tensors: got 8 bytes, expected 4 bytes"),
             (one("[1]", "[4,8]"), "a hole in the data (t): got offset 4, expected 0"),
             (one("[2]", "[0,0]"), "more data than tensors"),

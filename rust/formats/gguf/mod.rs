@@ -100,8 +100,11 @@ pub(crate) fn made(
     });
     let bytes = write::to_vec(pairs, &planned.collect::<Vec<_>>(), |i| bytemuck::cast_slice(&vectors[i].1))?;
     let map = Mapping::from_vec(bytes, path);
-    let File { metadata, tensors, .. } = parse(&map)?;
-    // Where they stand here is no place in the file.
+    // Where something stands here is no place in the file.
+    let File { metadata, tensors, .. } = parse(&map).map_err(|e| match e {
+        Error::Format(e) => Error::Format(Box::new(FormatError { offset: None, ..*e })),
+        e => e,
+    })?;
     let tensors = tensors.into_iter().map(|tensor| TensorInfo::new(tensor.name().into(), None, tensor.view));
     Ok((metadata.without_places(), tensors.collect(), map))
 }

@@ -100,7 +100,7 @@ impl Sink<'_> {
 /// file at `path` is as it was then. [`Error::Argument`] for a tensor that GGUF cannot hold.
 ///
 /// # Panics
-/// If a row of a tensor is not a whole number of blocks; if `fill` writes less or more than the tensor has.
+/// If a row of a tensor is not a whole number of blocks; if a pair says another alignment; if `fill` writes less or more than the tensor has.
 pub fn write(
     path: &Path,
     pairs: &Pairs,
@@ -109,6 +109,7 @@ pub fn write(
     progress: &mut dyn FnMut(u64, u64),
     fill: &mut dyn FnMut(usize, &mut Sink) -> Result<()>,
 ) -> Result<()> {
+    assert!(!pairs.contains("general.alignment"), "files are written with the default alignment");
     let alignment = DEFAULT_ALIGNMENT as u64;
     let header = header(pairs, tensors)?;
     let padded = |n: u64| n.next_multiple_of(alignment);
@@ -137,9 +138,8 @@ pub(super) fn to_vec<'a>(pairs: &Pairs, tensors: &[Planned], data: impl Fn(usize
     Ok(out)
 }
 
-/// The file before its data. The alignment is the default one: a pair that says another must not be there.
+/// The file before its data, which has the default alignment.
 fn header(pairs: &Pairs, tensors: &[Planned]) -> Result<Vec<u8>> {
-    assert!(!pairs.contains("general.alignment"), "files are written with the default alignment");
     let mut out = b"GGUF".to_vec();
     out.extend(3u32.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());

@@ -18,6 +18,7 @@ mod arch;
 mod chat;
 mod checkpoint;
 mod convert;
+mod embedding;
 mod engine;
 mod error;
 mod formats;
@@ -39,9 +40,10 @@ mod threads;
 mod tokenizer;
 mod weights;
 
-pub use arch::Config;
+pub use arch::{Config, Pooling};
 pub use checkpoint::{Checkpoint, Metadata, Value};
 pub use convert::convert;
+pub use embedding::{EmbedOptions, embed, rank};
 pub use error::{Error, FormatError, Result};
 pub use formats::open;
 pub use generate::{Answer, Event, FinishReason, Options};
@@ -62,7 +64,7 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     rooms! {
-        arch chat checkpoint engine formats generate hash mapping measure quant quantize sampling tensor threads tokenizer weights
+        arch chat checkpoint embedding engine formats generate hash mapping measure quant quantize sampling tensor threads tokenizer weights
     }
 
     pub mod kernels {

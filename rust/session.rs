@@ -46,7 +46,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Argument`] if the context length or the number of threads is zero or absurd, [`Error::Changed`] if
-    /// the model's file is not what it was.
+    /// the model's file is not what it was, [`Error::Unsupported`] if the model is an encoder.
     pub fn new(model: &Arc<Model>, options: SessionOptions) -> Result<Self> {
         let SessionOptions { context_length, threads, kv_type } = options;
         if !(1..=threads::MAX_THREADS).contains(&threads) {
@@ -54,6 +54,11 @@ impl Session {
         }
         if context_length == 0 {
             return Err(Error::Argument("context_length is 0, it must be 1 or more".into()));
+        }
+        if !model.config().has_logits {
+            let what =
+                format!("text by {}, an encoder, which makes vectors of texts (embed)", model.config().architecture);
+            return Err(Error::Unsupported { path: model.checkpoint().path().into(), what });
         }
         model.checkpoint().check()?;
         let engine = Arc::clone(model.engine()?);

@@ -11,8 +11,8 @@
 use std::cell::RefCell;
 
 use crate::arch::{
-    AttentionConfig, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, Ffn, Gate, LayerConfig, MambaConfig, Mixer,
-    NormKind, QkNorm, ShortConvConfig, Values,
+    AttentionConfig, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, Ffn, Gate, LatentConfig, LayerConfig,
+    MambaConfig, Mixer, NormKind, QkNorm, ShortConvConfig, Values,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -104,6 +104,15 @@ enum Need {
 struct Sizes {
     vocab_size: usize,
     dim: usize,
+    n_types: usize,
+    n_positions: usize,
+    has_types: bool,
+    has_positions: bool,
+    has_embedding_norm: bool,
+    n_inner: usize,
+    n_outer: usize,
+    classifier_dim: usize,
+    n_labels: usize,
     q_rows: usize,  // n_heads * head_dim, and of the gate beside them
     kv_dim: usize,  // n_kv_heads * head_dim
     v_dim: usize,   // n_kv_heads * value_dim
@@ -111,10 +120,21 @@ struct Sizes {
     n_heads: usize,
     q_norm: usize,
     k_norm: usize,
+    q_norms: usize, // 1, or one of each head
+    k_norms: usize,
     has_qk_norm: bool,
     has_k_norm: bool,
     has_keys: bool,
     has_values: bool,
+    query_rank: usize,
+    rank: usize,
+    rank_and_rope: usize,
+    nope_dim: usize,
+    kv_rows: usize, // n_heads * (nope_dim + value_dim)
+    has_query_rank: bool,
+    has_no_query_rank: bool,
+    is_absorbed: bool,
+    is_expanded: bool,
     has_sinks: bool,
     hidden_dim: usize,
     is_gated: bool,
@@ -188,7 +208,7 @@ impl Slot for NormWeights {
     const IS_MATRIX: bool = false;
 
     fn find(source: &Source, prefix: &str, declared: &'static Declared, sizes: &Sizes) -> Result<Option<Self>> {
-        source.norm(&format!("{prefix}{}", declared.name), (declared.shape)(sizes)[0])
+        source.norm(&format!("{prefix}{}", declared.name), &(declared.shape)(sizes))
     }
 
     fn views(&self) -> Vec<&TensorView> {
@@ -318,11 +338,37 @@ declare! {
     /// `(n_kv_heads * value_dim, dim)`
     wv: Option<Linear> = "attn_v" [v_dim, dim] if has_values;
     /// `(head_dim)`, or of all heads
-    q_norm: Option<NormWeights> = "attn_q_norm" [q_norm] if has_qk_norm;
+    q_norm: Option<NormWeights> = "attn_q_norm" [q_norms, q_norm] if has_qk_norm;
     /// `(head_dim)`, or of all heads
-    k_norm: Option<NormWeights> = "attn_k_norm" [k_norm] if has_k_norm;
+    k_norm: Option<NormWeights> = "attn_k_norm" [k_norms, k_norm] if has_k_norm;
     /// `(n_heads)`
     sinks: Option<TensorView> = "attn_sinks.weight" [n_heads] if has_sinks;
+    /// `(dim, n_heads * value_dim)`
+    wo: Linear = "attn_output" [dim, out_dim];
+}
+
+declare! {
+    /// The weights of a latent attention.
+    pub struct LatentWeights, LATENT;
+
+    /// `(n_heads * (nope_dim + rope_dim), dim)`
+    wq: Option<Linear> = "attn_q" [q_rows, dim] if has_no_query_rank;
+    /// `(query_rank, dim)`
+    wq_a: Option<Linear> = "attn_q_a" [query_rank, dim] if has_query_rank;
+    /// `(rank + rope_dim, dim)`
+    wkv_a: Linear = "attn_kv_a_mqa" [rank_and_rope, dim];
+    /// `(query_rank)`
+    q_norm: Option<NormWeights> = "attn_q_a_norm" [query_rank] if has_query_rank;
+    /// `(n_heads * (nope_dim + rope_dim), query_rank)`
+    wq_b: Option<Linear> = "attn_q_b" [q_rows, query_rank] if has_query_rank;
+    /// `(rank)`
+    kv_norm: NormWeights = "attn_kv_a_norm" [rank];
+    /// `(n_heads, rank, nope_dim)`
+    wk_b: Option<TensorView> = "attn_k_b.weight" [n_heads, rank, nope_dim] if is_absorbed;
+    /// `(n_heads, value_dim, rank)`
+    wv_b: Option<TensorView> = "attn_v_b.weight" [n_heads, value_dim, rank] if is_absorbed;
+    /// `(n_heads * (nope_dim + value_dim), rank)`: keys of a head, then its values
+    wkv_b: Option<Linear> = "attn_kv_b" [kv_rows, rank] if is_expanded;
     /// `(dim, n_heads * value_dim)`
     wo: Linear = "attn_output" [dim, out_dim];
 }
@@ -350,7 +396,7 @@ declare! {
     /// `(n_experts)`: added to the weights to choose by
     choice_bias: Option<TensorView> = "exp_probs_b.bias" [n_experts];
     /// `(n_experts, hidden_dim, dim)`
-    w_gate: Stack = "ffn_gate_exps" [n_experts, hidden_dim, dim];
+    w_gate: Option<Stack> = "ffn_gate_exps" [n_experts, hidden_dim, dim] if is_gated;
     /// `(n_experts, hidden_dim, dim)`
     w_up: Stack = "ffn_up_exps" [n_experts, hidden_dim, dim];
     /// `(n_experts, dim, hidden_dim)`
@@ -457,6 +503,9 @@ declare! {
     struct Others, OTHERS;
 
     token_embedding: TensorView = "token_embd.weight" [vocab_size, dim];
+    token_types: Option<TensorView> = "token_types.weight" [n_types, dim] if has_types;
+    position_embedding: Option<TensorView> = "position_embd.weight" [n_positions, dim] if has_positions;
+    embedding_norm: Option<NormWeights> = "token_embd_norm" [dim] if has_embedding_norm;
     rope_freq_factors: Option<TensorView> = "rope_freqs.weight" [pairs];
     rope_factors_long: Option<TensorView> = "rope_factors_long.weight" [pairs];
     rope_factors_short: Option<TensorView> = "rope_factors_short.weight" [pairs];
@@ -464,6 +513,22 @@ declare! {
     layer_proj: Option<Linear> = "per_layer_model_proj" [layer_embedding_dims, dim] if has_layer_embedding;
     layer_proj_norm: Option<NormWeights> = "per_layer_proj_norm" [layer_embedding_dim] if has_layer_embedding;
     output: Option<Linear> = "output" [vocab_size, dim];
+}
+
+declare! {
+    /// What becomes of the vector of a text.
+    pub struct PooledWeights, POOLED;
+
+    /// `(n_inner, dim)`
+    dense_2: Option<Linear> = "dense_2" [n_inner, dim];
+    /// `(n_outer, n_inner)`
+    dense_3: Option<Linear> = "dense_3" [n_outer, n_inner];
+    /// `(classifier_dim, dim)`
+    classifier: Option<Linear> = "cls" [classifier_dim, dim];
+    /// `(classifier_dim)`
+    classifier_norm: Option<NormWeights> = "cls.norm" [classifier_dim];
+    /// `(n_labels, classifier_dim)`
+    classifier_output: Option<Linear> = "cls.output" [n_labels, classifier_dim];
 }
 
 /// The embeddings that tokens have for each layer.
@@ -498,6 +563,10 @@ pub struct LayerWeights {
     pub ffn: FfnWeights,
     #[allow(missing_docs)]
     pub after_ffn: Option<NormWeights>,
+    /// Those of the stream after the mixer, one after the other.
+    pub mixer_sums: [Option<NormWeights>; 2],
+    #[allow(missing_docs)]
+    pub ffn_sum: Option<NormWeights>,
     /// How it takes the embeddings that tokens have for it.
     pub embedding: Option<LayerEmbeddingWeights>,
     /// `(1)`: what the residual stream is multiplied with in the end.
@@ -508,11 +577,12 @@ pub struct LayerWeights {
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub enum MixerWeights {
-    Attention(AttentionWeights),
-    DeltaNet(DeltaNetWeights),
-    ShortConv(ShortConvWeights),
-    Mamba(MambaWeights),
-    AttentionAndMamba(AttentionWeights, MambaWeights),
+    Attention(Box<AttentionWeights>),
+    DeltaNet(Box<DeltaNetWeights>),
+    ShortConv(Box<ShortConvWeights>),
+    Mamba(Box<MambaWeights>),
+    AttentionAndMamba(Box<AttentionWeights>, Box<MambaWeights>),
+    Latent(Box<LatentWeights>),
 }
 
 /// The weights of an [`Ffn`].
@@ -529,27 +599,32 @@ impl LayerWeights {
         let prefix = format!("blk.{i}.");
         let norm = |name: Option<&'static str>| {
             let Some(name) = name.map(|name| format!("{prefix}{name}")) else { return Ok(None) };
-            let found = source.norm(&name, source.config.dim)?;
+            let found = source.norm(&name, &[source.config.dim])?;
             found.map(Some).ok_or_else(|| source.missing_tensor(&format!("{name}.weight")))
         };
         let dim = source.config.dim;
         Ok(Self {
             mixer_norm: norm(layer.norms.mixer)?,
             mixer: match &layer.mixer {
-                Mixer::Attention(a) => {
-                    MixerWeights::Attention(AttentionWeights::load(source, &prefix, &Sizes::of_attention(dim, a))?)
-                }
-                Mixer::DeltaNet(d) => {
-                    MixerWeights::DeltaNet(DeltaNetWeights::load(source, &prefix, &Sizes::of_delta_net(dim, d))?)
-                }
-                Mixer::ShortConv(c) => {
-                    MixerWeights::ShortConv(ShortConvWeights::load(source, &prefix, &Sizes::of_short_conv(dim, c))?)
-                }
-                Mixer::Mamba(m) => MixerWeights::Mamba(MambaWeights::load(source, &prefix, &Sizes::of_mamba(dim, m))?),
-                Mixer::AttentionAndMamba(a, m) => MixerWeights::AttentionAndMamba(
-                    AttentionWeights::load(source, &prefix, &Sizes::of_attention(dim, a))?,
-                    MambaWeights::load(source, &prefix, &Sizes::of_mamba(dim, m))?,
+                Mixer::Attention(a) => MixerWeights::Attention(
+                    AttentionWeights::load(source, &prefix, &Sizes::of_attention(dim, a))?.into(),
                 ),
+                Mixer::DeltaNet(d) => {
+                    MixerWeights::DeltaNet(DeltaNetWeights::load(source, &prefix, &Sizes::of_delta_net(dim, d))?.into())
+                }
+                Mixer::ShortConv(c) => MixerWeights::ShortConv(
+                    ShortConvWeights::load(source, &prefix, &Sizes::of_short_conv(dim, c))?.into(),
+                ),
+                Mixer::Mamba(m) => {
+                    MixerWeights::Mamba(MambaWeights::load(source, &prefix, &Sizes::of_mamba(dim, m))?.into())
+                }
+                Mixer::AttentionAndMamba(a, m) => MixerWeights::AttentionAndMamba(
+                    AttentionWeights::load(source, &prefix, &Sizes::of_attention(dim, a))?.into(),
+                    MambaWeights::load(source, &prefix, &Sizes::of_mamba(dim, m))?.into(),
+                ),
+                Mixer::Latent(a, l) => {
+                    MixerWeights::Latent(Box::new(LatentWeights::load(source, &prefix, &Sizes::of_latent(dim, a, l))?))
+                }
             },
             after_mixer: norm(layer.norms.after_mixer)?,
             ffn_norm: norm(layer.norms.ffn)?,
@@ -572,6 +647,8 @@ impl LayerWeights {
                 )?)),
             },
             after_ffn: norm(layer.norms.after_ffn)?,
+            mixer_sums: [norm(layer.norms.mixer_sum)?, norm(layer.norms.mixer_sum_again)?],
+            ffn_sum: norm(layer.norms.ffn_sum)?,
             embedding: source
                 .config
                 .layer_embedding_dim
@@ -596,8 +673,10 @@ impl LayerWeights {
             MixerWeights::ShortConv(conv) => conv.views(),
             MixerWeights::Mamba(mamba) => mamba.views(),
             MixerWeights::AttentionAndMamba(attention, mamba) => [attention.views(), mamba.views()].concat(),
+            MixerWeights::Latent(latent) => latent.views(),
         });
         all.extend(Field::views(&self.after_mixer));
+        all.extend(self.mixer_sums.iter().flat_map(Field::views));
         all.extend(Field::views(&self.ffn_norm));
         all.extend(match &self.ffn {
             FfnWeights::Dense(dense) => dense.views(),
@@ -605,6 +684,7 @@ impl LayerWeights {
             FfnWeights::Both(both) => [both.0.views(), both.1.views(), both.2.views()].concat(),
         });
         all.extend(Field::views(&self.after_ffn));
+        all.extend(Field::views(&self.ffn_sum));
         all.extend(self.embedding.iter().flat_map(LayerEmbeddingWeights::views));
         all.extend(&self.output_scale);
         all.into_iter()
@@ -614,7 +694,7 @@ impl LayerWeights {
 impl Sizes {
     fn of_attention(dim: usize, a: &AttentionConfig) -> Self {
         let (q_dim, kv_dim) = (a.n_heads * a.head_dim, a.n_kv_heads * a.head_dim);
-        let of_all = a.qk_norm == QkNorm::All;
+        let (of_all, of_each) = (a.qk_norm == QkNorm::All, a.qk_norm == QkNorm::OwnHeads);
         Self {
             dim,
             q_rows: match a.gate {
@@ -627,11 +707,33 @@ impl Sizes {
             n_heads: a.n_heads,
             q_norm: if of_all { q_dim } else { a.head_dim },
             k_norm: if of_all { kv_dim } else { a.head_dim },
+            q_norms: if of_each { a.n_heads } else { 1 },
+            k_norms: if of_each { a.n_kv_heads } else { 1 },
             has_qk_norm: a.qk_norm != QkNorm::None,
             has_k_norm: a.qk_norm != QkNorm::None && a.kv_layer.is_none(),
             has_keys: a.kv_layer.is_none(),
             has_values: a.kv_layer.is_none() && a.values != Values::NormedKeys,
             has_sinks: a.sinks,
+            ..Self::default()
+        }
+    }
+
+    fn of_latent(dim: usize, a: &AttentionConfig, l: &LatentConfig) -> Self {
+        Self {
+            dim,
+            n_heads: a.n_heads,
+            q_rows: a.n_heads * (l.nope_dim + l.rope_dim),
+            query_rank: l.query_rank.unwrap_or(0),
+            rank: l.rank,
+            rank_and_rope: l.rank + l.rope_dim,
+            nope_dim: l.nope_dim,
+            value_dim: l.value_dim,
+            kv_rows: a.n_heads * (l.nope_dim + l.value_dim),
+            out_dim: a.n_heads * l.value_dim,
+            has_query_rank: l.query_rank.is_some(),
+            has_no_query_rank: l.query_rank.is_none(),
+            is_absorbed: l.absorbed,
+            is_expanded: !l.absorbed,
             ..Self::default()
         }
     }
@@ -694,12 +796,20 @@ impl Sizes {
 pub struct Weights {
     /// `(vocab_size, dim)`
     pub token_embedding: TensorView,
+    /// `(n_types, dim)`: what is added to an embedding for the kind of text.
+    pub token_types: Option<TensorView>,
+    /// `(context_length, dim)`: what is added to it for the position.
+    pub position_embedding: Option<TensorView>,
+    /// `(dim)`, of the sum.
+    pub embedding_norm: Option<NormWeights>,
     /// The layers, first to last.
     pub layers: Vec<LayerWeights>,
     /// `(dim)`
-    pub output_norm: NormWeights,
-    /// `(vocab_size, dim)`; the embedding again where the file ties the two.
-    pub output: Linear,
+    pub output_norm: Option<NormWeights>,
+    /// `(vocab_size, dim)`; the embedding again where the file ties the two. Encoders have none.
+    pub output: Option<Linear>,
+    /// What becomes of the vector of a text.
+    pub pooled: PooledWeights,
     /// The embeddings that tokens have for each layer.
     pub layer_embedding: Option<LayerEmbedding>,
     /// `(rope_dim / 2)`, F32: by what each frequency of a rotation is divided.
@@ -728,27 +838,44 @@ impl Weights {
 
         let (dim, vocab_size) = (config.dim, config.vocab_size);
         let pairs = config.ropes.first().map_or(0, |rope| rope.dim / 2);
-        let others = Others::load(
-            &source,
-            "",
-            &Sizes {
-                dim,
-                vocab_size,
-                pairs,
-                layer_embedding_dim: config.layer_embedding_dim.unwrap_or(0),
-                layer_embedding_dims: config.layer_embedding_dim.unwrap_or(0) * config.n_layers(),
-                has_layer_embedding: config.layer_embedding_dim.is_some(),
-                ..Sizes::default()
-            },
-        )?;
+        let rows = |name: &str| checkpoint.tensor(name).map_or(0, TensorView::n_rows);
+        let sizes = Sizes {
+            dim,
+            vocab_size,
+            pairs,
+            n_types: rows("token_types.weight"),
+            n_positions: config.context_length,
+            has_types: config.embedding_sum.types,
+            has_positions: config.embedding_sum.positions,
+            layer_embedding_dim: config.layer_embedding_dim.unwrap_or(0),
+            layer_embedding_dims: config.layer_embedding_dim.unwrap_or(0) * config.n_layers(),
+            has_layer_embedding: config.layer_embedding_dim.is_some(),
+            has_embedding_norm: config.embedding_sum.normed,
+            ..Sizes::default()
+        };
+        let others = Others::load(&source, "", &sizes)?;
+        let has_classifier = source.has("cls.weight");
+        let sizes = Sizes {
+            dim,
+            n_inner: rows("dense_2.weight"),
+            n_outer: rows("dense_3.weight"),
+            classifier_dim: if has_classifier { rows("cls.weight") } else { dim },
+            n_labels: rows("cls.output.weight"),
+            ..Sizes::default()
+        };
+        let pooled = PooledWeights::load(&source, "", &sizes)?;
         let layers = config.layers.iter().enumerate().map(|(i, layer)| LayerWeights::load(&source, i, layer));
         let layers = layers.collect::<Result<Vec<_>>>()?;
-        let output_norm = source.norm(config.output_norm, dim)?;
-        let output_norm =
-            output_norm.ok_or_else(|| source.missing_tensor(&format!("{}.weight", config.output_norm)))?;
+        let output_norm = match config.output_norm {
+            Some(name) => {
+                let found = source.norm(name, &[dim])?;
+                Some(found.ok_or_else(|| source.missing_tensor(&format!("{name}.weight")))?)
+            }
+            None => None,
+        };
         source.refuse_unknown()?;
-        let output =
-            others.output.unwrap_or_else(|| Linear { weight: others.token_embedding.clone(), bias: None, scale: None });
+        let tied = || Linear { weight: others.token_embedding.clone(), bias: None, scale: None };
+        let output = config.has_logits.then(|| others.output.unwrap_or_else(tied));
         let rope_factors = RopeFactors {
             all: others.rope_freq_factors,
             long: others.rope_factors_long,
@@ -758,7 +885,18 @@ impl Weights {
             (Some(tokens), Some(proj), Some(norm)) => Some(LayerEmbedding { tokens, proj, norm }),
             _ => None,
         };
-        Ok(Self { token_embedding: others.token_embedding, layers, output_norm, output, rope_factors, layer_embedding })
+        Ok(Self {
+            token_embedding: others.token_embedding,
+            token_types: others.token_types,
+            position_embedding: others.position_embedding,
+            embedding_norm: others.embedding_norm,
+            layers,
+            output_norm,
+            output,
+            pooled,
+            rope_factors,
+            layer_embedding,
+        })
     }
 }
 
@@ -828,12 +966,19 @@ impl<'a> Source<'a> {
         Ok(Some(Floats(view.clone())))
     }
 
-    fn norm(&self, name: &str, dim: usize) -> Result<Option<NormWeights>> {
-        let weight = match self.tensor(&format!("{name}.weight"), &[dim])? {
-            None => self.tensor(name, &[dim])?, // Falcon-H1
+    /// The weights of a norm, or of one of each head: then all of them are one vector.
+    fn norm(&self, name: &str, shape: &[usize]) -> Result<Option<NormWeights>> {
+        let shape = if let [1, rest @ ..] = shape { rest } else { shape };
+        let weight = match self.tensor(&format!("{name}.weight"), shape)? {
+            None => self.tensor(name, shape)?, // Falcon-H1
             found => found,
         };
         let Some(weight) = weight else { return Ok(None) };
+        let (dim, dtype) = (shape.iter().product(), weight.dtype());
+        if Numbers::of(&weight).is_none() {
+            return Err(self.unsupported(format!("norm {name} of type {dtype}; F32, F16 and BF16 are supported there")));
+        }
+        let weight = TensorView::new(weight.bytes().clone(), dtype, &[dim]).expect("the same numbers");
         // An RMSNorm with a bias would be another step.
         let has_bias = self.config.norm.kind == NormKind::Layer;
         let bias = if has_bias { self.tensor(&format!("{name}.bias"), &[dim])? } else { None };
@@ -885,6 +1030,9 @@ impl<'a> Source<'a> {
             return Ok(Some(Stack { experts: Matrices::Stacked { tensor, every: rows, first: 0 }, rows, bias, scale }));
         }
         for (fused, parts) in FUSED_STACKS {
+            if declared_as(parts[0]).is_none_or(|first| (first.needed)(sizes) == Need::No) {
+                continue;
+            }
             let Some(part) = parts.iter().position(|part| *part == declared.name) else { continue };
             let every = parts.len() * rows;
             let fused = format!("{prefix}{fused}");
@@ -948,7 +1096,7 @@ fn has_shape(view: &TensorView, shape: &[usize]) -> bool {
 }
 
 /// The tables of what layers have.
-const OF_LAYERS: &[&[Declared]] = &[ATTENTION, DELTA_NET, SHORT_CONV, MAMBA, DENSE, EXPERTS, LAYER_EMBEDDING];
+const OF_LAYERS: &[&[Declared]] = &[ATTENTION, LATENT, DELTA_NET, SHORT_CONV, MAMBA, DENSE, EXPERTS, LAYER_EMBEDDING];
 
 /// The row of a layer's tensor.
 fn declared_as(name: &str) -> Option<&'static Declared> {
@@ -1038,7 +1186,7 @@ mod tests {
             normalized: true,
             weight_scale: 1.0,
             shared: None,
-            groups: crate::arch::Groups { n: 1, used: 1 },
+            groups: crate::arch::Groups { n: 1, used: 1, best: 2 },
         });
         let head = [
             ("token_embd.weight", 8, 8),
@@ -1069,7 +1217,7 @@ mod tests {
         let shown = |checkpoint: &Checkpoint| -> Vec<_> {
             let weights = Weights::from_checkpoint(checkpoint, &config).unwrap();
             let FfnWeights::Experts(experts) = &weights.layers[0].ffn else { unreachable!() };
-            let stacks = [&experts.w_gate, &experts.w_up, &experts.w_down];
+            let stacks = [experts.w_gate.as_ref().unwrap(), &experts.w_up, &experts.w_down];
             let all = stacks.into_iter().flat_map(|stack| (0..3).map(|i| stack.expert(i)));
             all.map(|view| (view.shape().to_vec(), view.bytes().range())).collect()
         };
@@ -1079,7 +1227,7 @@ mod tests {
         );
         let weights = Weights::from_checkpoint(&fused, &config).unwrap();
         let FfnWeights::Experts(experts) = &weights.layers[0].ffn else { unreachable!() };
-        let (gate, up) = (experts.w_gate.expert(1), experts.w_up.expert(1));
+        let (gate, up) = (experts.w_gate.as_ref().unwrap().expert(1), experts.w_up.expert(1));
         assert_eq!(gate.bytes().range().end, up.bytes().range().start);
     }
 

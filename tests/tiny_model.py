@@ -50,7 +50,7 @@ ARCHITECTURES = {
     "qwen2": Architecture(biases=("attn_q", "attn_k", "attn_v")),
 }
 
-# Types that the gguf package reads and cannot write: where a block keeps its f16 scale and its f16
+# Types that the gguf package reads and cannot write: where a block keeps its scale, f16 unless said below, and its f16
 # minimum, and what the minimum has to be, in scales, to put the mean of the weights near zero.
 SCALES: dict[DType, tuple[int, int | None, float]] = {
     DType.Q2_K: (80, 82, 1.5),
@@ -59,6 +59,7 @@ SCALES: dict[DType, tuple[int, int | None, float]] = {
     DType.Q5_K: (0, 2, 15.5),
     DType.Q6_K: (208, None, 0),
     DType.IQ1_S: (0, None, 0),
+    DType.IQ1_M: (49, None, 0),
     DType.IQ2_XXS: (0, None, 0),
     DType.IQ2_XS: (0, None, 0),
     DType.IQ2_S: (0, None, 0),
@@ -66,6 +67,7 @@ SCALES: dict[DType, tuple[int, int | None, float]] = {
     DType.IQ3_S: (0, None, 0),
     DType.IQ4_NL: (0, None, 0),
     DType.IQ4_XS: (0, None, 0),
+    DType.NVFP4: (0, None, 0),
 }
 
 
@@ -226,6 +228,14 @@ def random_matrix(
     scale_at, minimum_at, minimum = SCALES[dtype]
 
     def set_scales(scales: NDArray[np.float64]) -> None:
+        if dtype == DType.NVFP4:  # four E4M3
+            blocks[:, :4] = gguf.quants.NVFP4.fp32_to_ue4m3(scales)[:, None]
+            return
+        if dtype == DType.IQ1_M:  # a nibble in each of four words
+            bits = scales.astype(np.float16).view(np.uint16)
+            for i in range(4):
+                blocks[:, scale_at + 2 * i] = blocks[:, scale_at + 2 * i] & 15 | (bits >> 4 * i & 15) << 4
+            return
         blocks[:, scale_at : scale_at + 2] = scales.astype(np.float16)[:, None].view(np.uint8)
         if minimum_at is not None:
             blocks[:, minimum_at : minimum_at + 2] = (minimum * scales).astype(np.float16)[:, None].view(np.uint8)

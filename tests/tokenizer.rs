@@ -4,6 +4,7 @@ use llama_rs::internals::formats;
 use llama_rs::internals::sampling::Rng;
 use llama_rs::internals::threads::Interrupt;
 use llama_rs::internals::tokenizer::Tokenizer;
+use llama_rs::internals::tokenizer::huggingface::{Entry, entries};
 use llama_rs::{Error, Result};
 
 use crate::bad_gguf::TempFile;
@@ -831,6 +832,155 @@ fn any_vocabulary_ends_in_tokens_or_an_error() {
         assert!(tokenizer.take_notes().iter().all(|note| !note.contains('\n')));
     }
     assert!(encoded > rounds, "{encoded}");
+}
+
+/// A file in a directory of its own, which goes when this does.
+struct TempDirectory(std::path::PathBuf);
+
+impl TempDirectory {
+    fn new(name: &str, contents: &[u8]) -> Self {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("llama_rs-tokenizer-{}-{count}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join(name), contents).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for TempDirectory {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+/// A GGUF of what a directory says.
+fn gguf_of(entries: Vec<(String, Entry)>) -> Gguf {
+    let mut file = Gguf::empty();
+    for (key, entry) in entries {
+        let value = match entry {
+            Entry::Bool(b) => build::bool(b.into()),
+            Entry::U32(n) => build::u32(n),
+            Entry::F32(x) => build::f32(x),
+            Entry::Str(text) => build::string(text),
+            Entry::Strings(texts) => build::strings(texts),
+            Entry::F32s(numbers) => scores(&numbers),
+            Entry::I32s(numbers) => types(&numbers),
+            Entry::Bytes(bytes) => build::array(0, bytes.len() as u64, bytes),
+        };
+        file.set(&key, value);
+    }
+    file
+}
+
+/// Files as Hugging Face has them, one of each kind.
+fn hugging_face_files() -> [(&'static str, Vec<u8>); 5] {
+    let byte_level = r#"{"added_tokens": [{"id": 4, "content": "<s>", "special": true, "lstrip": true},
+        {"id": 5, "content": "ab", "normalized": true, "single_word": true, "rstrip": true}],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true},
+        {"type": "ByteLevel", "add_prefix_space": false}]},
+        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {}}],
+        "special_tokens": {"<s>": {"ids": [4]}}},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "c": 3}, "merges": ["a b"], "ignore_merges": true}}"#;
+    let marked = r#"{"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"},
+        {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "added_tokens": [{"id": 0, "content": "<unk>", "special": true}],
+        "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true,
+        "vocab": {"<unk>": 0, "<0x41>": 1, "▁": 2, "a": 3, "▁a": 4}, "merges": [["▁", "a"]]}}"#;
+    let wordpiece = r#"{"normalizer": {"type": "BertNormalizer", "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"}, "post_processor": {"type": "BertProcessing", "sep": ["[S]", 1],
+        "cls": ["[C]", 2]}, "model": {"type": "WordPiece", "unk_token": "[U]", "max_input_chars_per_word": 9,
+        "vocab": {"[U]": 0, "[S]": 1, "[C]": 2, "a": 3, "b": 4, "\u0023\u0023b": 5}}}"#;
+    let unigram = r#"{"normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled",
+        "precompiled_charsmap": "CAAAAAAAAAAAAAAAeAA="}, {"type": "Strip"},
+        {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}]},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"},
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0], ["▁", -3.5], ["▁a", -2], ["a", -4e0]]}}"#;
+    let mut model = Vec::new();
+    for (text, kind, score) in [("<unk>", 2, 0.0f32), ("▁", 1, -1.0), ("▁a", 1, -0.5), ("b", 4, 0.0)] {
+        let score = score.to_le_bytes();
+        let piece = [&[10, text.len() as u8][..], text.as_bytes(), &[21], &score, &[24, kind]].concat();
+        model.extend([&[10, piece.len() as u8][..], &piece].concat());
+    }
+    model.extend([18, 2, 24, 2, 26, 4, 24, 1, 32, 0]);
+    [
+        ("tokenizer.json", byte_level.into()),
+        ("tokenizer.json", marked.into()),
+        ("tokenizer.json", wordpiece.into()),
+        ("tokenizer.json", unigram.into()),
+        ("tokenizer.model", model),
+    ]
+}
+
+#[test]
+fn any_file_of_hugging_face_ends_in_tokens_or_an_error() {
+    let rounds = std::env::var("FUZZ_ROUNDS").map_or(3000, |rounds| rounds.parse().unwrap());
+    let seed = std::env::var("FUZZ_SEED").map_or(22, |seed| seed.parse().unwrap());
+    let files = hugging_face_files();
+    for (name, contents) in &files {
+        let directory = TempDirectory::new(name, contents);
+        let tokenizer = open(&gguf_of(entries(&directory.0).unwrap())).unwrap();
+        assert!(!tokenizer.encode("a  b", true, true).unwrap().is_empty());
+    }
+    let mut rng = Rng::new(seed);
+    let mut any = |n: usize| rng.next_u64() as usize % n;
+    let bits = [
+        "0",
+        "-1",
+        "99999999999",
+        "1e300",
+        "\"\"",
+        "null",
+        "true",
+        "[",
+        "}",
+        "\"type\": \"NFD\"",
+        "\\ud800",
+        "\0",
+        "▁",
+    ];
+    let mut opened = 0;
+    for _ in 0..rounds {
+        let (name, mut contents) = files[any(files.len())].clone();
+        for _ in 0..1 + any(3) {
+            let at = any(contents.len());
+            let end = contents.len().min(at + any(40));
+            match any(5) {
+                0 => contents[at] = any(256) as u8,
+                1 => drop(contents.drain(at..end)),
+                2 => {
+                    let part = contents[at..end].to_vec();
+                    let to = any(contents.len());
+                    contents.splice(to..to, part);
+                }
+                3 => drop(contents.splice(at..at + 1, bits[any(bits.len())].bytes())),
+                // A number becomes another.
+                _ => {
+                    if let Some(digit) = contents[at..].iter().position(u8::is_ascii_digit) {
+                        contents.splice(at + digit..at + digit + 1, bits[any(4)].bytes());
+                    }
+                }
+            }
+        }
+        let directory = TempDirectory::new(name, &contents);
+        match entries(&directory.0) {
+            Err(e) => assert!(!e.to_string().contains('\n'), "{e}"),
+            Ok(entries) => {
+                let Ok(tokenizer) = open(&gguf_of(entries)) else { continue };
+                opened += 1;
+                for text in ["a  b ab 日 é", "<s> aab<unk>[S]", "\u{301}\0▁ A"] {
+                    for special in [false, true] {
+                        let Ok(ids) = tokenizer.encode(text, special, special) else { continue };
+                        tokenizer.decode(&ids, special).unwrap();
+                    }
+                }
+                let _ = tokenizer.end_tokens().unwrap();
+            }
+        }
+    }
+    assert!(opened > rounds / 10, "{opened}");
 }
 
 #[test]

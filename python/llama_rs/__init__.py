@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .options import Load as Load
     from .options import Messages as Messages
     from .options import OnOverflow as OnOverflow
+    from .options import Pooling as Pooling
     from .quantization import Importance, Quantized, QuantizedTensor, imatrix, quantize
     from .session import Completion, Session, Stream, Timings
     from .tokenizer import Tokenizer
@@ -74,7 +75,7 @@ __all__ = [
 ]
 
 # Public too: words and unions, which have no docstring of their own.
-_LITERALS = ("FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType")
+_LITERALS = ("FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType", "Pooling")
 
 # Where those names are, the quickest to import first.
 _HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model", "quantization")

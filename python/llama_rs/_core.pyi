@@ -122,6 +122,20 @@ class Model:
     def tokenizer(self) -> Tokenizer: ...
     def check(self, context_length: int, threads: int, kv_type: str) -> None: ...
     def session(self, context_length: int, threads: int, kv_type: str) -> Session: ...
+    def embed(
+        self,
+        texts: Sequence[str | Sequence[int]],
+        pooling: str | None,
+        normalize: bool,
+        dimensions: int | None,
+        truncate: bool,
+        context_length: int,
+        threads: int,
+        kv_type: str,
+    ) -> tuple[Floats, list[int]]: ...
+    def rank(
+        self, texts: Sequence[Sequence[int]], context_length: int, threads: int, kv_type: str
+    ) -> list[list[float]]: ...
     def load_session(
         self, path: str | os.PathLike[str], context_length: int, threads: int, kv_type: str, prefix: bool
     ) -> Session: ...

@@ -7,14 +7,14 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from math import exp, sqrt
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack, overload
 
 from . import _core
 from .checkpoint import Checkpoint, Metadata, Tensor, Tensors
 from .errors import ModelChangedError, ModelClosedError, ModelNotFoundError
 from .lazy import Lazy
 from .notes import counted, note
-from .options import GenerateOptions, KvType, Load, Messages, SamplingParams, default_threads, merged
+from .options import GenerateOptions, KvType, Load, Messages, Pooling, SamplingParams, default_threads, merged
 from .prompt_cache import PromptCache
 from .session import Completion, Session, Stream
 from .tokenizer import Tokenizer
@@ -346,6 +346,82 @@ class Model:
         n = 1 if isinstance(token_ids, (str, bytes, bytearray)) else len(token_ids)
         with self.session(context_length=max(n, 1)) as session:
             return session.logits(token_ids)
+
+    @overload
+    def embed(
+        self,
+        texts: str | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        pooling: Literal["mean", "cls", "last"] | None = None,
+        normalize: bool = True,
+        dimensions: int | None = None,
+        truncate: bool = False,
+    ) -> npt.NDArray[np.float32]: ...
+
+    @overload
+    def embed(
+        self,
+        texts: str | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        pooling: Literal["none"],
+        normalize: bool = True,
+        dimensions: int | None = None,
+        truncate: bool = False,
+    ) -> list[npt.NDArray[np.float32]]: ...
+
+    def embed(
+        self,
+        texts: str | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool = True,
+        dimensions: int | None = None,
+        truncate: bool = False,
+    ) -> npt.NDArray[np.float32] | list[npt.NDArray[np.float32]]:
+        """Vectors of texts, ``(n, dim)``: texts that mean something similar have similar ones.
+
+        Any model gives some; those that were made for it (BERT and its kin, EmbeddingGemma, Qwen3 Embedding) give good
+        ones. What their authors want before a text (``"query: "``) is yours to write. Each text's vector is the same,
+        to the bit, in any company. Nothing in a text is read as a special token.
+
+        Args:
+            texts: texts, or lists of token ids; or one text, whose vector is then all there is, ``(1, dim)``.
+            pooling: how the vectors of tokens become one: ``"mean"``, ``"cls"`` (that of the first), ``"last"``. By
+                default as the file says, or else the mean in an encoder and the last in others. ``"none"`` gives those
+                of the tokens, an array ``(n_tokens, dim)`` for each text.
+            normalize: make vectors of length 1, so that the product of two is their cosine.
+            dimensions: the first so many numbers of each, for models that were trained to have them say most.
+            truncate: cut texts that are longer than the context. They still end with the token that ends all texts.
+
+        Raises:
+            ContextOverflowError: if a text is longer than the context, or than the model has positions for.
+            UnsupportedModelError: if the model is a reranker, and ``pooling`` is not given.
+            ValueError: if a text has no tokens, or an argument is out of range.
+        """
+        several: list[str | Sequence[int]] = [texts] if isinstance(texts, str) else [*texts]
+        data, counts = self._handle.embed(
+            several, pooling, normalize, dimensions, truncate, self.context_length, self.threads, self.kv_type
+        )
+        vectors = np.asarray(data)
+        if pooling != "none":
+            return vectors
+        return np.split(vectors, np.cumsum(counts)[:-1]) if counts else []
+
+    def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """How well each document answers a query, by a reranker: a BERT or ModernBERT with a classifier, or Qwen3's.
+
+        The higher, the better: a logit, or of Qwen3 the probability of "yes". Nothing in query or documents is read as
+        a special token.
+
+        Raises:
+            ContextOverflowError: if a query and a document are together longer than the context.
+            UnsupportedModelError: if the model is no reranker.
+        """
+        from .rerank import pairs
+
+        handle = self._handle
+        ids = pairs(self, query, documents)
+        return [scores[0] for scores in handle.rank(ids, self.context_length, self.threads, self.kv_type)]
 
     def score(self, prompt: str | Sequence[int], continuation: str | Sequence[int]) -> Score:
         """How likely ``continuation`` is after ``prompt``. Nothing is drawn: options of sampling play no part.

@@ -24,6 +24,9 @@ Load = Literal["mmap", "read"]
 OnOverflow = Literal["stop", "shift"]
 """What to do when the context is full."""
 
+Pooling = Literal["mean", "cls", "last", "none"]
+"""How the vectors of a text's tokens become one."""
+
 Messages = str | Sequence[Mapping[str, Any]]
 """A conversation: mappings with ``role`` and ``content``, and whatever else the template of the model uses. Text alone
 is one message of the user."""

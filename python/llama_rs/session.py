@@ -201,8 +201,8 @@ class Session:
     def truncate(self, n: int) -> None:
         """Forgets all but the first ``n`` tokens.
 
-        A model with recurrent layers (Qwen 3.5, LFM2, Granite 4) goes back to its last snapshot before them, and computes
-        the tokens from there on again before any that are added.
+        A model with recurrent layers (Qwen 3.5, LFM2, Granite 4) goes back to its last snapshot before them, and
+        computes the tokens from there on again before any that are added.
 
         Raises:
             ValueError: if there are not so many.

@@ -1,9 +1,9 @@
 //! Reading hyper-parameters: the keys under the architecture's name, each checked when it is read.
 
 use super::{
-    Activation, AttentionConfig, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, Ffn, Gate, Gating, Groups,
-    KeyHead, LayerConfig, LinearHeads, MambaConfig, Mask, Mixer, Norm, NormKind, Norms, QkNorm, RopeConfig,
-    RopeScaling, RopeStyle, Rule, SharedConfig, ShortConvConfig, Temperature, Values,
+    Activation, AttentionConfig, Config, DeltaNetConfig, DenseConfig, EmbeddingSum, ExpertsConfig, Ffn, Gate, Gating,
+    Groups, KeyHead, LatentConfig, LayerConfig, LinearHeads, MambaConfig, Mask, Mixer, Norm, NormKind, Norms, Pooling,
+    QkNorm, Ranking, RopeConfig, RopeScaling, RopeStyle, Rule, SharedConfig, ShortConvConfig, Temperature, Values,
 };
 use crate::checkpoint::{Checkpoint, Metadata, Value};
 use crate::error::{Error, FormatError, Result};
@@ -44,6 +44,7 @@ const EMBEDDING_SCALE: &str = "embedding_scale";
 const RESIDUAL_SCALE: &str = "residual_scale";
 const LOGIT_SCALE: &str = "logit_scale";
 const LOGIT_SOFTCAP: &str = "final_logit_softcapping";
+const POOLING: &str = "pooling_type"; // 0 none, 1 mean, 2 cls, 3 last, 4 rank
 const N_EXPERTS: &str = "expert_count";
 const N_EXPERTS_USED: &str = "expert_used_count";
 const EXPERT_HIDDEN_DIM: &str = "expert_feed_forward_length";
@@ -54,6 +55,10 @@ const EXPERT_NORM: &str = "expert_weights_norm";
 const EXPERT_SCALE: &str = "expert_weights_scale";
 const N_GROUPS: &str = "expert_group_count";
 const N_GROUPS_USED: &str = "expert_group_used_count";
+const QUERY_RANK: &str = "attention.q_lora_rank"; // none when absent
+const RANK: &str = "attention.kv_lora_rank";
+const KEY_LENGTH_MLA: &str = "attention.key_length_mla"; // key_length when absent
+const VALUE_LENGTH_MLA: &str = "attention.value_length_mla"; // value_length when absent
 const RECURRENT_LAYERS: &str = "attention.recurrent_layers"; // which do not attend
 const ATTENTION_INTERVAL: &str = "full_attention_interval"; // each such layer does, where the file does not say which
 const N_TAPS: &str = "ssm.conv_kernel";
@@ -144,10 +149,53 @@ impl<'a> Keys<'a> {
             layers,
             n_predict_layers,
             ropes,
-            output_norm: "output_norm",
+            embedding_sum: EmbeddingSum::default(),
+            output_norm: Some("output_norm"),
+            has_logits: true,
+            pooling: self.pooling()?,
+            ranking: Ranking { pooling: Pooling::Last, gelu: false, softmax: false },
             logit_scale: 1.0,
             logit_softcap: None,
         })
+    }
+
+    /// Has each token see all others, or those around it where there was a window; there are no logits then.
+    pub fn see_all(&self, config: &mut Config) -> Result<()> {
+        if self.bool(CAUSAL)? == Some(true) {
+            return Err(self.unsupported(format!("a causal mask in an encoder, {}", self.architecture)));
+        }
+        config.has_logits = false;
+        config.ranking.pooling = Pooling::Cls;
+        config.each_attention(|_, attention| {
+            attention.mask = match attention.mask {
+                Mask::Window(n) => Mask::Around(n),
+                Mask::Causal | Mask::Chunk(_) | Mask::All | Mask::Around(_) => Mask::All,
+            }
+        });
+        Ok(())
+    }
+
+    /// An encoder as BERT is: embeddings of tokens and of the kind of a text are added and normed, and so is what each
+    /// branch of a layer is added to. Plain networks go through GELU.
+    ///
+    /// # Errors
+    /// As for [`Keys::decoder`].
+    pub fn bert(&self) -> Result<Config> {
+        let mut config = self.decoder(RopeStyle::Half, NormKind::Layer)?;
+        self.see_all(&mut config)?;
+        config.embedding_sum =
+            EmbeddingSum { positions: false, types: self.has_tensor("token_types.weight"), normed: true };
+        config.output_norm = None;
+        config.set_norms(Norms::OF_SUMS);
+        config.each_dense(|dense| (dense.activation, dense.gated) = (Activation::Gelu, false));
+        Ok(config)
+    }
+
+    /// How the vectors of a text's tokens become one.
+    fn pooling(&self) -> Result<Option<Pooling>> {
+        let Some(n) = self.usize(POOLING)? else { return Ok(None) };
+        let pooling = Pooling::ALL.get(n).copied();
+        pooling.map(Some).ok_or_else(|| self.error("unknown pooling", POOLING).got(n).limit("0 to 4").into())
     }
 
     /// The kind of all norms.
@@ -192,6 +240,50 @@ impl<'a> Keys<'a> {
             layer.mixer = Mixer::DeltaNet(DeltaNetConfig { heads, n_taps, fused_rates, fused_heads, log_decays });
         }
         Ok(config)
+    }
+
+    /// Queries, keys and values of all layers come from short vectors, and their heads are those of the file (DeepSeek-V2).
+    /// With YaRN it is the scores that are multiplied with the square of a magnitude, not cosines and sines.
+    pub fn latent(&self, config: &mut Config) -> Result<()> {
+        let size = |name: &str| self.size(name)?.map(|n| self.at_most(name, n, MAX_DIM)).transpose();
+        let query_rank = match self.usize(QUERY_RANK)? {
+            Some(0) => None,
+            _ => size(QUERY_RANK)?,
+        };
+        let rank = self.required(RANK, size(RANK)?)?;
+        let (key_length, value_length) = (size(KEY_LENGTH_MLA)?, size(VALUE_LENGTH_MLA)?);
+        let absorbed = self.has_tensor("blk.0.attn_k_b.weight");
+        let rope_dim = config.ropes[0].dim;
+        let mut magnitude = 1.0;
+        if let RopeScaling::Yarn { factor, magnitude: of_turns, .. } = &mut config.ropes[0].scaling
+            && let Some(multiplier) = self.f32(YARN_LOG_MULTIPLIER)?.filter(|&multiplier| multiplier != 0.0)
+        {
+            magnitude = 1.0 + multiplier * factor.max(1.0).ln();
+            *of_turns = 1.0;
+        }
+        for layer in &mut config.layers {
+            let Mixer::Attention(a) = layer.mixer else { continue };
+            let (name, head_dim) = key_length.map_or((KEY_LENGTH, a.head_dim), |n| (KEY_LENGTH_MLA, n));
+            let value_dim = value_length.unwrap_or(a.value_dim);
+            let most = MAX_DIM / a.n_heads;
+            if !(rope_dim + 1..=most).contains(&head_dim) {
+                let e = self.error("bad length of heads", name).got(head_dim);
+                return Err(e.limit(format!("more than the {rope_dim} that are rotated, at most {most}")).into());
+            }
+            self.at_most(VALUE_LENGTH_MLA, value_dim, most)?;
+            self.at_most(RANK, rank, most.saturating_sub(rope_dim))?;
+            let latent =
+                LatentConfig { query_rank, rank, rope_dim, nope_dim: head_dim - rope_dim, value_dim, absorbed };
+            let scale = magnitude * magnitude / (head_dim as f32).sqrt();
+            let heads = if absorbed {
+                let heads = AttentionConfig::new(a.n_heads, 1, rope_dim + rank);
+                AttentionConfig { value_dim: rank, values_in_keys: true, ..heads }
+            } else {
+                AttentionConfig { value_dim, ..AttentionConfig::new(a.n_heads, a.n_heads, head_dim) }
+            };
+            layer.mixer = Mixer::Latent(AttentionConfig { scale, ..heads }, latent);
+        }
+        Ok(())
     }
 
     /// Layers without key-value heads are short convolutions, the others norm queries and keys (LFM2).
@@ -281,11 +373,12 @@ impl<'a> Keys<'a> {
         self.architecture == "phi3"
     }
 
-    /// The length of the window of each layer that has one. Where the file does not say which have one, the layers `i` with
-    /// `i mod pattern < pattern - 1` do; a pattern of 0 means all.
-    pub fn windows(&self, n_layers: usize, pattern: usize) -> Result<Vec<Option<usize>>> {
+    /// The length of the window of each layer that has one. Where the file does not say which have one, of each `pattern`
+    /// layers all but the last do, or all but the first if `full_first`; a pattern of 0 means all.
+    pub fn windows(&self, n_layers: usize, pattern: usize, full_first: bool) -> Result<Vec<Option<usize>>> {
         let Some(n @ 1..) = self.usize(SLIDING_WINDOW)? else { return Ok(vec![None; n_layers]) };
-        let every = |pattern: usize| (0..n_layers).map(|i| pattern == 0 || i % pattern < pattern - 1).collect();
+        let full = |i: usize, pattern: usize| i % pattern == if full_first { 0 } else { pattern - 1 };
+        let every = |pattern: usize| (0..n_layers).map(|i| pattern == 0 || !full(i, pattern)).collect();
         let windowed: Vec<bool> = match self.flags(WINDOW_PATTERN, n_layers)? {
             Some(flags) => flags,
             None => every(self.usize(WINDOW_PATTERN)?.unwrap_or(pattern)),
@@ -295,7 +388,12 @@ impl<'a> Keys<'a> {
 
     /// Gives attentions the windows of [`Keys::windows`]. Whether any has one.
     pub fn set_windows(&self, config: &mut Config, pattern: usize) -> Result<bool> {
-        let windows = self.windows(config.n_layers(), pattern)?;
+        self.set_windows_but(config, pattern, false)
+    }
+
+    /// The same; `full_first` as there.
+    pub fn set_windows_but(&self, config: &mut Config, pattern: usize, full_first: bool) -> Result<bool> {
+        let windows = self.windows(config.n_layers(), pattern, full_first)?;
         config.each_attention(|i, attention| attention.mask = windows[i].map_or(Mask::Causal, Mask::Window));
         Ok(windows.iter().any(Option::is_some))
     }
@@ -334,7 +432,7 @@ impl<'a> Keys<'a> {
             normalized: self.metadata().bool(&self.full(EXPERT_NORM))?.unwrap_or(defaults.normalized),
             weight_scale,
             shared: None,
-            groups: Groups { n, used },
+            groups: Groups { n, used, best: if gating == Gating::Softmax { 1 } else { 2 } },
         }))
     }
 

@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 pub use crate::kernels::{Activation, KeyHead, LinearHeads, Mask, Norm, NormKind, RopeStyle, Rule};
 pub use keys::{ExpertDefaults, Keys, MAX_DIM, MAX_VOCAB_SIZE};
 
+/// The longest text of an encoder that we accept: some hundred thousand tokens, of which each sees each.
+const MAX_ENCODED: usize = 1 << 17;
+
 /// The hyper-parameters of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -30,6 +33,8 @@ pub struct Config {
     pub norm: Norm,
     /// What token embeddings are multiplied with. 1 for most models.
     pub embedding_scale: f32,
+    /// What is added to token embeddings.
+    pub embedding_sum: EmbeddingSum,
     /// Length of the embeddings that tokens have for each layer besides (Gemma 3n and 4).
     pub layer_embedding_dim: Option<usize>,
     /// The layers, first to last; there is one at least.
@@ -38,12 +43,71 @@ pub struct Config {
     pub n_predict_layers: usize,
     /// The rotations that layers refer to by index.
     pub ropes: Vec<RopeConfig>,
-    /// The name of the norm before the output.
-    pub output_norm: &'static str,
+    /// The name of the norm before the output, if there is one.
+    pub output_norm: Option<&'static str>,
+    /// Whether there are logits of a next token. An encoder has none.
+    pub has_logits: bool,
+    /// How the vectors of a text's tokens become one, where the file says so.
+    pub pooling: Option<Pooling>,
+    /// What a reranker's scores are made of.
+    pub ranking: Ranking,
     /// What logits are multiplied with. 1 for most models.
     pub logit_scale: f32,
     /// Logits become `limit * tanh(logit / limit)` (Gemma 2).
     pub logit_softcap: Option<f32>,
+}
+
+/// What is added to the embedding of a token, before a norm (BERT, Devlin et al. 2019).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EmbeddingSum {
+    /// A vector of its position, learned.
+    pub positions: bool,
+    /// A vector of the kind of text that it belongs to: always the first one here.
+    pub types: bool,
+    /// Whether the sum goes through a norm.
+    pub normed: bool,
+}
+
+/// How the vectors of a text's tokens become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// Not at all.
+    None,
+    /// Their mean.
+    Mean,
+    /// That of the first token.
+    Cls,
+    /// That of the last token.
+    Last,
+    /// What a classifier makes of them: how well a document answers a query.
+    Rank,
+}
+
+impl Pooling {
+    /// In the order of their numbers in GGUF.
+    pub const ALL: [Self; 5] = [Self::None, Self::Mean, Self::Cls, Self::Last, Self::Rank];
+
+    /// As llama.cpp calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Mean => "mean",
+            Self::Cls => "cls",
+            Self::Last => "last",
+            Self::Rank => "rank",
+        }
+    }
+}
+
+/// What a reranker makes of the vectors of a text's tokens, besides its matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ranking {
+    /// How they become one.
+    pub pooling: Pooling,
+    /// What comes out of the first matrix goes through GELU, and else through tanh.
+    pub gelu: bool,
+    /// Scores are probabilities of the labels.
+    pub softmax: bool,
 }
 
 /// A layer: a mixer of positions, then a feed-forward network, each a branch that is added to the residual stream.
@@ -72,14 +136,33 @@ pub struct Norms {
     pub ffn: Option<&'static str>,
     /// Of what comes out of it, before it is added.
     pub after_ffn: Option<&'static str>,
+    /// Of the residual stream after the mixer was added to it (BERT).
+    pub mixer_sum: Option<&'static str>,
+    /// Of that with what went into the layer added to it once more (Jina's for code).
+    pub mixer_sum_again: Option<&'static str>,
+    /// Of the residual stream after the network was added to it.
+    pub ffn_sum: Option<&'static str>,
     /// The feed-forward network takes what the mixer takes, and not what it gives.
     pub parallel: bool,
 }
 
 impl Norms {
+    /// None at all.
+    pub const NONE: Self = Self {
+        mixer: None,
+        after_mixer: None,
+        ffn: None,
+        after_ffn: None,
+        mixer_sum: None,
+        mixer_sum_again: None,
+        ffn_sum: None,
+        parallel: false,
+    };
+    /// Of the stream, after each branch was added to it: the first Transformers.
+    pub const OF_SUMS: Self =
+        Self { mixer_sum: Some("attn_output_norm"), ffn_sum: Some("layer_output_norm"), ..Self::NONE };
     /// Before each branch: most models.
-    pub const BEFORE: Self =
-        Self { mixer: Some("attn_norm"), after_mixer: None, ffn: Some("ffn_norm"), after_ffn: None, parallel: false };
+    pub const BEFORE: Self = Self { mixer: Some("attn_norm"), ffn: Some("ffn_norm"), ..Self::NONE };
     /// Before and after each branch (Gemma 2).
     pub const AROUND: Self =
         Self { after_mixer: Some("post_attention_norm"), after_ffn: Some("post_ffw_norm"), ..Self::BEFORE };
@@ -104,20 +187,26 @@ pub enum Mixer {
     Mamba(MambaConfig),
     /// The two side by side, from one norm; what they give is added (Falcon-H1).
     AttentionAndMamba(AttentionConfig, MambaConfig),
+    /// Attention whose queries, keys and values come from short vectors. A head is what is rotated, then the rest.
+    Latent(AttentionConfig, LatentConfig),
 }
 
 impl Mixer {
     /// Its attention, if it has one.
     pub fn attention(&self) -> Option<&AttentionConfig> {
         match self {
-            Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) => Some(attention),
+            Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) | Mixer::Latent(attention, _) => {
+                Some(attention)
+            }
             Mixer::DeltaNet(_) | Mixer::ShortConv(_) | Mixer::Mamba(_) => None,
         }
     }
 
     fn attention_mut(&mut self) -> Option<&mut AttentionConfig> {
         match self {
-            Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) => Some(attention),
+            Mixer::Attention(attention) | Mixer::AttentionAndMamba(attention, _) | Mixer::Latent(attention, _) => {
+                Some(attention)
+            }
             Mixer::DeltaNet(_) | Mixer::ShortConv(_) | Mixer::Mamba(_) => None,
         }
     }
@@ -125,7 +214,7 @@ impl Mixer {
     /// What it remembers besides keys and values, in a model of this `dim`.
     pub fn recurrent(&self, dim: usize) -> Option<RecurrentConfig> {
         match self {
-            Mixer::Attention(_) => None,
+            Mixer::Attention(_) | Mixer::Latent(..) => None,
             Mixer::DeltaNet(c) => {
                 let channels = 2 * c.heads.n_key_heads * c.heads.key_dim + c.heads.n_heads * c.heads.value_dim;
                 Some(RecurrentConfig { channels, n_taps: c.n_taps, heads: Some(c.heads) })
@@ -196,6 +285,28 @@ impl MambaConfig {
     }
 }
 
+/// Multi-head latent attention (DeepSeek-V2, 2024): keys and values of all heads are products with one short vector of
+/// each token.
+///
+/// In files that have the matrices of keys and values apart (`absorbed`), queries are multiplied with those of keys instead,
+/// and what comes out of the attention with those of values: keys are what is rotated and the short vector itself, the same
+/// for all heads, and values are that vector again. In older ones keys and values are expanded before they are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LatentConfig {
+    /// Length of the vector that queries come from; `None` if it is the layer's input.
+    pub query_rank: Option<usize>,
+    /// Length of the vector that keys and values come from.
+    pub rank: usize,
+    /// Numbers of a head's queries and keys that are rotated. Those of keys are the same for all heads.
+    pub rope_dim: usize,
+    /// Numbers of a head's queries and keys that are not.
+    pub nope_dim: usize,
+    /// Numbers of a head's values, as they were meant.
+    pub value_dim: usize,
+    /// Whether attention runs on the short vectors.
+    pub absorbed: bool,
+}
+
 /// Attention with keys and values of all positions so far.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionConfig {
@@ -211,6 +322,8 @@ pub struct AttentionConfig {
     pub values: Values,
     /// The layer whose keys and values are read, if this one has none of its own.
     pub kv_layer: Option<usize>,
+    /// Whether the values are the last `value_dim` numbers of the keys (latent attention).
+    pub values_in_keys: bool,
     /// The rotation of queries and keys, of [`Config::ropes`], if there is one.
     pub rope: Option<usize>,
     /// What scores are multiplied with.
@@ -227,6 +340,8 @@ pub struct AttentionConfig {
     pub gate: Gate,
     /// Queries of far positions are made longer.
     pub temperature: Option<Temperature>,
+    /// The largest slope by which scores fall with the distance (ALiBi).
+    pub alibi: Option<f32>,
 }
 
 impl AttentionConfig {
@@ -239,6 +354,7 @@ impl AttentionConfig {
             value_dim: head_dim,
             values: Values::Own,
             kv_layer: None,
+            values_in_keys: false,
             rope: Some(0),
             scale: 1.0 / (head_dim as f32).sqrt(),
             mask: Mask::Causal,
@@ -247,6 +363,7 @@ impl AttentionConfig {
             sinks: false,
             gate: Gate::None,
             temperature: None,
+            alibi: None,
         }
     }
 }
@@ -269,6 +386,8 @@ pub enum QkNorm {
     None,
     /// Of each head, before the rotation.
     Heads,
+    /// Of each head with weights of its own, before the rotation.
+    OwnHeads,
     /// Of each head, after the rotation.
     RotatedHeads,
     /// Of all heads together, before the rotation.
@@ -321,7 +440,7 @@ pub struct ExpertsConfig {
     pub n_experts: usize,
     /// Experts that a token goes to.
     pub n_used: usize,
-    /// Each of them. They are gated.
+    /// Each of them.
     pub expert: DenseConfig,
     /// How the router's logits become weights.
     pub gating: Gating,
@@ -331,7 +450,7 @@ pub struct ExpertsConfig {
     pub weight_scale: f32,
     /// The expert that every token goes to besides.
     pub shared: Option<SharedConfig>,
-    /// Experts come in so many groups, of which those with the best two are chosen first.
+    /// Experts come in so many groups, some of which are chosen first.
     pub groups: Groups,
 }
 
@@ -361,6 +480,8 @@ pub enum Gating {
 pub struct Groups {
     pub n: usize,
     pub used: usize,
+    /// Of so many of its best is the sum that a group is chosen by.
+    pub best: usize,
 }
 
 /// A rotary position embedding (RoPE, Su et al. 2021).
@@ -452,6 +573,21 @@ impl Config {
         self.layers.iter().any(|layer| layer.mixer.recurrent(self.dim).is_some())
     }
 
+    /// Whether a token sees those after it: then a text has to be computed at once.
+    pub fn is_encoder(&self) -> bool {
+        self.attention().any(|attention| matches!(attention.mask, Mask::All | Mask::Around(_)))
+    }
+
+    /// The most tokens of a sequence, whatever room it has: where positions are learned there are no others, and an encoder
+    /// has buffers for all of a text at once.
+    pub fn longest(&self) -> usize {
+        match (self.is_encoder(), self.embedding_sum.positions) {
+            (true, _) => self.context_length.min(MAX_ENCODED),
+            (false, true) => self.context_length,
+            (false, false) => usize::MAX,
+        }
+    }
+
     /// Changes each attention, with the number of its layer.
     fn each_attention(&mut self, mut change: impl FnMut(usize, &mut AttentionConfig)) {
         for (i, layer) in self.layers.iter_mut().enumerate() {
@@ -508,7 +644,55 @@ macro_rules! architectures {
     };
 }
 architectures! {
-    arcee cohere2 command_r ernie4_5 ernie4_5_moe exaone4 falcon_h1 gemma gemma2 gemma3 gemma4 glm4 glm4moe gpt_oss granite granitehybrid granitemoe hunyuan_dense hunyuan_moe lfm2 lfm2moe llama minicpm mistral3 olmo2 olmoe phi3 qwen2 qwen2moe qwen3 qwen35 qwen35moe qwen3moe qwen3next seed_oss smollm3 starcoder2
+    arcee
+    bert
+    cohere2
+    command_r
+    deepseek
+    deepseek2
+    dots1
+    ernie4_5
+    ernie4_5_moe
+    exaone4
+    falcon_h1
+    gemma
+    gemma2
+    gemma3
+    gemma4
+    gemma_embedding
+    glm4
+    glm4moe
+    gpt_oss
+    granite
+    granitehybrid
+    granitemoe
+    hunyuan_dense
+    hunyuan_moe
+    jina_bert_v2
+    lfm2
+    lfm2moe
+    llama
+    minicpm
+    minimax_m2
+    mistral3
+    modern_bert
+    nemotron
+    nomic_bert
+    nomic_bert_moe
+    olmo2
+    olmoe
+    phi2
+    phi3
+    qwen2
+    qwen2moe
+    qwen3
+    qwen35
+    qwen35moe
+    qwen3moe
+    qwen3next
+    seed_oss
+    smollm3
+    starcoder2
 }
 
 /// What a GGUF file may hold that is no model, by its `general.type`.
@@ -567,7 +751,11 @@ pub fn plain(n_layers: usize, dim: usize, attention: AttentionConfig, hidden_dim
         layers: vec![layer; n_layers],
         n_predict_layers: 0,
         ropes: vec![RopeConfig { dim: attention.head_dim, theta: 1e4, style, scaling, factors: true }],
-        output_norm: "output_norm",
+        embedding_sum: EmbeddingSum::default(),
+        output_norm: Some("output_norm"),
+        has_logits: true,
+        pooling: None,
+        ranking: Ranking { pooling: Pooling::Last, gelu: false, softmax: false },
         logit_scale: 1.0,
         logit_softcap: None,
     }

@@ -1,4 +1,4 @@
-//! Qwen 3: norms of queries and keys.
+//! Qwen 3: norms of queries and keys. Its rerankers give the probability of "yes".
 
 use super::{Architecture, NormKind, QkNorm, RopeStyle};
 
@@ -7,6 +7,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     read: |keys| {
         let mut config = keys.decoder(RopeStyle::Half, NormKind::Rms)?;
         config.each_attention(|_, attention| attention.qk_norm = QkNorm::Heads);
+        config.ranking.softmax = true;
         Ok(config)
     },
 };

@@ -44,11 +44,15 @@ impl fmt::Display for Refused {
 /// # Errors
 /// [`Refused`].
 pub fn render(source: &str, variables: Value, now: i64) -> Result<String, Refused> {
+    render_within(MOST_STEPS, source, variables, now)
+}
+
+fn render_within(steps: u64, source: &str, variables: Value, now: i64) -> Result<String, Refused> {
     if source.len() > MOST_SOURCE {
         return Err(Refused::Template(format!("it has {} bytes, at most {MOST_SOURCE} are read", source.len())));
     }
     let source = without_generation_tags(source);
-    let environment = environment(now);
+    let environment = environment(steps, now);
     let template = environment.template_from_named_str("chat_template", &source).map_err(|e| refused(&e))?;
     let mut out = Limited(Vec::new());
     template.render_captured_to(variables, &mut out).map_err(|e| refused(&e))?;
@@ -56,12 +60,12 @@ pub fn render(source: &str, variables: Value, now: i64) -> Result<String, Refuse
 }
 
 /// As `transformers` has it: blocks leave no lines behind, and a few functions more.
-fn environment(now: i64) -> Environment<'static> {
+fn environment(steps: u64, now: i64) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("the delimiters are those of Jinja"));
-    environment.set_fuel(Some(MOST_STEPS));
+    environment.set_fuel(Some(steps));
     environment.set_recursion_limit(MOST_DEPTH);
     environment.set_unknown_method_callback(unknown_method_callback);
     environment.set_formatter(|out, _, value| {
@@ -158,7 +162,7 @@ mod tests {
 
     fn rendered(source: &str) -> Result<String, Refused> {
         let message = Value::from_pairs([("role", "user"), ("content", " Hi\u{e9} ")]);
-        render(source, Value::from_pairs([("messages", Value::from(vec![message]))]), 0)
+        render_within(1 << 16, source, Value::from_pairs([("messages", Value::from(vec![message]))]), 0)
     }
 
     #[test]

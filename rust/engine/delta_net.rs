@@ -104,7 +104,7 @@ impl Pass<'_, '_> {
                 cx.kernels.activate(Activation::Silu, row, gate, Some(&normed));
             }
         });
-        let add = Add { cx, norm, after: layer.after_mixer.as_ref(), scale: layer_config.residual_scale };
+        let add = Add::mixer(cx, norm, layer_config, layer);
         add.product(x, branch, &w.out, hidden);
     }
 }

@@ -20,7 +20,7 @@ impl Pass<'_, '_> {
         self.hidden(config, w);
         let (cx, n, dim, norm) = (self.cx, self.n, self.engine.config.dim, self.engine.config.norm);
         let Buffers { x, branch, hidden, .. } = &mut *self.buffers;
-        let add = Add { cx, norm, after: layer.after_ffn.as_ref(), scale: layer_config.residual_scale };
+        let add = Add::ffn(cx, norm, layer_config, layer);
         add.product(room(x, n * dim), branch, &w.w_down, hidden);
     }
 

@@ -36,7 +36,7 @@ pub struct Chosen {
 struct Active {
     expert: usize,
     pairs: Range<usize>,
-    w_gate: TensorView,
+    w_gate: Option<TensorView>,
     w_up: TensorView,
     w_down: TensorView,
 }
@@ -53,7 +53,7 @@ impl Pass<'_, '_> {
         self.experts_sum(config, w, layer.ffn_norm.as_ref(), None);
         let (cx, dim, norm) = (self.cx, self.engine.config.dim, self.engine.config.norm);
         let Buffers { x, branch, .. } = &mut *self.buffers;
-        let add = Add { cx, norm, after: layer.after_ffn.as_ref(), scale: layer_config.residual_scale };
+        let add = Add::ffn(cx, norm, layer_config, layer);
         add.rows(room(x, self.n * dim), room(branch, self.n * dim), dim);
     }
 
@@ -85,7 +85,7 @@ impl Pass<'_, '_> {
             apply_norm(cx, norm, &mut of_dense, &out[range], &beside.after_dense);
             sum.iter_mut().zip(of_dense).for_each(|(sum, x)| *sum += x);
         });
-        let add = Add { cx, norm, after: layer.after_ffn.as_ref(), scale: layer_config.residual_scale };
+        let add = Add::ffn(cx, norm, layer_config, layer);
         add.rows(x, branch, dim);
     }
 
@@ -100,8 +100,11 @@ impl Pass<'_, '_> {
     ) {
         let &ExpertsConfig { n_experts, n_used, expert, .. } = config;
         let (hidden_dim, activation) = (expert.hidden_dim, expert.activation);
-        let samples = [w.w_gate.expert(0), w.w_up.expert(0), w.w_down.expert(0)]; // the others are of the same types
-        let mut consumers = vec![&w.router, &samples[0], &samples[1]];
+        // The others are of the same types.
+        let samples: Vec<TensorView> = w.w_gate.iter().chain([&w.w_up]).map(|stack| stack.expert(0)).collect();
+        let down_sample = w.w_down.expert(0);
+        let mut consumers = vec![&w.router];
+        consumers.extend(&samples);
         consumers.extend([&w.shared_gate, &w.shared_up].into_iter().flatten().map(|w| &w.weight));
         self.normed(norm, &consumers);
         let (engine, cx, n, dim) = (self.engine, self.cx, self.n, self.engine.config.dim);
@@ -136,7 +139,8 @@ impl Pass<'_, '_> {
             let pairs = first..first + *end;
             *end = first; // from here on the next place of the expert's pairs
             first = pairs.end;
-            let [w_gate, w_up, w_down] = [&w.w_gate, &w.w_up, &w.w_down].map(|stack| stack.expert(expert));
+            let [w_up, w_down] = [&w.w_up, &w.w_down].map(|stack| stack.expert(expert));
+            let w_gate = w.w_gate.as_ref().map(|stack| stack.expert(expert));
             active.push(Active { expert, pairs, w_gate, w_up, w_down });
         }
         let pairs = c.choices.len();
@@ -160,18 +164,19 @@ impl Pass<'_, '_> {
         let inputs = if n == 1 {
             &*normed
         } else {
-            c.inputs.reset(pairs, dim, &[&samples[0], &samples[1]]);
+            c.inputs.reset(pairs, dim, &samples.iter().collect::<Vec<_>>());
             c.inputs.fill(cx, &|pair, row| row.copy_from_slice(normed.x(c.tokens[pair] as usize)));
             &c.inputs
         };
         let rows_of = |active: &Active| if n == 1 { 0..1 } else { active.pairs.clone() };
         let mut jobs = Vec::with_capacity(2 * active.len());
-        for (stack, views, out) in [(&w.w_gate, 0, &mut *gates), (&w.w_up, 1, &mut *ups)] {
+        for (stack, is_gate, out) in [(w.w_gate.as_ref(), true, &mut *gates), (Some(&w.w_up), false, &mut *ups)] {
             let mut rest = out;
             for active in &active {
                 let (out, others) = std::mem::take(&mut rest).split_at_mut(active.pairs.len() * hidden_dim);
                 rest = others;
-                let view = if views == 0 { &active.w_gate } else { &active.w_up };
+                let view = if is_gate { active.w_gate.as_ref() } else { Some(&active.w_up) };
+                let (Some(stack), Some(view)) = (stack, view) else { continue };
                 jobs.push(expert_linear(out, stack, active.expert, view, inputs, rows_of(active)));
             }
         }
@@ -179,13 +184,18 @@ impl Pass<'_, '_> {
         drop(jobs);
         active.iter().for_each(|active| {
             let range = active.pairs.start * hidden_dim..active.pairs.end * hidden_dim;
-            rescale_expert(&mut gates[range.clone()], &w.w_gate, active.expert);
+            if let Some(stack) = &w.w_gate {
+                rescale_expert(&mut gates[range.clone()], stack, active.expert);
+            }
             rescale_expert(&mut ups[range], &w.w_up, active.expert);
         });
-        c.hidden.reset(pairs, hidden_dim, &[&samples[2]]);
+        c.hidden.reset(pairs, hidden_dim, &[&down_sample]);
         c.hidden.fill(cx, &|pair, row| {
             let range = pair * hidden_dim..(pair + 1) * hidden_dim;
-            cx.kernels.activate(activation, row, &gates[range.clone()], Some(&ups[range]));
+            match &w.w_gate {
+                Some(_) => cx.kernels.activate(activation, row, &gates[range.clone()], Some(&ups[range])),
+                None => cx.kernels.activate(activation, row, &ups[range], None),
+            }
         });
         let mut rest = &mut *out;
         let jobs = active.iter().map(|active| {
@@ -247,7 +257,7 @@ impl Pass<'_, '_> {
 /// Asks the system for what is not in memory of the chosen experts, all at once. Nothing missing: they are not cold.
 fn ask_for(engine: &super::Engine, active: &[Active]) {
     let mut missing = false;
-    for bytes in active.iter().flat_map(|a| [&a.w_gate, &a.w_up, &a.w_down]).map(TensorView::bytes) {
+    for bytes in active.iter().flat_map(|a| a.w_gate.iter().chain([&a.w_up, &a.w_down])).map(TensorView::bytes) {
         if bytes.mapping().resident(bytes.range()) < bytes.len() {
             missing = true;
             bytes.mapping().will_need(bytes.range());
@@ -307,7 +317,7 @@ fn choose(config: &ExpertsConfig, logits: &mut [f32], bias: Option<&[f32]>, choi
             .map(|group| {
                 let mut members: Vec<usize> = (group * size..(group + 1) * size).collect();
                 members.sort_by(best_first);
-                (members.iter().take(2).map(|&i| score(i)).sum(), group)
+                (members.iter().take(groups.best).map(|&i| score(i)).sum(), group)
             })
             .collect();
         of_groups.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));

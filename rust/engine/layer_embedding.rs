@@ -51,7 +51,7 @@ impl Pass<'_, '_> {
             let input = &layer_inputs[t * width + i * each..][..each];
             cx.kernels.activate(Activation::Gelu, row, &gate[t * each..(t + 1) * each], Some(input));
         });
-        let add = super::pass::Add { cx, norm, after: Some(&w.norm), scale: 1.0 };
+        let add = super::pass::Add::normed(cx, norm, &w.norm);
         add.product(x, branch, &w.w_proj, hidden);
     }
 }

@@ -78,7 +78,7 @@ impl Pass<'_, '_> {
                 }
             }
         });
-        let add = Add { cx, norm, after: layer.after_mixer.as_ref(), scale: layer_config.residual_scale };
+        let add = Add::mixer(cx, norm, layer_config, layer);
         add.product(x, branch, &w.out, hidden);
     }
 }

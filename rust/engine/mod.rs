@@ -12,9 +12,11 @@ mod delta_net;
 mod dense;
 mod experts;
 mod head;
+mod latent;
 mod layer_embedding;
 mod mamba;
 mod pass;
+mod pooled;
 mod read_ahead;
 mod recurrent;
 mod rope;
@@ -59,15 +61,31 @@ pub enum Want {
     Last,
     /// Logits of every token.
     All,
+    /// The vector of the last token: what logits would be made of, behind the last norm.
+    LastHidden,
+    /// The vector of every token.
+    Hidden,
+}
+
+impl Want {
+    /// Whether vectors are wanted.
+    fn is_hidden(self) -> bool {
+        matches!(self, Want::LastHidden | Want::Hidden)
+    }
+
+    /// Whether logits are wanted.
+    fn is_logits(self) -> bool {
+        matches!(self, Want::Last | Want::All)
+    }
 }
 
 impl Span<'_> {
-    /// Rows of logits that a pass gives of it.
+    /// Rows of logits or vectors that a pass gives of it.
     pub fn n_wanted(&self) -> usize {
         match self.want {
             Want::Nothing => 0,
-            Want::Last => 1,
-            Want::All => self.tokens.len(),
+            Want::Last | Want::LastHidden => 1,
+            Want::All | Want::Hidden => self.tokens.len(),
         }
     }
 }
@@ -133,19 +151,24 @@ impl Engine {
         self.experts_are_cold.store(true, Ordering::Relaxed);
     }
 
-    /// Computes the tokens of all spans and writes the logits that they want to `logits`, a row of `vocab_size` each, in
-    /// the order of the spans. The sequences then have the tokens.
+    /// Computes the tokens of all spans and writes the logits that they want to `out`, a row of `vocab_size` each, or the
+    /// vectors, a row of `dim` each, in the order of the spans. The sequences then have the tokens.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a token that is not in the vocabulary or a span of none, [`Error::ContextOverflow`],
-    /// [`Error::Interrupted`], [`Error::Changed`], [`Error::SavedSession`], [`Error::OutOfMemory`]. On error no sequence has
-    /// changed.
+    /// [`Error::Argument`] for a token that is not in the vocabulary, a span of none or tokens after those that an encoder
+    /// has, [`Error::ContextOverflow`], [`Error::Interrupted`], [`Error::Changed`], [`Error::SavedSession`],
+    /// [`Error::OutOfMemory`]. On error no sequence has changed.
     ///
     /// # Panics
-    /// If `logits` does not have as many numbers as the spans want.
-    pub fn pass(&self, spans: &mut [Span], logits: &mut [f32], threads: usize, interrupt: &Interrupt) -> Result<()> {
+    /// If `out` does not have as many numbers as the spans want, if some want logits and others vectors, or if logits are
+    /// wanted of a model that has none.
+    pub fn pass(&self, spans: &mut [Span], out: &mut [f32], threads: usize, interrupt: &Interrupt) -> Result<()> {
         let vocab_size = self.config.vocab_size;
-        assert_eq!(logits.len(), spans.iter().map(Span::n_wanted).sum::<usize>() * vocab_size, "room for the logits");
+        let wants_logits = spans.iter().any(|span| span.want.is_logits());
+        let row = if wants_logits { vocab_size } else { self.config.dim };
+        assert_eq!(out.len(), spans.iter().map(Span::n_wanted).sum::<usize>() * row, "room for what is wanted");
+        assert!(!(wants_logits && spans.iter().any(|span| span.want.is_hidden())), "logits or vectors");
+        assert!(!wants_logits || self.config.has_logits, "logits of a model that has some");
         let (_busy, _guarded) = (threads::busy(), guarded());
         let observer = self.observer.get().map(|observer| &**observer);
         let cx = Context { kernels: self.kernels, threads, interrupt, observer };
@@ -159,7 +182,13 @@ impl Engine {
             if let Some(bad) = tokens.iter().find(|&&id| id as usize >= vocab_size) {
                 return Err(Error::Argument(format!("token {bad} is not in the vocabulary of {vocab_size}")));
             }
-            let (before, context_length) = (sequence.position(), sequence.context_length());
+            let before = sequence.position();
+            if before > 0 && self.config.is_encoder() {
+                return Err(Error::Argument(format!(
+                    "an encoder computes a text at once, and has {before} tokens of it"
+                )));
+            }
+            let context_length = sequence.context_length().min(self.config.longest());
             if tokens.len() > context_length - before {
                 return Err(Error::ContextOverflow { tokens: before + tokens.len(), context_length });
             }
@@ -169,7 +198,7 @@ impl Engine {
 
         let kept = self.buffers.try_lock().ok().and_then(|mut kept| kept.take());
         let mut buffers = kept.unwrap_or_default();
-        let done = self.pieces(spans, logits, &cx, &mut buffers);
+        let done = self.pieces(spans, (out, row), &cx, &mut buffers);
         if let Ok(mut kept) = self.buffers.try_lock() {
             *kept = Some(buffers);
         }
@@ -194,17 +223,29 @@ impl Engine {
         self.pass(&mut [span], &mut [], threads, interrupt).inspect_err(|_| sequence.give_back(&tokens))
     }
 
-    /// Goes through the spans in pieces of up to [`BATCH`] tokens together.
-    fn pieces(&self, spans: &mut [Span], mut logits: &mut [f32], cx: &Context, buffers: &mut Buffers) -> Result<()> {
+    /// Goes through the spans in pieces of up to [`BATCH`] tokens together. A span of an encoder is one piece, of any
+    /// length. `out` has rows of the given length.
+    fn pieces(
+        &self,
+        spans: &mut [Span],
+        (mut out, row): (&mut [f32], usize),
+        cx: &Context,
+        buffers: &mut Buffers,
+    ) -> Result<()> {
+        let whole = self.config.is_encoder();
         let (mut span, mut token) = (0, 0);
         while span < spans.len() {
             let first = span;
             let mut pieces = Vec::new();
             let mut room = BATCH;
             while span < spans.len() && room > 0 {
-                let n = (spans[span].tokens.len() - token).min(room);
+                let left = spans[span].tokens.len() - token;
+                if whole && left > room && !pieces.is_empty() {
+                    break;
+                }
+                let n = if whole { left } else { left.min(room) };
                 pieces.push((span - first, token..token + n));
-                room -= n;
+                room = room.saturating_sub(n);
                 token += n;
                 if token == spans[span].tokens.len() {
                     (span, token) = (span + 1, 0);
@@ -215,9 +256,9 @@ impl Engine {
                 span.sequence.begin_batch(span.sequence.position() + range.start, range.len())?;
             }
             let mut pass = Pass::new(self, cx, buffers, &mut spans[first..last], &pieces);
-            let (now, later) = std::mem::take(&mut logits).split_at_mut(pass.n_wanted() * self.config.vocab_size);
+            let (now, later) = std::mem::take(&mut out).split_at_mut(pass.n_wanted() * row);
             pass.run(now)?;
-            logits = later;
+            out = later;
             // The files were what they were up to here, or nothing of this gets out.
             self.checkpoint.check()?;
             spans[first..last].iter().try_for_each(|span| span.sequence.check())?;

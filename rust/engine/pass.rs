@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::experts::Chosen;
+use super::latent::Latents;
 use super::read_ahead::ReadAhead;
 use super::{Engine, Span, Want};
 use crate::arch::{Ffn, LayerConfig, Mixer};
@@ -35,6 +36,7 @@ pub struct Buffers {
     pub attended: Activations,     // (tokens, n_heads * value_dim)
     pub hidden: Activations,       // (tokens, hidden_dim)
     pub chosen: Chosen,            // of experts
+    pub latents: Latents,          // of latent attention
     pub inputs: Vec<f32>,          // (tokens, channels), of a convolution
     pub convolved: Vec<f32>,       // (tokens, channels)
     pub fused: Vec<f32>,           // (tokens, ...), what one matrix of a recurrent layer gives for several uses
@@ -71,13 +73,13 @@ impl Piece<'_, '_> {
         self.span.sequence.position() + self.range.start
     }
 
-    /// The rows whose logits are wanted.
+    /// The rows that are wanted, their logits or their vectors.
     pub fn wanted(&self) -> Range<usize> {
         let end = self.first + self.range.len();
         match self.span.want {
-            Want::All => self.first..end,
-            Want::Last if self.range.end == self.span.tokens.len() => end - 1..end,
-            Want::Last | Want::Nothing => end..end,
+            Want::All | Want::Hidden => self.first..end,
+            Want::Last | Want::LastHidden if self.range.end == self.span.tokens.len() => end - 1..end,
+            Want::Last | Want::LastHidden | Want::Nothing => end..end,
         }
     }
 }
@@ -111,13 +113,13 @@ impl<'p, 's> Pass<'p, 's> {
         Self { engine, cx, buffers, pieces, n }
     }
 
-    /// Rows of logits that it gives.
+    /// Rows of logits or vectors that it gives.
     pub fn n_wanted(&self) -> usize {
         self.pieces.iter().map(|piece| piece.wanted().len()).sum()
     }
 
-    /// Computes all of it. Writes keys and values to the sequences' blocks, and the logits of the rows that want them.
-    pub fn run(&mut self, logits: &mut [f32]) -> Result<()> {
+    /// Computes all of it. Writes keys and values to the sequences' blocks, and to `out` what is wanted.
+    pub fn run(&mut self, out: &mut [f32]) -> Result<()> {
         let engine = self.engine;
         let weights = &engine.weights;
         // A second pass at the same time does not read ahead: the first does, for both.
@@ -140,7 +142,7 @@ impl<'p, 's> Pass<'p, 's> {
         if let Some(ahead) = &mut ahead {
             ahead.before_layer(weights.layers.len());
         }
-        self.head(logits);
+        self.head(out);
         if engine.experts_are_cold.load(Ordering::Relaxed) && !engine.expert_was_cold.swap(false, Ordering::Relaxed) {
             engine.experts_are_cold.store(false, Ordering::Relaxed);
         }
@@ -158,14 +160,32 @@ impl<'p, 's> Pass<'p, 's> {
                 ahead.before_embedding(&of_layers.tokens, &tokens);
             }
         }
-        let (dim, scale) = (self.engine.config.dim, self.engine.config.embedding_scale);
+        let engine = self.engine;
+        let (cx, dim, scale, norm) = (self.cx, engine.config.dim, engine.config.embedding_scale, engine.config.norm);
+        let positions: Vec<usize> = match &engine.weights.position_embedding {
+            Some(_) => self.pieces.iter().flat_map(|piece| (0..piece.range.len()).map(|t| piece.start() + t)).collect(),
+            None => Vec::new(),
+        };
         let rows = Disjoint::new(room(x, self.n * dim));
-        self.cx.each(self.n, &|t| {
+        cx.each(self.n, &|t| {
             // SAFETY: each token has its own row.
             let x = unsafe { rows.slice(t * dim..(t + 1) * dim) };
             quant::dequantize(embedding.dtype(), embedding.row(tokens[t] as usize), x);
             if scale != 1.0 {
                 x.iter_mut().for_each(|x| *x *= scale);
+            }
+            let types = engine.weights.token_types.as_ref().map(|types| (types, 0));
+            let position = engine.weights.position_embedding.as_ref().map(|positional| (positional, positions[t]));
+            if types.is_some() || position.is_some() || engine.weights.embedding_norm.is_some() {
+                let mut row = vec![0.0; dim];
+                for (table, i) in types.into_iter().chain(position) {
+                    quant::dequantize(table.dtype(), table.row(i), &mut row);
+                    x.iter_mut().zip(&row).for_each(|(x, more)| *x += more);
+                }
+                if let Some(w) = &engine.weights.embedding_norm {
+                    row.copy_from_slice(x);
+                    apply_norm(cx, norm, x, &row, w);
+                }
             }
         });
         if let Some(weights) = &self.engine.weights.layer_embedding {
@@ -199,8 +219,12 @@ impl<'p, 's> Pass<'p, 's> {
                 self.attention(i, attention, of_attention, config, layer);
                 self.mamba(i, mamba, of_mamba, config, layer);
             }
+            (Mixer::Latent(attention, latent), MixerWeights::Latent(weights)) => {
+                self.latent(i, attention, latent, weights, config, layer);
+            }
             (
                 Mixer::Attention(_)
+                | Mixer::Latent(..)
                 | Mixer::DeltaNet(_)
                 | Mixer::ShortConv(_)
                 | Mixer::Mamba(_)
@@ -295,16 +319,36 @@ pub fn scale_and_shift(out: &mut [f32], w: &Linear) {
 
 /// Adds a branch to the residual stream.
 pub struct Add<'a> {
-    pub cx: &'a Context<'a>,
-    pub norm: Norm,
-    pub after: Option<&'a NormWeights>,
-    pub scale: f32,
+    cx: &'a Context<'a>,
+    norm: Norm,
+    after: Option<&'a NormWeights>,
+    scale: f32,
+    sum: Option<&'a NormWeights>,
+    sum_again: Option<&'a NormWeights>,
 }
 
-impl Add<'_> {
-    /// `x += scale * norm(w from)`
+impl<'a> Add<'a> {
+    /// Adds what a mixer gives.
+    pub fn mixer(cx: &'a Context<'a>, norm: Norm, config: &LayerConfig, layer: &'a LayerWeights) -> Self {
+        let ([sum, sum_again], scale) = (layer.mixer_sums.each_ref().map(Option::as_ref), config.residual_scale);
+        Self { cx, norm, after: layer.after_mixer.as_ref(), scale, sum, sum_again }
+    }
+
+    /// Adds what a feed-forward network gives.
+    pub fn ffn(cx: &'a Context<'a>, norm: Norm, config: &LayerConfig, layer: &'a LayerWeights) -> Self {
+        let (after, sum) = (layer.after_ffn.as_ref(), layer.ffn_sum.as_ref());
+        Self { cx, norm, after, scale: config.residual_scale, sum, sum_again: None }
+    }
+
+    /// Adds what comes out of a norm.
+    pub fn normed(cx: &'a Context<'a>, norm: Norm, after: &'a NormWeights) -> Self {
+        Self { cx, norm, after: Some(after), scale: 1.0, sum: None, sum_again: None }
+    }
+
+    /// `x += scale * norm(w from)`, and the norms of the sum.
     pub fn product(&self, x: &mut [f32], branch: &mut Vec<f32>, w: &Linear, from: &Activations) {
-        if self.after.is_none() && self.scale == 1.0 && w.bias.is_none() && w.scale.is_none() {
+        let plain = self.after.is_none() && self.sum.is_none() && self.scale == 1.0;
+        if plain && w.bias.is_none() && w.scale.is_none() {
             return self.cx.matmul(&[Matmul::add(x, &w.weight, from)]);
         }
         let branch = room(branch, x.len());
@@ -313,7 +357,7 @@ impl Add<'_> {
         self.rows(x, branch, w.weight.n_rows());
     }
 
-    /// `x += scale * norm(branch)`, rows of `dim`.
+    /// `x += scale * norm(branch)`, rows of `dim`, and the norms of the sum.
     pub fn rows(&self, x: &mut [f32], branch: &[f32], dim: usize) {
         let rows = Disjoint::new(x);
         self.cx.each(branch.len() / dim, &|t| {
@@ -323,6 +367,7 @@ impl Add<'_> {
             let add = |x: &mut [f32], branch: &[f32]| {
                 x.iter_mut().zip(branch).for_each(|(x, branch)| *x += self.scale * branch);
             };
+            let before = self.sum_again.map(|w| (w, x.to_vec()));
             match self.after {
                 Some(w) => {
                     let mut normed = vec![0.0; dim];
@@ -330,6 +375,14 @@ impl Add<'_> {
                     add(x, &normed);
                 }
                 None => add(x, branch),
+            }
+            if let Some(w) = self.sum {
+                let sum = x.to_vec();
+                apply_norm(self.cx, self.norm, x, &sum, w);
+            }
+            if let Some((w, mut sum)) = before {
+                sum.iter_mut().zip(&*x).for_each(|(sum, x)| *sum += x);
+                apply_norm(self.cx, self.norm, x, &sum, w);
             }
         });
     }

@@ -70,7 +70,8 @@ impl ReadAhead {
             tensors.sort_by_key(|tensor| (Arc::as_ptr(tensor.bytes().mapping()), tensor.bytes().offset()));
             add(i, &mut tensors.into_iter());
         }
-        add(weights.layers.len(), &mut [&weights.output_norm.weight, &weights.output.weight].into_iter());
+        let output = weights.output_norm.iter().map(|w| &w.weight).chain(weights.output.iter().map(|w| &w.weight));
+        add(weights.layers.len(), &mut { output });
         Self { steps, next: 0, reader: None }
     }
 

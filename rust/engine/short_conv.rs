@@ -39,7 +39,7 @@ impl Pass<'_, '_> {
             let c = &bcx[(3 * t + 1) * dim..(3 * t + 2) * dim];
             row.iter_mut().zip(c).zip(&convolved[t * dim..]).for_each(|((row, c), y)| *row = c * y);
         });
-        let add = Add { cx, norm, after: layer.after_mixer.as_ref(), scale: layer_config.residual_scale };
+        let add = Add::mixer(cx, norm, layer_config, layer);
         add.product(x, branch, &w.out, hidden);
     }
 }

@@ -212,7 +212,8 @@ impl<'a> Reader<'a> {
         let Some(dtype) = DType::from_id(id) else {
             return Err(self.error("unknown tensor type").at(at).named(&name).got(id).into());
         };
-        if !(is_ggjt && version == 3) && !matches!(dtype, DType::F32 | DType::F16) {
+        let is_of_today = is_ggjt && version == 3 || matches!(dtype, DType::F32 | DType::F16);
+        if !is_of_today {
             let what = format!("blocks of {dtype} as they were before June 2023: {REMEDY}");
             return Err(self.unsupported(what));
         }

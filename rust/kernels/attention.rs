@@ -8,6 +8,8 @@
 //! values of a head   [position][dimension]
 //! ```
 //!
+//! Where the values are the end of the keys (latent attention), there are the keys alone.
+//!
 //! A query's result does not depend on who else is in the batch: the order of every sum follows from its own position.
 //! Scores are summed over the dimensions one after another, positions are cut into parts of [`PART`], each part is a
 //! softmax of its own (online over its blocks), and parts are put together from the first to the last. Whether a worker
@@ -45,6 +47,8 @@ const QUERIES: usize = 96;
 const UNPACKED_QUERIES: usize = 7;
 /// From this many queries on, a task takes all parts; of fewer, a part is a task.
 const TILE_QUERIES: usize = 6;
+/// If a span has fewer tasks than this (few heads of keys, few tokens), a part is one, too: there are other workers.
+const FEW_TASKS: usize = 4;
 
 /// The heads of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +61,8 @@ pub struct Heads {
     pub head_dim: usize,
     /// Numbers of a head's values.
     pub value_dim: usize,
+    /// Whether the values are the last `value_dim` numbers of the keys, and not stored besides.
+    pub values_in_keys: bool,
     /// Type of keys and values, one of [`KV_TYPES`].
     pub kv_type: DType,
 }
@@ -65,7 +71,7 @@ impl Heads {
     /// Bytes of the keys of one head in a block, and of its values; `None` if a head is not whole blocks of the type.
     fn head_bytes(&self) -> Option<[usize; 2]> {
         let bytes = |n: usize| self.kv_type.row_bytes(n)?.checked_mul(BLOCK);
-        Some([bytes(self.head_dim)?, bytes(self.value_dim)?])
+        Some([bytes(self.head_dim)?, if self.values_in_keys { 0 } else { bytes(self.value_dim)? }])
     }
 
     /// Bytes of a layer in a block: the keys of all heads, then the values of all heads. `None` as above.
@@ -203,7 +209,8 @@ impl<'a> Attention<'a> {
         out: &'a mut [f32],
         parts: &'a mut Vec<f32>,
     ) -> Self {
-        let Heads { n_heads, n_kv_heads, head_dim, value_dim, kv_type } = heads;
+        let Heads { n_heads, n_kv_heads, head_dim, value_dim, values_in_keys, kv_type } = heads;
+        assert!(!values_in_keys || value_dim <= head_dim, "values that are part of the keys");
         let layer_bytes = heads.layer_bytes().expect("heads are whole blocks");
         assert!(KV_TYPES.contains(&kv_type) && n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads), "heads");
         let tokens: usize = spans.iter().map(|span| span.tokens).sum();
@@ -229,7 +236,10 @@ impl<'a> Attention<'a> {
                 part,
             };
             let of_span = span.parts(scores.mask);
-            if span.tokens * heads.group() < TILE_QUERIES && of_span.len() > 1 {
+            let block = (QUERIES / heads.group()).max(1);
+            let few =
+                span.tokens * heads.group() < TILE_QUERIES || n_kv_heads * span.tokens.div_ceil(block) < FEW_TASKS;
+            if few && of_span.len() > 1 {
                 parts_at.push(Some(scratch));
                 scratch += span.tokens * n_heads * of_span.len() * (value_dim + 2);
                 for part in of_span {
@@ -238,7 +248,6 @@ impl<'a> Attention<'a> {
             } else {
                 parts_at.push(None);
                 // The longest, those of the last tokens, come first.
-                let block = (QUERIES / heads.group()).max(1);
                 for start in (0..span.tokens).step_by(block).rev() {
                     let tokens = start..(start + block).min(span.tokens);
                     tasks.extend((0..n_kv_heads).map(|head| task(head, tokens.clone(), None)));
@@ -342,7 +351,7 @@ thread_local! {
 pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
     let AttentionTask { span: index, kv_head, first_token, end_token, part } = job.tasks[i];
     let span = &job.spans[index];
-    let Heads { n_heads, head_dim: hd, value_dim: vd, kv_type, .. } = job.heads;
+    let Heads { n_heads, head_dim: hd, value_dim: vd, values_in_keys, kv_type, .. } = job.heads;
     let Scores { scale, softcap, mask, .. } = job.scores;
     let group = job.heads.group();
     let (wide, wide_v) = (hd.next_multiple_of(16), vd.next_multiple_of(16)); // registers are whole in scratch
@@ -355,7 +364,8 @@ pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
     let visible = |i: usize| mask.visible(position_of(i), span.end());
 
     let mut scratch = SCRATCH.take();
-    let sizes = [queries * wide, queries * wide_v, queries * wide_v, queries * BLOCK, wide.max(wide_v) * BLOCK];
+    let turned = if values_in_keys { wide_v * BLOCK } else { 0 };
+    let sizes = [queries * wide, queries * wide_v, queries * wide_v, queries * BLOCK, wide.max(wide_v) * BLOCK, turned];
     let needed = sizes.iter().sum::<usize>();
     if scratch.len() < needed {
         scratch = vec![0.0; needed];
@@ -366,9 +376,9 @@ pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
         rest = others;
         first
     };
-    let [q, acc, whole, scores, floats] = sizes.map(&mut take);
+    let [q, acc, whole, scores, floats, turned] = sizes.map(&mut take);
     // q: [query][dim], scaled; acc and whole: [query][dim], of a part and of all; scores: [query][position of the block];
-    // floats: a block of keys [dim][position] or of values [position][dim]
+    // floats: a block of keys [dim][position] or of values [position][dim]; turned: of values that are part of the keys
     for i in 0..queries {
         let from = &job.q[(batch + query_of(i)) * hd..][..hd];
         let q = &mut q[i * wide..(i + 1) * wide];
@@ -395,7 +405,7 @@ pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
             // features are the caller's promise.
             unsafe {
                 let (s, q) = (scores.as_mut_ptr(), q.as_ptr());
-                if queries < UNPACKED_QUERIES && kv_type == DType::F16 {
+                if queries < UNPACKED_QUERIES && kv_type == DType::F16 && !values_in_keys {
                     let keys = keys.as_ptr().cast::<u16>();
                     gemm::<V, u16>(s, BLOCK, q, wide, keys, BLOCK, (queries, BLOCK, hd), false);
                 } else {
@@ -423,7 +433,10 @@ pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
                     scores[seen.end.max(seen.start)..].fill(0.0);
                 }
                 let (acc, scores) = (acc.as_mut_ptr(), scores.as_ptr());
-                if queries < UNPACKED_QUERIES && kv_type == DType::F16 && vd.is_multiple_of(V::LANES) {
+                if values_in_keys {
+                    transpose(turned, &floats[(hd - vd) * BLOCK..hd * BLOCK], wide_v);
+                    gemm::<V, f32>(acc, wide_v, scores, BLOCK, turned.as_ptr(), wide_v, (queries, wide_v, n), true);
+                } else if queries < UNPACKED_QUERIES && kv_type == DType::F16 && vd.is_multiple_of(V::LANES) {
                     let values = values.as_ptr().cast::<u16>();
                     gemm::<V, u16>(acc, wide_v, scores, BLOCK, values, vd, (queries, vd, n), true);
                 } else {
@@ -496,11 +509,11 @@ unsafe fn soften<V: Vector>(scores: &mut [f32], state: &mut PartSum, acc: &mut [
 /// - The CPU has the features of `V`.
 #[inline(always)]
 pub unsafe fn store<V: Vector>(heads: Heads, layer: &mut [u8], slot: usize, key: &[f32], value: Option<&[f32]>) {
-    let Heads { n_kv_heads, head_dim: hd, value_dim: vd, kv_type, .. } = heads;
-    let fits = key.len() == n_kv_heads * hd && value.is_none_or(|v| v.len() == n_kv_heads * vd);
+    let Heads { n_kv_heads, head_dim: hd, value_dim: vd, values_in_keys, kv_type, .. } = heads;
+    let fits = key.len() == n_kv_heads * hd && value.is_none_or(|v| !values_in_keys && v.len() == n_kv_heads * vd);
     assert!(slot < BLOCK && fits, "a position of a block");
     assert!(Some(layer.len()) == heads.layer_bytes(), "a layer of a block");
-    let row = kv_type.row_bytes(vd).expect("heads are whole blocks");
+    let row = if values_in_keys { 0 } else { kv_type.row_bytes(vd).expect("heads are whole blocks") };
     let mut staged = [0u16; 272]; // a piece of a key, as a row
     let staged: &mut [u8] = bytemuck::cast_slice_mut(&mut staged);
     for head in 0..n_kv_heads {
@@ -570,9 +583,9 @@ pub fn zero_key(heads: Heads, layer: &mut [u8], kv_head: usize, slot: usize) {
     }
 }
 
-/// Where in the layer's part of a block the value of one head and position is.
+/// Where in the layer's part of a block the value of one head and position is; nowhere if it is part of the key.
 pub fn value_row(heads: Heads, kv_head: usize, slot: usize) -> Range<usize> {
-    let row = heads.kv_type.row_bytes(heads.value_dim).expect("heads are whole blocks");
+    let row = heads.head_bytes().expect("heads are whole blocks")[1] / BLOCK;
     let start = heads.at(kv_head)[1].start + slot * row;
     start..start + row
 }
@@ -604,6 +617,23 @@ unsafe fn unpack_keys<V: Vector>(out: &mut [f32], dtype: DType, keys: &[u8]) {
                             q.mul(d).store(out.as_mut_ptr().add(dim * BLOCK + i));
                         }
                     }
+                }
+            }
+        }
+    }
+}
+
+/// Values that are part of the keys, `[dim][position]`, to rows of `wide`, `[position][dim]`: by tiles, which stay in
+/// registers or at least in a few cache lines.
+fn transpose(out: &mut [f32], values: &[f32], wide: usize) {
+    const TILE: usize = 16;
+    let dims = values.len() / BLOCK;
+    for dim in (0..dims).step_by(TILE) {
+        let width = TILE.min(dims - dim);
+        for position in (0..BLOCK).step_by(TILE) {
+            for p in position..position + TILE {
+                for (d, out) in out[p * wide + dim..][..width].iter_mut().enumerate() {
+                    *out = values[(dim + d) * BLOCK + p];
                 }
             }
         }
@@ -809,7 +839,8 @@ mod tests {
             let blocks = vec![vec![0xff; heads.layer_bytes().unwrap()]; n.div_ceil(BLOCK)];
             let mut cache = Self { heads, blocks };
             for (p, (key, value)) in keys.chunks(width).zip(values.chunks(value_width)).enumerate() {
-                kernels.store_kv(heads, &mut cache.blocks[p / BLOCK], p % BLOCK, key, Some(value));
+                let value = Some(value).filter(|_| !heads.values_in_keys);
+                kernels.store_kv(heads, &mut cache.blocks[p / BLOCK], p % BLOCK, key, value);
             }
             cache
         }
@@ -820,7 +851,11 @@ mod tests {
             let block = &self.blocks[position / BLOCK];
             let (mut key, mut value) = (vec![0.0; head_dim], vec![0.0; value_dim]);
             load_key(self.heads, block, head, position % BLOCK, &mut key);
-            crate::quant::dequantize(kv_type, &block[value_row(self.heads, head, position % BLOCK)], &mut value);
+            if self.heads.values_in_keys {
+                value.copy_from_slice(&key[head_dim - value_dim..]);
+            } else {
+                crate::quant::dequantize(kv_type, &block[value_row(self.heads, head, position % BLOCK)], &mut value);
+            }
             [key, value]
         }
 
@@ -864,7 +899,7 @@ mod tests {
     }
 
     // length of keys and of values, heads, heads of keys and values, their type
-    const CASES: [(usize, usize, usize, usize, DType); 10] = [
+    const CASES: [(usize, usize, usize, usize, DType); 13] = [
         (64, 64, 9, 3, DType::F16),
         (64, 32, 9, 3, DType::Q8_0),
         (128, 128, 4, 4, DType::F16),
@@ -875,7 +910,16 @@ mod tests {
         (32, 32, 2, 1, DType::Q8_0),
         (288, 288, 2, 2, DType::Q8_0), // longer than a piece of `store`
         (16, 16, 100, 1, DType::F16),  // more heads in a group than queries in a task
+        // values that are part of the keys, see `heads`
+        (97, 85, 7, 1, DType::F16),
+        (97, 40, 2, 1, DType::F16),
+        (160, 128, 14, 2, DType::Q8_0),
     ];
+
+    fn heads((head_dim, value_dim, n_heads, n_kv_heads, kv_type): (usize, usize, usize, usize, DType)) -> Heads {
+        let values_in_keys = [97, 160].contains(&head_dim);
+        Heads { n_heads, n_kv_heads, head_dim, value_dim, values_in_keys, kv_type }
+    }
 
     #[test]
     fn attention_equals_plain_arithmetic() {
@@ -883,7 +927,7 @@ mod tests {
         let shapes = [(0, 70), (200, 1), (63, 2), (130, 5), (511, 3), (256, 1), (1, 33)];
         for (i, (head_dim, value_dim, n_heads, n_kv_heads, kv_type)) in (0..7).flat_map(|i| CASES.map(|case| (i, case)))
         {
-            let heads = Heads { n_heads, n_kv_heads, head_dim, value_dim, kv_type };
+            let heads = heads((head_dim, value_dim, n_heads, n_kv_heads, kv_type));
             let (start, tokens) = shapes[(i + head_dim) % 7];
             let keys = random(&mut rng, (start + tokens) * n_kv_heads * head_dim);
             let values = random(&mut rng, (start + tokens) * n_kv_heads * value_dim);
@@ -954,7 +998,7 @@ mod tests {
     fn a_token_gets_the_same_bits_in_any_company() {
         let mut rng = Rng::new(7);
         for (i, (head_dim, value_dim, n_heads, n_kv_heads, kv_type)) in CASES.into_iter().chain(CASES).enumerate() {
-            let heads = Heads { n_heads, n_kv_heads, head_dim, value_dim, kv_type };
+            let heads = heads((head_dim, value_dim, n_heads, n_kv_heads, kv_type));
             let [width, out_width] = [head_dim, value_dim].map(|dim| n_heads * dim);
             for kernels in all() {
                 let n = if kernels.name() == "scalar" { 290 } else { 600 };
@@ -1000,7 +1044,14 @@ mod tests {
     #[test]
     #[should_panic(expected = "queries and results")]
     fn fewer_queries_than_the_spans_have_are_refused() {
-        let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 16, value_dim: 16, kv_type: DType::F16 };
+        let heads = Heads {
+            n_heads: 1,
+            n_kv_heads: 1,
+            head_dim: 16,
+            value_dim: 16,
+            values_in_keys: false,
+            kv_type: DType::F16,
+        };
         let block = vec![0; heads.layer_bytes().unwrap()];
         let span = AttentionSpan { tokens: 2, start: 0, blocks: vec![&block] };
         let (mut out, mut parts) = (vec![0.0; 16], Vec::new());
@@ -1010,7 +1061,14 @@ mod tests {
     #[test]
     #[should_panic(expected = "blocks")]
     fn fewer_blocks_than_the_tokens_see_are_refused() {
-        let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 16, value_dim: 16, kv_type: DType::F16 };
+        let heads = Heads {
+            n_heads: 1,
+            n_kv_heads: 1,
+            head_dim: 16,
+            value_dim: 16,
+            values_in_keys: false,
+            kv_type: DType::F16,
+        };
         let block = vec![0; heads.layer_bytes().unwrap()];
         let span = AttentionSpan { tokens: 1, start: 64, blocks: vec![&block] };
         let (mut out, mut parts) = (vec![0.0; 16], Vec::new());
@@ -1021,7 +1079,8 @@ mod tests {
     fn every_set_rounds_keys_and_values_alike_and_hides_nothing() {
         let mut rng = Rng::new(7);
         for kv_type in KV_TYPES {
-            let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 96, value_dim: 96, kv_type };
+            let heads =
+                Heads { n_heads: 1, n_kv_heads: 1, head_dim: 96, value_dim: 96, values_in_keys: false, kv_type };
             for magnitude in [0.0f32, 1e-6, 1.0, 3e4] {
                 let mut x = random(&mut rng, 96);
                 x.iter_mut().for_each(|x| *x *= magnitude / 2.0);

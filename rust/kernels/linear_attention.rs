@@ -436,13 +436,16 @@ unsafe fn decay<V: Vector>(to: f32, sums: &[f32; CHUNK]) -> [f32; CHUNK] {
 /// - The CPU has the features of `V`; `a` and `b` are valid for reads of `n` numbers.
 #[inline(always)]
 unsafe fn dot<V: Vector>(a: *const f32, b: *const f32, n: usize) -> f32 {
-    let whole = n - n % V::LANES;
+    let (pairs, whole) = (n - n % (2 * V::LANES), n - n % V::LANES);
     // SAFETY: the caller's promise.
     unsafe {
         let mut sums = [V::splat(0.0); 2];
-        for i in (0..whole).step_by(V::LANES) {
-            let sum = &mut sums[i / V::LANES % 2];
-            *sum = V::load(a.add(i)).mul_add(V::load(b.add(i)), *sum);
+        for i in (0..pairs).step_by(2 * V::LANES) {
+            sums[0] = V::load(a.add(i)).mul_add(V::load(b.add(i)), sums[0]);
+            sums[1] = V::load(a.add(i + V::LANES)).mul_add(V::load(b.add(i + V::LANES)), sums[1]);
+        }
+        if pairs < whole {
+            sums[0] = V::load(a.add(pairs)).mul_add(V::load(b.add(pairs)), sums[0]);
         }
         let mut sum = sums[0].add(sums[1]).sum();
         for i in whole..n {

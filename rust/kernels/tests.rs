@@ -40,8 +40,19 @@ impl Random {
 /// A random matrix. The scales of its blocks come from `scale`, times 8 where the integers are eighths of the weights or
 /// the scales have fractions; everything else is any bits at all.
 fn matrix(dtype: DType, rows: usize, n: usize, random: &mut Random, scale: &dyn Fn(&mut Random) -> f32) -> TensorView {
-    let size = rows * dtype.row_bytes(n).unwrap();
-    let mut bytes: Vec<u8> = (0..size).map(|_| random.next() as u8).collect();
+    let bytes = (0..rows * dtype.row_bytes(n).unwrap()).map(|_| random.next() as u8).collect();
+    matrix_of(dtype, n, bytes, random, scale)
+}
+
+/// The same of these bytes, but for scales.
+fn matrix_of(
+    dtype: DType,
+    n: usize,
+    mut bytes: Vec<u8>,
+    random: &mut Random,
+    scale: &dyn Fn(&mut Random) -> f32,
+) -> TensorView {
+    let (size, rows) = (bytes.len(), bytes.len() / dtype.row_bytes(n).unwrap());
     let scales: &[usize] = match dtype {
         DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
         DType::Q2_K => &[80, 82],
@@ -153,6 +164,31 @@ fn integer_parts_equal_the_scalar_twin() {
             for kernels in all() {
                 let got = product(kernels, 2, &w, &activations(kernels, &rows_x, &w));
                 assert_eq!(got, expected, "{} {dtype} {blocks} blocks, {rows} rows, {tokens} tokens", kernels.name());
+            }
+        }
+    }
+}
+
+/// Products are added in 16 bits as far as they are said to fit: blocks of equal bytes are every code, the largest as well,
+/// and here every product of a row is positive.
+#[test]
+fn the_largest_sums_fit_into_their_integers() {
+    let mut random = Random(12);
+    for dtype in quantized() {
+        let n = dtype.block_len().max(128);
+        for byte in 0..=255 {
+            let w = matrix_of(dtype, n, vec![byte; dtype.row_bytes(n).unwrap()], &mut random, &|_| 1.0);
+            let mut weights = vec![0.0; n];
+            dequantize(dtype, w.row(0), &mut weights);
+            let signs: Vec<f32> = weights.iter().map(|w| 127.0f32.copysign(*w)).collect();
+            for tokens in [1, 12] {
+                let rows_x = vec![signs.clone(); tokens];
+                let expected = product(&scalar::Scalar, 1, &w, &activations(&scalar::Scalar, &rows_x, &w));
+                for kernels in all() {
+                    let got = product(kernels, 1, &w, &activations(kernels, &rows_x, &w));
+                    let near = got.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 1e-4 * b.abs());
+                    assert!(near, "{} {dtype} of {byte}, {tokens} tokens: {got:?} and {expected:?}", kernels.name());
+                }
             }
         }
     }

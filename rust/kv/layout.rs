@@ -64,6 +64,7 @@ impl Layout {
                         n_kv_heads: a.n_kv_heads,
                         head_dim: a.head_dim,
                         value_dim: a.value_dim,
+                        values_in_keys: a.values_in_keys,
                         kv_type,
                     };
                     Some((heads, take(&mut end, heads.layer_bytes()?)?))

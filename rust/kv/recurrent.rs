@@ -247,6 +247,7 @@ impl Recurrent {
     }
 
     /// What there is to save for the first `n` positions: a state, its position, and the tail if any of it is wanted.
+    #[allow(clippy::type_complexity)] // used in one place
     pub fn saved(&self, n: usize) -> Option<(usize, &[u8], Option<&[u8]>)> {
         if let Some(now) = self.now.as_ref().filter(|now| now.state.at <= n) {
             return Some((now.state.at, now.state.block.bytes(), Some(now.tail.bytes())));

@@ -304,9 +304,9 @@ impl Sequence {
                 let block = Arc::get_mut(&mut self.blocks[to / BLOCK]).expect("made this sequence's own above");
                 let target = &mut block.bytes_mut()[layout.at(layer)];
                 kernels.store_kv(heads, target, to % BLOCK, &key, None);
-                let row = values.len() / heads.n_kv_heads;
-                for (head, value) in values.chunks_exact(row).enumerate() {
-                    target[value_row(heads, head, to % BLOCK)].copy_from_slice(value);
+                let row = values.len() / heads.n_kv_heads; // empty where values are part of the keys
+                for head in 0..heads.n_kv_heads {
+                    target[value_row(heads, head, to % BLOCK)].copy_from_slice(&values[head * row..(head + 1) * row]);
                 }
             }
         }

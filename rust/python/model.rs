@@ -6,10 +6,14 @@ use std::sync::atomic::AtomicUsize;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
 
+use super::ids::token_ids;
 use super::parameters::{SessionParams, int};
-use super::{Checkpoint, Session, Tokenizer, raise, run};
+use super::{Checkpoint, Floats, Session, Tokenizer, raise, run};
+use crate::arch::Pooling;
+use crate::embedding::{self, EmbedOptions};
+use crate::error::Result;
 use crate::kernels::KV_TYPES;
 use crate::kv::Sequence;
 use crate::mapping::{Load, LoadOptions};
@@ -67,6 +71,59 @@ impl Model {
         Checkpoint::of(self.inner.checkpoint(), &self.views)
     }
 
+    /// Vectors of texts or of their tokens, and how many tokens each has.
+    #[allow(clippy::too_many_arguments)] // as Python has them
+    fn embed(
+        &self,
+        py: Python<'_>,
+        texts: Vec<Bound<'_, PyAny>>,
+        pooling: Option<&str>,
+        normalize: bool,
+        dimensions: Option<usize>,
+        truncate: bool,
+        context_length: &Bound<'_, PyAny>,
+        threads: &Bound<'_, PyAny>,
+        kv_type: &str,
+    ) -> PyResult<(Floats, Vec<usize>)> {
+        let session = self.options(py, context_length, threads, kv_type)?;
+        let pooling = pooling.map(to_pooling).transpose()?;
+        let options = EmbedOptions { pooling, normalize, dimensions, session };
+        let longest = embedding::longest(&self.inner, &session);
+        let texts = texts.iter().map(|text| self.text(text, if truncate { usize::MAX } else { longest }));
+        let texts = texts.collect::<PyResult<Vec<_>>>()?;
+        let (data, dim, counts) = run(py, |interrupt| {
+            let ids = texts.into_iter().map(|text| match text {
+                Text::Text(text) => embedding::tokens(&self.inner, &text, longest, truncate, interrupt),
+                Text::Ids(mut ids) => {
+                    ids.truncate(longest);
+                    Ok(ids)
+                }
+            });
+            let ids = ids.collect::<Result<Vec<_>>>()?;
+            let (data, dim) = embedding::embed(&self.inner, &ids, &options, interrupt)?;
+            Ok((data, dim, ids.iter().map(Vec::len).collect()))
+        })?;
+        let rows = data.len() / dim;
+        Ok((Floats::new(data, vec![rows, dim]), counts))
+    }
+
+    /// What a reranker says of texts: `(texts, n_labels)`.
+    fn rank(
+        &self,
+        py: Python<'_>,
+        texts: Vec<Bound<'_, PyAny>>,
+        context_length: &Bound<'_, PyAny>,
+        threads: &Bound<'_, PyAny>,
+        kv_type: &str,
+    ) -> PyResult<Vec<Vec<f32>>> {
+        let options = self.options(py, context_length, threads, kv_type)?;
+        let longest = embedding::longest(&self.inner, &options);
+        let vocab_size = self.inner.config().vocab_size;
+        let ids = texts.iter().map(|ids| token_ids(TEXT, ids, vocab_size, longest)).collect::<PyResult<Vec<_>>>()?;
+        let (scores, n) = run(py, |interrupt| embedding::rank(&self.inner, &ids, &options, interrupt))?;
+        Ok(scores.chunks_exact(n).map(<[f32]>::to_vec).collect())
+    }
+
     fn tokenizer(&self, py: Python<'_>) -> PyResult<Tokenizer> {
         let inner = run(py, |_| self.inner.tokenizer())?;
         Ok(Tokenizer::of(inner, self.inner.checkpoint()))
@@ -110,7 +167,22 @@ impl Model {
     }
 }
 
+/// A text, or the ids of its tokens.
+enum Text {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+const TEXT: &str = "a text is a str or token ids";
+
 impl Model {
+    fn text(&self, text: &Bound<'_, PyAny>, room: usize) -> PyResult<Text> {
+        match text.cast::<PyString>() {
+            Ok(text) => text.extract().map(Text::Text),
+            Err(_) => token_ids(TEXT, text, self.inner.config().vocab_size, room).map(Text::Ids),
+        }
+    }
+
     fn options(
         &self,
         py: Python<'_>,
@@ -126,6 +198,13 @@ impl Model {
         layout.and_then(|layout| Sequence::new(&layout, context_length)).map_err(|e| raise(py, e))?;
         Ok(SessionOptions { context_length, threads, kv_type })
     }
+}
+
+fn to_pooling(name: &str) -> PyResult<Pooling> {
+    let all = [Pooling::None, Pooling::Mean, Pooling::Cls, Pooling::Last];
+    all.into_iter().find(|pooling| pooling.name() == name).ok_or_else(|| {
+        PyValueError::new_err(format!("pooling is {name:?}, it must be \"mean\", \"cls\", \"last\" or \"none\""))
+    })
 }
 
 fn to_kv_type(name: &str) -> PyResult<DType> {

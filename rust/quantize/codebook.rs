@@ -173,7 +173,7 @@ impl Kind {
                 let scale = a * inverse(b);
                 let error = self.error(of_group(g), chunks, scale);
                 costs[g] = b;
-                if !(error < best.0) {
+                if error.is_nan() || error >= best.0 {
                     break;
                 }
                 best = (error, scale);
@@ -188,7 +188,7 @@ impl Kind {
         let mut best = self.assign::<K>(&of_group, chunks, self.rounded(fit.d), &fit.q);
         for _ in 0..2 {
             let other = self.assign::<K>(&of_group, chunks, self.rounded(best.wanted), &best.levels);
-            if !(other.error < best.error) {
+            if other.error.is_nan() || other.error >= best.error {
                 break;
             }
             best = other;
@@ -303,9 +303,9 @@ impl Kind {
     ) -> Assigned {
         let mut out = Assigned { d, wanted: 0.0, levels: *levels, entries: [0; 64], error: 0.0 };
         let (mut xq, mut qq) = (0.0, 0.0);
-        for g in 0..256 / self.group {
+        for (g, &level) in levels[..256 / self.group].iter().enumerate() {
             let mut best = (f32::INFINITY, 1.0);
-            for level in [levels[g], levels[g] - 2.0, levels[g] + 2.0] {
+            for level in [level, level - 2.0, level + 2.0] {
                 if level < 1.0 || level > self.top {
                     continue;
                 }

@@ -75,8 +75,8 @@ pub(super) fn range(x: &[f32]) -> (f32, f32) {
 pub(super) fn sum<const N: usize>(f: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0.0f32; 8];
     for i in 0..N / 8 {
-        for k in 0..8 {
-            lanes[k] += f(8 * i + k);
+        for (k, lane) in lanes.iter_mut().enumerate() {
+            *lane += f(8 * i + k);
         }
     }
     let half = [lanes[0] + lanes[4], lanes[1] + lanes[5], lanes[2] + lanes[6], lanes[3] + lanes[7]];

@@ -103,7 +103,7 @@ impl<L: Levels + Copy> SymmetricType<L> {
             }
             let mut other = Symmetric { d: rounded_to_f16(xq * inverse(qq)), ..block };
             let other_error = self.assign(groups, &w, &mut other, 1.0);
-            if !(other_error < error) {
+            if other_error.is_nan() || other_error >= error {
                 break;
             }
             (block, error) = (other, other_error);
@@ -189,7 +189,7 @@ impl SlopedType {
             let (d, m) = Self::regress(groups, &w, &block);
             let mut other = Sloped { d: rounded_to_f16(d), m: rounded_to_f16(m), ..block };
             let other_error = self.assign(groups, &w, &mut other);
-            if !(other_error < error) {
+            if other_error.is_nan() || other_error >= error {
                 break;
             }
             (block, error) = (other, other_error);

@@ -43,44 +43,6 @@ pub(super) struct Added {
     matchers: [OnceLock<Matcher>; 4], // for each place, without special tokens and with them
 }
 
-impl Added {
-    /// What finds those of `place`; special tokens only if `with_special`. `spell` is how a token looks in the text of
-    /// `place`. A file that says no more than the types of its tokens has user-defined ones from `first_raw` on in the raw
-    /// text, and those before it, if `finds_own`, in the normalised one.
-    fn matcher(
-        &self,
-        place: Place,
-        with_special: bool,
-        texts: Texts<'_>,
-        pace: &mut Pace<'_>,
-        first_raw: u32,
-        finds_own: bool,
-        spell: impl Fn(String, &mut Pace<'_>) -> Result<String>,
-    ) -> Result<&Matcher> {
-        let cell = &self.matchers[2 * usize::from(place == Place::Normalized) + usize::from(with_special)];
-        let vocabulary = texts.vocabulary;
-        let wanted = |id, kind: Kind| {
-            let flags = vocabulary.flags(id);
-            let place_of_it = match (vocabulary.has_flags(), kind) {
-                (true, _) if flags & flag::ADDED == 0 && !kind.is_special() => return false,
-                (true, _) if flags & flag::NORMALIZED != 0 => Place::Normalized,
-                (false, Kind::UserDefined) if id < first_raw => Place::Normalized,
-                (false, Kind::UserDefined) => Place::Raw,
-                (false, _) if !kind.is_special() => return false,
-                _ => Place::Raw,
-            };
-            place_of_it == place && (with_special || !kind.is_special())
-        };
-        // Most files have none there: that is known without a walk.
-        let end = match (place, vocabulary.has_flags()) {
-            (Place::Normalized, false) if !finds_own => 0,
-            (Place::Normalized, false) => first_raw.min(vocabulary.len() as u32),
-            _ => vocabulary.len() as u32,
-        };
-        get_or_try_init(cell, || Matcher::new(texts, pace, 0..end, wanted, spell))
-    }
-}
-
 /// How the tokens of a text are found that come of their names, and what is between them.
 pub(super) struct Walk<'a> {
     pub(super) added: &'a Added,
@@ -109,16 +71,9 @@ impl Walk<'_> {
         out: &mut Output<'_>,
         mut encode: impl FnMut(&str, bool, &mut Output<'_>) -> Result<()>,
     ) -> Result<()> {
-        let Self { added, texts, parse_special, first_raw, finds_own, normalize, spell, expect } = self;
-        let matcher = |place, out: &mut Output<'_>| match place {
-            Place::Raw => {
-                added.matcher(place, *parse_special, *texts, &mut out.pace, *first_raw, *finds_own, |text, _| Ok(text))
-            }
-            Place::Normalized => {
-                added.matcher(place, *parse_special, *texts, &mut out.pace, *first_raw, *finds_own, spell)
-            }
-        };
-        let (raw, normalized) = (matcher(Place::Raw, out)?, matcher(Place::Normalized, out)?);
+        let Self { normalize, expect, .. } = self;
+        let raw = self.matcher(Place::Raw, &mut out.pace)?;
+        let normalized = self.matcher(Place::Normalized, &mut out.pace)?;
         let mut is_start = true;
         let mut parts = raw.split(text);
         while let Some(part) = parts.next(&mut out.pace)? {
@@ -140,5 +95,39 @@ impl Walk<'_> {
             is_start = false;
         }
         Ok(())
+    }
+
+    /// What finds the tokens of `place`; special ones only where they are asked for. A file that says no more than the types
+    /// of its tokens has user-defined ones from `first_raw` on in the raw text, and those before it, if `finds_own`, in the
+    /// normalised one.
+    fn matcher(&self, place: Place, pace: &mut Pace<'_>) -> Result<&Matcher> {
+        let Self { texts, parse_special: with_special, first_raw, finds_own, .. } = *self;
+        let cell = &self.added.matchers[2 * usize::from(place == Place::Normalized) + usize::from(with_special)];
+        let vocabulary = texts.vocabulary;
+        let wanted = |id, kind: Kind| {
+            let flags = vocabulary.flags(id);
+            let place_of_it = match (vocabulary.has_flags(), kind) {
+                (true, _) if flags & flag::ADDED == 0 && !kind.is_special() => return false,
+                (true, _) if flags & flag::NORMALIZED != 0 => Place::Normalized,
+                (false, Kind::UserDefined) if id < first_raw => Place::Normalized,
+                (false, Kind::UserDefined) => Place::Raw,
+                (false, _) if !kind.is_special() => return false,
+                _ => Place::Raw,
+            };
+            place_of_it == place && (with_special || !kind.is_special())
+        };
+        // Most files have none there: that is known without a walk.
+        let end = match (place, vocabulary.has_flags()) {
+            (Place::Normalized, false) if !finds_own => 0,
+            (Place::Normalized, false) => first_raw.min(vocabulary.len() as u32),
+            _ => vocabulary.len() as u32,
+        };
+        get_or_try_init(cell, || {
+            let spell = |text, pace: &mut Pace<'_>| match place {
+                Place::Raw => Ok(text),
+                Place::Normalized => (self.spell)(text, pace),
+            };
+            Matcher::new(texts, pace, 0..end, wanted, spell)
+        })
     }
 }

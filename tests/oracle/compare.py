@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,29 @@ def our_logits(path: Path, case: Case) -> Array:
 
     with Model(path).session(context_length=case.context) as session:
         return session.logits(TOKENS)
+
+
+def our_answer(path: Path, case: Case, kind: str) -> Array:
+    """What llama_rs says, of what is stored as `kind`: logits; vectors by pooling; scores."""
+    from llama_rs import Model
+
+    if kind == "logits":
+        return our_logits(path, case)
+    with Model(path, context_length=case.context) as model:
+        if kind == "rank":
+            handle = model._handle
+            return np.array(handle.rank([TOKENS], case.context, model.threads, model.kv_type)[0], np.float32)
+        if kind == "none":
+            return model.embed([TOKENS], pooling="none", normalize=False)[0]
+        pooling: Literal["mean", "cls", "last"] = kind  # type: ignore[assignment]
+        (vector,) = model.embed([TOKENS], pooling=pooling, normalize=False)
+        return np.asarray(vector)
+
+
+def apart(path: Path, name: str, case: Case) -> float:
+    """The largest deviation of what is stored of a case."""
+    kinds = case.poolings or ["logits"]
+    return max(deviation(our_answer(path, case, kind), stored.read(name, kind)) for kind in kinds)
 
 
 def selected(beginnings: list[str], cases: Mapping[str, Case] = CASES) -> dict[str, Case]:

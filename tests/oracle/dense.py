@@ -18,7 +18,7 @@ from oracle.decoder import (
     config_of,
     plain,
 )
-from oracle.tiny import Array, Tiny, a_new_key, key, not_tied, scaled
+from oracle.tiny import N_TOKENS, Array, Tiny, a_new_key, key, not_tied, scaled
 
 
 def llama3_factors(dim: int, theta: float, scaling: Mapping[str, Any]) -> Array:
@@ -469,4 +469,27 @@ def arcee() -> Tiny:
     decoder.norms(LLAMA_NORMS)
     decoder.attention()
     decoder.mlp(gated=False)
+    return decoder.tiny
+
+
+@case()
+def nemotron() -> Tiny:
+    config = config_of("nemotron", head_dim=None, hidden_act="relu2", norm_eps=1e-5, partial_rotary_factor=0.5)
+    decoder = Decoder("nemotron", config, LAYER_NORM, offset=1)
+    decoder.ends(bias=True)
+    decoder.norms(LLAMA_NORMS, bias=True)
+    decoder.attention()
+    decoder.mlp(gated=False)
+    return decoder.tiny
+
+
+@case()
+def phi2() -> Tiny:
+    config = config_of("phi", head_dim=None, layer_norm_eps=1e-5, partial_rotary_factor=0.5)
+    decoder = Decoder("phi2", config, LAYER_NORM)
+    decoder.ends(norm="model.final_layernorm", bias=True)
+    decoder.bias("output", "lm_head", N_TOKENS)
+    decoder.norms({"input_layernorm": "attn_norm"}, bias=True)
+    decoder.attention(biases="qkvo", names={"o": "dense"})
+    decoder.mlp(gated=False, biases=True, names={"up": "fc1", "down": "fc2"})
     return decoder.tiny

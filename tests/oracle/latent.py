@@ -125,6 +125,23 @@ def deepseek2_kv_b() -> Tiny:
     return deepseek_v3(absorbed=False)
 
 
+@case(differs="llama.cpp chooses groups by the sum of the best two of each, which is how V3 does it")
+def deepseek2_groups() -> Tiny:
+    """DeepSeek V2: groups are chosen by their best, and weights are those of a softmax over all experts."""
+    routing = {
+        "num_experts_per_tok": 3,
+        "n_group": 4,
+        "topk_group": 2,
+        "topk_method": "group_limited_greedy",
+        "routed_scaling_factor": 3.0,
+    }
+    keys = {".expert_group_count": 4, ".expert_group_used_count": 2, ".expert_weights_scale": 3.0}
+    decoder = latent_decoder(latent_config("deepseek_v2", **routing), keys=keys)
+    decoder.experts(48, layers=[1, 2])
+    decoder.shared_expert(96, layers=[1, 2], part="mlp.shared_experts")
+    return decoder.tiny
+
+
 @case(tolerance=0.004)
 def deepseek2_lite() -> Tiny:
     """DeepSeek V2 Lite: llama.cpp knows by its 26 or 27 layers that queries come from one matrix."""

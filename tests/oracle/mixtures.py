@@ -201,6 +201,57 @@ def hunyuan_moe() -> Tiny:
     return decoder.tiny
 
 
+def after_a_dense_layer(arch: str, config: Mapping[str, Any], keys: Mapping[str, Any], **about: Any) -> Tiny:
+    """One dense layer, then two mixtures with a shared expert. `choice_bias` is a name."""
+    choice_bias = about.pop("choice_bias", "")
+    sizes = {
+        "num_hidden_layers": 3,
+        "n_routed_experts": 8,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 48,
+        "first_k_dense_replace": 1,
+    }
+    lengths = {".expert_feed_forward_length": 48, ".expert_shared_count": 2, ".leading_dense_block_count": 1}
+    decoder = mixture(arch, {**config, **sizes}, {**lengths, **keys}, **about)
+    decoder.mlp(layers=[0])
+    decoder.experts(48, layers=[1, 2], choice_bias=choice_bias)
+    decoder.shared_expert(96, layers=[1, 2], part="mlp.shared_experts")
+    return decoder.tiny
+
+
+@case()
+def deepseek() -> Tiny:
+    return after_a_dense_layer("deepseek", config_of("deepseek", head_dim=None), {}, permute=True)
+
+
+@case()
+def dots1() -> Tiny:
+    config = config_of("dots1", num_key_value_heads=4, norm_topk_prob=True, routed_scaling_factor=1.7, n_group=1, topk_group=1)
+    keys = {".expert_gating_func": 2, ".expert_weights_scale": 1.7, ".expert_weights_norm": True}
+    return after_a_dense_layer(
+        "dots1", config, keys, qk_norm="head", choice_bias="gate.e_score_correction_bias"
+    )
+
+
+@case()
+def minimax_m2() -> Tiny:
+    config = config_of(
+        "minimax",
+        num_local_experts=8,
+        num_experts_per_tok=3,
+        shared_intermediate_size=0,
+        rotary_dim=16,
+        scoring_func="sigmoid",
+        use_qk_norm=True,
+    )
+    keys = {".expert_feed_forward_length": 96, ".expert_gating_func": 2, ".rope.dimension_count": 16}
+    decoder = mixture("minimax-m2", config, keys, qk_norm="all")
+    names = {"gate": "w1", "down": "w2", "up": "w3"}
+    decoder.experts(96, part="block_sparse_moe", names=names, choice_bias="e_score_correction_bias")
+    return decoder.tiny
+
+
 def ernie4_5_moe_decoder() -> Decoder:
     """A dense layer, then mixtures."""
     config = config_of(

@@ -25,6 +25,7 @@ COMMANDS = (
     "chat",
     "generate",
     "tokenize",
+    "embed",
     "inspect",
     "perplexity",
     "bench",

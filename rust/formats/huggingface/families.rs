@@ -168,6 +168,15 @@ const DEEPSEEK: &[Name] = &[
     part("self_attn.kv_b_proj", "attn_kv_b"),
 ];
 
+const MINIMAX: &[Name] = &[whole("block_sparse_moe.e_score_correction_bias", "exp_probs_b.bias")];
+
+const PHI: &[Name] = &[
+    part("final_layernorm", "output_norm"),
+    part("self_attn.dense", "attn_output"),
+    part("mlp.fc1", "ffn_up"),
+    part("mlp.fc2", "ffn_down"),
+];
+
 const HUNYUAN: &[Name] =
     &[part("self_attn.query_layernorm", "attn_q_norm"), part("self_attn.key_layernorm", "attn_k_norm")];
 
@@ -178,7 +187,7 @@ const STARCODER2: &[Name] = &[part("mlp.c_fc", "ffn_up"), part("mlp.c_proj", "ff
 
 const FALCON_H1: &[Name] = &[
     part("final_layernorm", "output_norm"),
-    part("pre_ff_layernorm", "ffn_norm"),
+    whole("pre_ff_layernorm.weight", "ffn_norm"), // so it is called, without an end
     part("feed_forward.gate_proj", "ffn_gate"),
     part("feed_forward.up_proj", "ffn_up"),
     part("feed_forward.down_proj", "ffn_down"),
@@ -356,6 +365,11 @@ pub const FAMILIES: &[Family] = &[
         &[DEEPSEEK, EXPERTS, DECODER],
         deepseek,
     ),
+    Family { pairs: true, ..family(&["deepseek"], |_| Ok("deepseek"), &[EXPERTS, DECODER], mixture) },
+    family(&["dots1"], |_| Ok("dots1"), &[EXPERTS, DECODER], dots1),
+    family(&["minimax_m2", "minimax"], |_| Ok("minimax-m2"), &[MINIMAX, MIXTRAL, DECODER], minimax),
+    Family { norm_offset: true, ..family(&["nemotron"], |_| Ok("nemotron"), &[DECODER], nemotron) },
+    family(&["phi"], |_| Ok("phi2"), &[PHI, DECODER], |_| Ok(())),
     Family { layers: "encoder.layer.", ..family(&["bert"], |_| Ok("bert"), &[BERT], bert) },
     Family {
         layers: "encoder.layers.",
@@ -711,8 +725,9 @@ fn lfm2moe(k: &mut Keys) -> Result<()> {
 fn deepseek(k: &mut Keys) -> Result<()> {
     let c = k.config;
     let (lora, rope) = (c.required_int("kv_lora_rank")?, c.required_int("qk_rope_head_dim")?);
-    let sum = |a: u32, b: u32| {
-        a.checked_add(b).ok_or_else(|| c.error("too large", "qk_rope_head_dim").got(rope).limit("some hundreds"))
+    let sum = |a: u32, b: u32| -> Result<u32> {
+        let too_large = || c.error("too large", "qk_rope_head_dim").got(rope).limit("some hundreds").into();
+        a.checked_add(b).ok_or_else(too_large)
     };
     k.u32("attention.head_count_kv", 1);
     if let Some(n) = c.int("q_lora_rank")? {
@@ -734,13 +749,34 @@ fn deepseek(k: &mut Keys) -> Result<()> {
     if let Some(scale) = c.first_float(&["rope_parameters.mscale_all_dim", "rope_scaling.mscale_all_dim"])? {
         k.f32("rope.scaling.yarn_log_multiplier", 0.1 * scale);
     }
-    if c.str("topk_method")? == Some("noaux_tc") || c.str("model_type")? == Some("glm4_moe_lite") {
+    if !c.has("scoring_func") && c.str("model_type")? != Some("deepseek_v2") {
         k.u32("expert_gating_func", 2);
     }
     if c.bool("norm_topk_prob")? == Some(false) {
         k.skip("expert_weights_norm"); // what says no is left out, as converters do
     }
     mixture(k)
+}
+
+fn dots1(k: &mut Keys) -> Result<()> {
+    k.u32("expert_gating_func", 2);
+    mixture(k)
+}
+
+fn minimax(k: &mut Keys) -> Result<()> {
+    if let Some(n) = k.config.int("rotary_dim")? {
+        k.u32("rope.dimension_count", n);
+    }
+    k.u32("expert_gating_func", 2);
+    k.u32("expert_feed_forward_length", k.config.required_int("intermediate_size")?);
+    Ok(())
+}
+
+fn nemotron(k: &mut Keys) -> Result<()> {
+    if let Some(epsilon) = k.config.float("norm_eps")? {
+        k.f32("attention.layer_norm_epsilon", epsilon);
+    }
+    k.rotated(0.5)
 }
 
 fn encoder(k: &mut Keys) -> Result<()> {

@@ -8,6 +8,9 @@ use crate::checkpoint::Pairs;
 use crate::error::Result;
 use crate::formats::one_line;
 
+/// What the number of experts is called.
+pub const EXPERT_COUNTS: &[&str] = &["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
+
 /// Most layers, and the longest head: what has a number for each is made by these.
 const MAX_LAYERS: u32 = 1 << 16;
 const MAX_HEAD_DIM: u32 = 1 << 20;
@@ -80,7 +83,7 @@ impl<'a> Keys<'a> {
             ("attention.head_count", &["num_attention_heads"]),
             ("attention.head_count_kv", &["num_key_value_heads"]),
             ("vocab_size", &["vocab_size"]),
-            ("expert_count", &["num_local_experts", "num_experts", "n_routed_experts"]),
+            ("expert_count", EXPERT_COUNTS),
             ("expert_used_count", &["num_experts_per_tok", "num_experts_per_token", "top_k_experts"]),
             ("expert_feed_forward_length", &["moe_intermediate_size"]),
             ("expert_shared_feed_forward_length", &["shared_expert_intermediate_size"]),
@@ -180,6 +183,8 @@ impl<'a> Keys<'a> {
                         }
                     }
                 }
+                self.f32("rope.scaling.yarn_beta_fast", 32.0);
+                self.f32("rope.scaling.yarn_beta_slow", 1.0);
             }
             Some("longrope" | "su") => self.longrope(&at, original)?,
             Some("llama3") => self.llama3(&at, original, factor)?,

@@ -103,7 +103,7 @@ pub(crate) fn read(path: &Path, open_part: &OpenPart) -> Result<Directory> {
             n_layers,
             n_ignored: config.int("num_nextn_predict_layers")?.unwrap_or(0) as usize,
             tied: config.bool("tie_word_embeddings")?.unwrap_or(false),
-            has_experts: config.first_int(&["num_local_experts", "num_experts"])?.unwrap_or(0) > 0,
+            has_experts: config.first_int(keys::EXPERT_COUNTS)?.unwrap_or(0) > 0,
             groups: config.int("mamba_n_groups")?.unwrap_or(1) as usize,
             known: HashMap::new(),
         };
@@ -135,7 +135,7 @@ impl Directory {
             self.maps.push((map, file.header));
         }
         if let Some((tensor, file)) = index.iter().flatten().min() {
-            let file = one_line(&file);
+            let file = one_line(file);
             let e = FormatError::new(self.path.join(INDEX), "a tensor is not in the file that the index names");
             return Err(e.named(tensor).got(file).into());
         }

@@ -274,11 +274,12 @@ impl Unpack for BlockNVFP4 {
             for k in 0..4 {
                 let byte = _mm256_srlv_epi32(words, _mm256_set1_epi32(8 * k));
                 let byte = _mm256_and_si256(byte, _mm256_set1_epi32(0xff));
-                // Exponent and mantissa where a float has them: too small by 2^120, of which half is wanted.
-                let bits = _mm256_slli_epi32::<20>(_mm256_and_si256(byte, nan));
+                // Exponent and mantissa where an f16 has them: too small by 2^8, of which half is wanted. As floats the
+                // smallest would be subnormal, which takes a hundred times as long.
+                let bits = _mm256_slli_epi32::<7>(_mm256_and_si256(byte, nan));
                 let bits = _mm256_andnot_si256(_mm256_cmpeq_epi32(byte, nan), bits);
-                to.d[k as usize] =
-                    _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(f32::from_bits((119 + 127) << 23)));
+                let bits = _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256::<1>(bits));
+                to.d[k as usize] = _mm256_mul_ps(_mm256_cvtph_ps(bits), _mm256_set1_ps(128.0));
             }
         }
     }

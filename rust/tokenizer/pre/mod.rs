@@ -116,6 +116,7 @@ impl PreTokenizer {
 }
 
 /// The words of a text.
+#[allow(clippy::large_enum_variant)] // there is one at a time, on the stack
 pub(super) enum Pieces<'t> {
     Words {
         word: fn(&str) -> usize,

@@ -1,0 +1,108 @@
+"""``llama-rs embed``: vectors of texts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Literal
+
+import click
+
+from .. import Model
+from ..output import is_watched, say, write_json
+from . import Command
+from .arguments import Number, find_model, is_utf8, model_option, parameters
+
+BLOCK = 1 << 16
+"""Bytes of lines that are taken at a time, if so many are there."""
+
+
+@click.command("embed", cls=Command)
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@click.option(
+    "-f",
+    "--file",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="Read texts from this file, one a line; - is standard input.",
+)
+@model_option
+@click.option(
+    "--pooling",
+    type=click.Choice(["mean", "cls", "last"]),
+    help="How the vectors of tokens become one.  [default: as the file says]",
+)
+@click.option("--no-normalize", "normalize", flag_value=False, default=True, help="Leave vectors as long as they are.")
+@click.option("--dimensions", type=Number(int, 1, 2**32 - 1), help="The first so many numbers of each vector alone.")
+@click.option("--truncate", is_flag=True, help="Cut texts that are longer than the context.")
+@parameters("context_length", "threads")
+def command(
+    texts: tuple[str, ...],
+    file: str | None,
+    model: str | None,
+    pooling: Literal["mean", "cls", "last"] | None,
+    normalize: bool,
+    dimensions: int | None,
+    truncate: bool,
+    context_length: int | None,
+    threads: int | None,
+) -> None:
+    """Print vectors of texts: those that mean something similar have similar ones.
+
+    The texts are the arguments, or the lines of the file given with -f, or else those of standard input. Prints a line
+    of JSON for each, as soon as it is there: "index", from 0, "text" and "embedding". Empty lines count, and have none.
+
+    \b
+      llama-rs embed -m bge-small.gguf "a cat" "a dog"
+      llama-rs embed -m bge-small.gguf --truncate < lines.txt > vectors.jsonl
+    """
+    path = find_model(model)
+    if texts and file is not None:
+        raise click.UsageError("give the texts as arguments or with -f FILE, not both")
+    if not all(map(is_utf8, texts)):
+        raise click.UsageError("a text is not valid UTF-8")
+    llama = Model(path, context_length=context_length, threads=threads)
+    index = 0
+    for block in [list(texts)] if texts else _lines(file):
+        some = [(index + i, text) for i, text in enumerate(block) if text]
+        index += len(block)
+        vectors = llama.embed(
+            [text for _, text in some],
+            pooling=pooling,
+            normalize=normalize,
+            dimensions=dimensions,
+            truncate=truncate,
+        )
+        for (i, text), vector in zip(some, vectors, strict=True):
+            # As few digits as tell float32 apart.
+            write_json({"index": i, "text": text, "embedding": [float(str(x)) for x in vector]})
+
+
+def _lines(file: str | None) -> Iterator[list[str]]:
+    """The lines of an input as they come: a program may write one and wait for its vector."""
+    name = "standard input" if file in (None, "-") else file
+    try:
+        if file is not None and file != "-":
+            stream = open(file, "rb")  # noqa: SIM115  # until the process ends
+        elif sys.stdin is None:
+            raise click.UsageError("no texts: give them as arguments, with -f FILE or on standard input")
+        else:
+            if sys.stdin.isatty() and is_watched():
+                say("Type texts, one a line, then Ctrl-D on a line of its own.")
+            stream = sys.stdin.buffer
+        at, rest = 0, b""
+        while block := stream.read1(BLOCK):
+            *lines, rest = (rest + block).split(b"\n")
+            if lines:
+                yield [_decoded(name, at + i, line) for i, line in enumerate(lines)]
+            at += len(lines)
+    except OSError as e:
+        raise click.ClickException(f"{name}: {e.strerror}") from e
+    if rest:
+        yield [_decoded(name, at, rest)]
+
+
+def _decoded(name: str | None, index: int, line: bytes) -> str:
+    try:
+        return line.removesuffix(b"\r").decode()
+    except UnicodeDecodeError as e:
+        raise click.ClickException(f"{name}: line {index + 1} is not UTF-8 text at byte {e.start}") from e

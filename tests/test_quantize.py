@@ -23,7 +23,7 @@ from llama_rs import Checkpoint, Model, ModelFormatError, ModelNotFoundError, To
 from llama_rs.quantization import MIXES, TYPES, quantize
 from llama_rs.quantization import imatrix as imatrix_of
 from numpy.typing import NDArray
-from test_cli import bad, data, good, warned
+from test_cli import bad, data, good, sees_interrupts, warned
 
 ROUNDED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "F16", "BF16"]
 """Types that gguf writes too, and in one way only."""
@@ -96,8 +96,8 @@ def test_types_that_are_rounded_have_the_bytes_of_gguf(dtype: str, tmp_path: Pat
 
 @pytest.mark.parametrize("dtype", [t for t in TYPES if t not in (*ROUNDED, "F32")])
 def test_types_that_are_searched_for_lose_what_their_bits_must(dtype: str, tmp_path: Path) -> None:
-    # Mean squared error of a normal distribution at so many bits, with some room: the theory has 4^-bits, codes that can
-    # be decoded quickly have two to four times that.
+    # Mean squared error of a normal distribution at so many bits, with some room: the theory has 4^-bits, codes
+    # that can be decoded quickly have two to four times that.
     block, size = gguf.GGML_QUANT_SIZES[DType[dtype]]
     bits = 8 * size / block
     x = np.random.default_rng(1).standard_normal((16, 512)).astype(np.float32) * 0.02
@@ -334,7 +334,7 @@ def _started(source: Path, target: Path) -> subprocess.Popen[bytes]:
         "--tensor-type",
         ".=IQ1_M",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=sees_interrupts)
     usage = Path(f"/proc/{process.pid}/stat")
     while int(usage.read_text().rsplit(")", 1)[1].split()[11]) < 100:  # a second of work, start included
         assert process.poll() is None, process.communicate()
@@ -351,7 +351,10 @@ def test_one_that_is_stopped_leaves_nothing(how: int, tmp_path: Path) -> None:
     target.write_bytes(b"what was there")
     process = _started(source, target)
     process.send_signal(how)
-    _, said = process.communicate(timeout=60)
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == (130 if how == signal.SIGINT else -how)
     assert said == b""
     assert sorted(os.listdir(tmp_path)) == ["source.gguf", "target.gguf"]

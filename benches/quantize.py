@@ -1,0 +1,101 @@
+"""Quantised files of ours beside those of llama.cpp: how far their logits are from the source's, and how long it took.
+
+    python benches/quantize.py model-F16.gguf --types Q4_K_M,Q6_K --peer-python peers/bin/python
+    python benches/quantize.py model-F16.gguf --types IQ2_XS,IQ3_XXS --imatrix model.imatrix.gguf --peer-python ...
+
+Each type is made twice from the same file, by us and by the `llama_model_quantize` of llama-cpp-python in the peers'
+environment, with as many threads. Then both are scored as `quality.py` does it, by our kernels against a float32 pass
+of the source: so a difference is one of the files alone. Without --peer-python only ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import quality  # beside this one
+
+
+def peer(source: str, target: str, file_type: int, imatrix: str | None, threads: int) -> None:
+    """Runs in the peers' environment: llama.cpp's quantizer; prints the seconds that it took."""
+    import llama_cpp
+    import numpy as np
+
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = file_type, threads
+    kept: list[Any] = []
+    if imatrix:
+
+        class Entry(ctypes.Structure):
+            _fields_ = (("name", ctypes.c_char_p), ("data", ctypes.POINTER(ctypes.c_float)), ("size", ctypes.c_size_t))
+
+        from gguf import GGUFReader
+
+        tensors = {t.name: t.data for t in GGUFReader(imatrix).tensors}
+        names = [name.removesuffix(".in_sum2") for name in tensors if name.endswith(".in_sum2")]
+        entries = (Entry * (len(names) + 1))()
+        for entry, name in zip(entries, names, strict=False):
+            counts = tensors[f"{name}.counts"].reshape(-1, 1)
+            means = np.ascontiguousarray(tensors[f"{name}.in_sum2"].reshape(len(counts), -1) / counts, dtype=np.float32)
+            kept.append(means)
+            entry.name, entry.size = name.encode(), means.size
+            entry.data = means.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = ctypes.cast(entries, ctypes.c_void_p)
+        kept.append(entries)
+    start = time.perf_counter()
+    if llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)):
+        sys.exit(f"llama.cpp made no {target}")
+    print(json.dumps(time.perf_counter() - start))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a GGUF file of F16, BF16 or F32")
+    parser.add_argument("--types", required=True, help="comma-separated")
+    parser.add_argument("--imatrix")
+    parser.add_argument("--peer-python", help="of an environment with llama-cpp-python, numpy and gguf")
+    parser.add_argument("--positions", type=int, default=1024, help="at least this many, whole windows (1024)")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--peer", nargs=2, metavar=("TARGET", "FILE_TYPE"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peer:
+        peer(args.model, args.peer[0], int(args.peer[1]), args.imatrix, args.threads)
+        return
+
+    from llama_rs import Checkpoint, _core, quantize
+
+    threads = args.threads or _core.available_threads()
+    cpu = quality.available_cpus()[-1]
+    source_size = Path(args.model).stat().st_size
+    print(f"{cpu}, {threads} threads, {args.positions} positions; MB/s of the source")
+    heads = f"{'type':10} {'MiB':>7} {'MB/s':>6} {'mean KL':>9} {'same top':>8}"
+    print(f"{heads} | {'llama.cpp: MB/s':>15} {'mean KL':>9} | ratio" if args.peer_python else heads)
+    with tempfile.TemporaryDirectory() as folder:
+        exact = str(Path(folder, "reference.npz"))
+        quality.write_reference(args.model, args.positions, exact)
+        for name in args.types.split(","):
+            ours, theirs = str(Path(folder, "ours.gguf")), str(Path(folder, "theirs.gguf"))
+            done = quantize(args.model, ours, name, imatrix=args.imatrix, threads=threads)
+            score = quality.measure(ours, exact, cpu)
+            line = f"{name:10} {done.bytes / 2**20:7.1f} {source_size / done.seconds / 1e6:6.1f}"
+            line += f" {score.mean:9.5f} {100 * score.same_top:7.1f}%"
+            if args.peer_python:
+                file_type = Checkpoint(ours).metadata["general.file_type"]
+                command = [args.peer_python, __file__, args.model, "--types", name, "--threads", str(threads)]
+                command += ["--peer", theirs, str(file_type)] + (["--imatrix", args.imatrix] if args.imatrix else [])
+                run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+                seconds = json.loads(run.stdout.splitlines()[-1])
+                other = quality.measure(theirs, exact, cpu)
+                line += f" | {source_size / seconds / 1e6:15.1f} {other.mean:9.5f} | {score.mean / other.mean:.3f}"
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

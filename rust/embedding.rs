@@ -75,16 +75,13 @@ pub fn embed(
         return Err(Error::Unsupported { path: model.checkpoint().path().into(), what });
     }
     let engine = model.engine()?;
-    let of_tokens = pooling == Pooling::None;
-    let full = if of_tokens { engine.dim() } else { engine.projected_dim() };
+    let full = engine.projected_dim();
     let dim = options.dimensions.unwrap_or(full);
     if dim == 0 || dim > full {
         return Err(Error::Argument(format!("dimensions is {dim}, it must be 1 to the model's {full}")));
     }
-    let mut rows = pooled(model, engine, texts, pooling, &options.session, interrupt)?;
-    if !of_tokens {
-        rows = engine.project(rows, options.session.threads, interrupt)?;
-    }
+    let rows = pooled(model, engine, texts, pooling, &options.session, interrupt)?;
+    let mut rows = engine.project(rows, options.session.threads, interrupt)?;
     if dim < full {
         rows = rows.chunks_exact(full).flat_map(|row| &row[..dim]).copied().collect();
     }

@@ -87,7 +87,6 @@ const OUR_ROPE_STYLE: &str = "llama_rs.rope_style"; // half, interleaved
 const OUR_NORM_OFFSET: &str = "llama_rs.norm_offset"; // what is added to the weights of norms
 const OUR_DECAYS: &str = "llama_rs.ssm_a"; // log, where it is log(-a)
 const OUR_VALUE_HEADS: &str = "llama_rs.ssm_v_heads"; // grouped, where neighbours share a key head
-const OUR_LLAMA3: &str = "llama_rs.rope.llama3"; // the scaling that GGUF has as factors
 
 /// What a mixture of experts has where its file does not say, see [`Keys::experts`].
 pub struct ExpertDefaults {
@@ -723,9 +722,8 @@ impl<'a> Keys<'a> {
         // A file without a type and with a factor means linear scaling, as llama.cpp reads it.
         let scaling = match self.metadata().str(&self.full(ROPE_SCALING_TYPE))?.as_deref() {
             Some("none") => RopeScaling::None,
-            Some("linear") | None => match (factor, self.llama3()?) {
-                (_, Some(scaling)) => scaling,
-                (Some((_, factor)), None) if factor != 1.0 => RopeScaling::Linear(factor),
+            Some("linear") | None => match factor {
+                Some((_, factor)) if factor != 1.0 => RopeScaling::Linear(factor),
                 _ if self.has_tensor("rope_factors_long.weight") => RopeScaling::Long { original_length, magnitude },
                 _ => RopeScaling::None,
             },
@@ -755,18 +753,6 @@ impl<'a> Keys<'a> {
             return Err(self.unsupported(format!("{} = {magnitude}", self.full(ROPE_ATTN_FACTOR))));
         }
         Ok(scaling)
-    }
-
-    fn llama3(&self) -> Result<Option<RopeScaling>> {
-        let key = |name: &str| self.metadata().f32(&format!("{OUR_LLAMA3}.{name}"));
-        let Some(factor) = key("factor")? else { return Ok(None) };
-        let (low, high) = (key("low_freq_factor")?.unwrap_or(1.0), key("high_freq_factor")?.unwrap_or(4.0));
-        let original = format!("{OUR_LLAMA3}.original_context_length");
-        let original_length = self.metadata().usize(&original)?.unwrap_or(8192);
-        if !(factor > 0.0 && factor.is_finite() && low > 0.0 && high > low && high.is_finite() && original_length > 0) {
-            return Err(self.metadata().error("bad rope scaling", &format!("{OUR_LLAMA3}.factor")).got(factor).into());
-        }
-        Ok(Some(RopeScaling::Llama3 { factor, low, high, original_length }))
     }
 
     /// The number of tokens: key, vocabulary and embedding have to agree where they are there.

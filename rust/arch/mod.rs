@@ -506,10 +506,8 @@ pub enum RopeScaling {
     None,
     /// Positions are divided by this (Chen et al. 2023).
     Linear(f32),
-    /// High frequencies stay, low ones are divided by `factor` (Llama 3.1).
-    #[allow(missing_docs)]
-    Llama3 { factor: f32, low: f32, high: f32, original_length: usize },
-    /// The same with a ramp, and cosines and sines times `magnitude` (YaRN, Peng et al. 2023).
+    /// High frequencies stay, low ones are divided by `factor`, with a ramp between; cosines and sines times `magnitude`
+    /// (YaRN, Peng et al. 2023).
     #[allow(missing_docs)]
     Yarn { factor: f32, beta_fast: f32, beta_slow: f32, original_length: usize, magnitude: f32 },
     /// A factor of each frequency, one of two: for contexts up to `original_length` and for longer ones; cosines and sines

@@ -27,16 +27,6 @@ impl Rope {
         let mut frequencies: Vec<f64> = match scaling {
             RopeScaling::None => plain().collect(),
             RopeScaling::Linear(factor) => plain().map(|f| f / f64::from(factor)).collect(),
-            RopeScaling::Llama3 { factor, low, high, original_length } => {
-                let [factor, low, high] = [factor, low, high].map(f64::from);
-                let scaled = |f: f64| {
-                    // how often it turns within the original context
-                    let turns = f * original_length as f64 / TAU;
-                    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                    f * ((1.0 - kept) / factor + kept)
-                };
-                plain().map(scaled).collect()
-            }
             RopeScaling::Yarn { factor, beta_fast, beta_slow, original_length, magnitude: m } => {
                 magnitude = f64::from(m);
                 // the pair that turns so often within the original context

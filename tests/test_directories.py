@@ -179,7 +179,9 @@ def test_a_directory_is_what_its_gguf_is(tmp_path: Path, name: str) -> None:
 WITH_LOGITS = [
     name
     for name in SUPPORTED
-    if name in RUN and name not in ("gemma2", "gemma2-27b", "granite-without-rotations") and CASES[name].make().config["model_type"] not in CONVERT_FIRST
+    if name in RUN
+    and name not in ("gemma2", "gemma2-27b", "granite-without-rotations")
+    and CASES[name].make().config["model_type"] not in CONVERT_FIRST
 ]
 """Without those of which mlx-lm does not know something, so that the directory does not say it: `NOT_IN_THE_CONFIG`."""
 

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import llama_rs
+import llama_rs.cli as cli
 import pytest
+from llama_rs import split
+from oracle.cases import CASES, ENCODERS
+from test_embeddings import with_words
 from tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +38,10 @@ def folder(tmp_path: Path) -> Path:
     write_tiny_model(
         tmp_path / "model.gguf", "Q8_0", head_dim=32, context_length=1024
     )  # whole blocks for --kv-type q8_0
+    write_tiny_model(tmp_path / "model-F16.gguf", "F16")
+    split(tmp_path / "model.gguf", tmp_path / "part", max_tensors=8)
+    with_words(ENCODERS["bert"].make(), tmp_path / "encoder.gguf")
+    CASES["llama"].make().write_directory(tmp_path / "directory")
     (tmp_path / "prompt.txt").write_text("The keeper wrote the weather into his book:\n")
     (tmp_path / "text.txt").write_text("The sea gives and the sea takes, and there is no use in asking. " * 50)
     return tmp_path
@@ -69,7 +77,7 @@ def test_python_of_the_readme(folder: Path) -> None:
 
 def test_the_readme_shows_every_command() -> None:
     shown = {command.split()[1] for command in COMMANDS}
-    assert shown == {"chat", "generate", "tokenize", "inspect", "perplexity", "bench", "status", "warm"}
+    assert shown == set(cli.COMMANDS)
 
 
 def test_links_lead_to_files_and_headings() -> None:

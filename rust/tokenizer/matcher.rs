@@ -90,6 +90,11 @@ impl Matcher {
         Ok(Self { automaton: Some(automaton), ids, flags, longest })
     }
 
+    /// Whether there is nothing to find.
+    pub(super) fn is_empty(&self) -> bool {
+        self.automaton.is_none()
+    }
+
     /// Cuts `text` at the tokens that it spells out.
     pub(super) fn split<'m, 't>(&'m self, text: &'t str) -> Parts<'m, 't> {
         Parts { matcher: self, text, given: 0, searched: 0, found: None }

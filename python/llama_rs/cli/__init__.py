@@ -33,6 +33,7 @@ COMMANDS = (
     "warm",
     "convert",
     "quantize",
+    "imatrix",
     "split",
     "merge",
 )

@@ -90,7 +90,7 @@ def names_of(kind: type) -> set[str]:
 
 def test_the_reference_lists_all_that_is_public() -> None:
     said = set(re.findall(r"`([A-Za-z_]+)", API))
-    for public in (*llama_rs.__all__, "FinishReason", "KvType", "Load", "Messages", "OnOverflow"):
+    for public in (*llama_rs.__all__, "FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType"):
         assert public in said
         kind = getattr(llama_rs, public)
         if inspect.isclass(kind) and kind is not llama_rs.GenerateOptions:

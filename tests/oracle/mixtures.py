@@ -227,11 +227,11 @@ def deepseek() -> Tiny:
 
 @case()
 def dots1() -> Tiny:
-    config = config_of("dots1", num_key_value_heads=4, norm_topk_prob=True, routed_scaling_factor=1.7, n_group=1, topk_group=1)
-    keys = {".expert_gating_func": 2, ".expert_weights_scale": 1.7, ".expert_weights_norm": True}
-    return after_a_dense_layer(
-        "dots1", config, keys, qk_norm="head", choice_bias="gate.e_score_correction_bias"
+    config = config_of(
+        "dots1", num_key_value_heads=4, norm_topk_prob=True, routed_scaling_factor=1.7, n_group=1, topk_group=1
     )
+    keys = {".expert_gating_func": 2, ".expert_weights_scale": 1.7, ".expert_weights_norm": True}
+    return after_a_dense_layer("dots1", config, keys, qk_norm="head", choice_bias="gate.e_score_correction_bias")
 
 
 @case()

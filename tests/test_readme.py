@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     write_tiny_model(
         tmp_path / "model.gguf", "Q8_0", head_dim=32, context_length=1024
     )  # whole blocks for --kv-type q8_0
-    write_tiny_model(tmp_path / "model-F16.gguf", "F16")
+    write_tiny_model(tmp_path / "model-F16.gguf", "F16", dim=256, hidden_dim=256)  # whole blocks for Q4_K_M
     split(tmp_path / "model.gguf", tmp_path / "part", max_tensors=8)
     with_words(ENCODERS["bert"].make(), tmp_path / "encoder.gguf")
     CASES["llama"].make().write_directory(tmp_path / "directory")
@@ -98,7 +98,7 @@ def names_of(kind: type) -> set[str]:
 
 def test_the_reference_lists_all_that_is_public() -> None:
     said = set(re.findall(r"`([A-Za-z_]+)", API))
-    for public in (*llama_rs.__all__, "FinishReason", "KvType", "Load", "Messages", "OnOverflow"):
+    for public in (*llama_rs.__all__, "FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType"):
         assert public in said
         kind = getattr(llama_rs, public)
         if inspect.isclass(kind) and kind is not llama_rs.GenerateOptions:

@@ -948,7 +948,7 @@ mod tests {
                     for (got, expected) in out[(t * n_heads + h) * value_dim..].iter().zip(expected) {
                         let error = (f64::from(*got) - expected).abs() / expected.abs().max(1.0);
                         let name = kernels.name();
-                        assert!(error < 3e-6, "{name} {heads:?} {scores:?} head {h} token {t}: {got} {expected}");
+                        assert!(error < 6e-6, "{name} {heads:?} {scores:?} head {h} token {t}: {got} {expected}");
                     }
                 }
             }

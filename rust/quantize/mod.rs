@@ -68,6 +68,11 @@ pub fn is_encodable(dtype: DType) -> bool {
 pub fn encode_row(dtype: DType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     assert_eq!(dtype.row_bytes(x.len()), Some(out.len()), "a row of {dtype}");
     assert!(importance.is_none_or(|importance| importance.len() == x.len()), "an importance for each number");
+    // They count relative to each other: sums of very large or small ones would leave what a float can hold.
+    let largest = importance.into_iter().flatten().fold(0.0f32, |max, x| max.max(*x));
+    let usual = largest == 0.0 || !largest.is_finite() || (1e-12..1e12).contains(&largest);
+    let scaled = importance.filter(|_| !usual).map(|all| all.iter().map(|x| x / largest).collect::<Vec<f32>>());
+    let importance = scaled.as_deref().or(importance);
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
         // SAFETY: it has the feature.

@@ -822,7 +822,8 @@ fn any_vocabulary_ends_in_tokens_or_an_error() {
                 match tokenizer.encode_at_most(at_most, &text, false, parse_special, &Interrupt::never()) {
                     Ok(same) => assert!(same == ids && ids.len() <= at_most, "{text:?}"),
                     Err(Error::TooManyTokens { at_least, .. }) => {
-                        assert!(at_most < at_least && at_least <= ids.len(), "{text:?}: {at_least} of {}", ids.len());
+                        let n = ids.len();
+                        assert!(at_most < at_least && at_least <= n, "{text:?}: {at_least} of {n}, {tokenizer:?}");
                     }
                     Err(e) => panic!("{e}"),
                 }

@@ -25,7 +25,7 @@ use super::text_index::TextIndex;
 use super::vocabulary::{Kind, Odd, Texts, Vocabulary, get_or_try_init};
 use super::{FUSE_UNKNOWN, IGNORE_MERGES};
 use crate::checkpoint::{Metadata, StringArray};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 const SCORES: &str = "tokenizer.ggml.scores";
 const MERGES_BY_RANK: &str = "llama_rs.tokenizer.merges_by_rank";
@@ -173,7 +173,12 @@ impl Encoder<'_> {
             return out.push(id);
         }
         let before = out.ids.len();
-        if !self.encode_words(text, out)? {
+        let done = match self.encode_words(text, out) {
+            // As a whole, it may have fewer.
+            Err(Error::TooManyTokens { .. }) if self.index.has_unused => false,
+            done => done?,
+        };
+        if !done {
             out.ids.truncate(before);
             self.in_unknown = false;
             self.merge(text, &mut HashMap::new(), out)?;
@@ -248,6 +253,7 @@ struct Index {
     longest: usize, // bytes of spelt text that a token stands for, at most; 0 if one stands for any number
     cuts: Cuts,
     first_normal: u32,
+    has_unused: bool, // tokens that are taken apart again
 }
 
 impl Index {
@@ -255,7 +261,7 @@ impl Index {
         let vocabulary = texts.vocabulary;
         let mut by_text = TextIndex::with_capacity(vocabulary.len())?;
         let (mut byte_tokens, mut cuts) = (ByteTokens::default(), Cuts::default());
-        let mut longest = 1;
+        let (mut longest, mut has_unused) = (1, false);
         let mut empty = Odd::new("token without a text, which no text comes to");
         let mut not_a_byte = Odd::new("byte token that is not called <0x00> to <0xFF>, which no text comes to");
         let mut no_score = Odd::of(SCORES, "score that is not a number, so that nothing is merged into its token");
@@ -266,13 +272,15 @@ impl Index {
                 empty.see(id as usize);
                 continue;
             }
-            match spm.kind(text, texts.kind(id)) {
+            let kind = spm.kind(text, texts.kind(id));
+            match kind {
                 Kind::Normal | Kind::UserDefined | Kind::Unused if vocabulary.is_only_added(id) => {}
                 Kind::Normal | Kind::UserDefined | Kind::Unused => {
                     if spm.merges.is_none() && vocabulary.score(id).is_nan() {
                         no_score.see(id as usize);
                     }
                     by_text.insert(texts, id);
+                    has_unused |= kind == Kind::Unused;
                     longest = longest.max(text.len());
                     cuts.see(text);
                 }
@@ -289,7 +297,7 @@ impl Index {
             Some(merges) => Some(Ranks::new(merges, &by_text, texts, pace)?),
             None => None,
         };
-        Ok(Self { by_text, ranks, byte_tokens, longest, cuts, first_normal: first_normal(texts) })
+        Ok(Self { by_text, ranks, byte_tokens, longest, cuts, first_normal: first_normal(texts), has_unused })
     }
 
     /// Ends it all if a text of `len` bytes is sure to have too many tokens.

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use super::added::{Added, Walk};
 use super::normalize::{Normalizer, push_str};
-use super::pace::{Output, Pace};
+use super::pace::{Output, Pace, reserve};
 use super::pre::class::is_punctuation;
 use super::space::SPACE;
 use super::text_index::TextIndex;
@@ -57,7 +57,7 @@ impl WordPiece {
             spell: &|text, pace| Ok(self.normalizer.normalize(&text, pace)?.into_owned()),
             expect: &|_, _| Ok(()), // a word of any length may be one token
         };
-        let mut spelt = String::new();
+        let (mut spelt, mut pieces) = (String::new(), Vec::new());
         walk.walk(text, out, |text, _, out| {
             let mut rest = text;
             while let Some(c) = rest.chars().next() {
@@ -72,13 +72,12 @@ impl WordPiece {
                 if c.is_whitespace() {
                     continue;
                 }
-                let before = out.ids.len();
                 let is_known = word.len() <= 4 * self.max_word_chars
                     && word.chars().count() <= self.max_word_chars
-                    && index.encode(texts, word, &mut spelt, out)?;
-                if !is_known {
-                    out.ids.truncate(before);
-                    out.push(texts.unknown(self.unknown, word)?)?;
+                    && index.encode(texts, word, &mut spelt, &mut pieces, &mut out.pace)?;
+                match is_known {
+                    true => pieces.iter().try_for_each(|&id| out.push(id))?,
+                    false => out.push(texts.unknown(self.unknown, word)?)?,
                 }
             }
             Ok(())
@@ -117,8 +116,16 @@ impl Index {
         Ok(Self { by_text, longest })
     }
 
-    /// Appends the tokens of `word`; false if it is not made of tokens.
-    fn encode(&self, texts: Texts<'_>, word: &str, spelt: &mut String, out: &mut Output<'_>) -> Result<bool> {
+    /// Finds the tokens of `word`; false if it is not made of tokens.
+    fn encode(
+        &self,
+        texts: Texts<'_>,
+        word: &str,
+        spelt: &mut String,
+        pieces: &mut Vec<u32>,
+        pace: &mut Pace<'_>,
+    ) -> Result<bool> {
+        pieces.clear();
         spelt.clear();
         push_str(spelt, SPACE)?;
         push_str(spelt, word)?;
@@ -133,7 +140,7 @@ impl Index {
                     break None;
                 }
                 if spelt.is_char_boundary(end) {
-                    out.pace.work(1 + (end - start) / 8)?;
+                    pace.work(1 + (end - start) / 8)?;
                     if let Some(id) = self.by_text.find(texts, &spelt.as_bytes()[start..end]) {
                         break Some(id);
                     }
@@ -141,7 +148,8 @@ impl Index {
                 end -= 1;
             };
             let Some(id) = found else { return Ok(false) };
-            out.push(id)?;
+            reserve(pieces, 1)?;
+            pieces.push(id);
             start = end;
         }
         Ok(true)

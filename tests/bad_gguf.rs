@@ -74,7 +74,7 @@ fn load_bytes(bytes: &[u8]) -> Result<()> {
 
 fn one_line(e: &Error) -> String {
     let text = e.to_string();
-    assert!(!text.contains('\n') && text.len() < 400, "{text}");
+    assert!(!text.contains('\n') && text.len() < 1000, "{text}");
     text
 }
 

@@ -6,6 +6,8 @@ import json
 import os
 import pty
 import random
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -532,6 +534,7 @@ class Terminal:
         self.pid, self.terminal = pty.fork()
         if not self.pid:
             os.environ["TERM"] = "dumb"
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
             command = [sys.executable, "-m", "llama_rs", "chat", "-m", str(model), "--temp", "0", *options]
             os.execv(command[0], command)
         self.shown = ""
@@ -543,6 +546,7 @@ class Terminal:
     def wait_for(self, text: str) -> None:
         """Reads until the terminal shows this, after what it showed before."""
         while (at := self.shown.find(text, self.seen)) < 0:
+            assert select.select([self.terminal], [], [], 300)[0], f"no {text!r} after {self.shown!r}"
             self.shown += os.read(self.terminal, 4096).decode(errors="replace")
         self.seen = at + len(text)
 

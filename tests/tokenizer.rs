@@ -560,8 +560,11 @@ fn every_long_work_can_be_interrupted() {
         tokenizer.encode("a", true, true).unwrap(); // indexes are there
         for text in &texts {
             let interrupt = Interrupt::new(&interrupted);
-            let e = tokenizer.encode_at_most(usize::MAX, text, true, true, &interrupt).unwrap_err();
-            assert!(matches!(e, Error::Interrupted), "{e}");
+            match tokenizer.encode_at_most(usize::MAX, text, true, true, &interrupt) {
+                Err(e) => assert!(matches!(e, Error::Interrupted), "{e}"),
+                // A word that is too long for any token is one unknown token, at once.
+                Ok(ids) => assert!(ids.len() <= 3, "{}", ids.len()),
+            }
         }
         let interrupt = Interrupt::new(&interrupted);
         let e = tokenizer.decode_interruptibly(&vec![5; 24 << 20], true, &interrupt).unwrap_err();

@@ -34,8 +34,7 @@ from numpy.typing import NDArray
 from oracle.cases import CASES, TOKENS
 from oracle.compare import deviation, our_logits
 from oracle.tiny import N_TOKENS, Tiny
-
-from tests.test_architectures import RUN
+from test_architectures import RUN
 
 Array = NDArray[np.float32]
 

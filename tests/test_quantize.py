@@ -49,7 +49,7 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]], **pairs: Any) -> Path
     return path
 
 
-def imatrix(path: Path, entries: Mapping[str, NDArray[np.float32]], counts: Mapping[str, Any] | None = None) -> Path:
+def imatrix(path: Path, entries: Mapping[str, NDArray[Any]], counts: Mapping[str, Any] | None = None) -> Path:
     """An importance matrix as llama.cpp writes it."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_type("imatrix")
@@ -315,7 +315,7 @@ def test_a_disk_that_is_full_is_said_and_leaves_nothing(tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
         "from llama_rs.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, "quantize", source, target, "--type", "Q8_0"]
+    command = [sys.executable, "-c", code, "quantize", str(source), str(target), "--type", "Q8_0"]
     done = subprocess.run(command, capture_output=True, check=False, timeout=60)
     assert done.returncode == 3 and b"File too large" in done.stderr, done.stderr
     assert os.listdir(tmp_path) == ["source.gguf"]
@@ -328,8 +328,8 @@ def _started(source: Path, target: Path) -> subprocess.Popen[bytes]:
         "-m",
         "llama_rs",
         "quantize",
-        source,
-        target,
+        str(source),
+        str(target),
         "--type",
         "Q8_0",
         "--tensor-type",

@@ -7,6 +7,7 @@ from typing import Any, Literal, final
 
 __all__ = [
     "Array",
+    "Chat",
     "Checkpoint",
     "Collector",
     "Floats",
@@ -166,6 +167,7 @@ class Chat:
     def render(self, trusted: dict[str, Any], written: dict[str, Any], now: int) -> str: ...
     def encode(self, trusted: dict[str, Any], written: dict[str, Any], now: int, at_most: int) -> list[int]: ...
 
+@final
 class Generation:
     def __new__(
         cls, session: Session, tokenizer: Tokenizer, prompt: Sequence[int], options: dict[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -82,7 +82,7 @@ def _lines(file: str | None) -> Iterator[list[str]]:
     name = "standard input" if file in (None, "-") else file
     try:
         if file is not None and file != "-":
-            stream = open(file, "rb")  # noqa: SIM115  # until the process ends
+            stream: Any = open(file, "rb")  # noqa: SIM115  # until the process ends
         elif sys.stdin is None:
             raise click.UsageError("no texts: give them as arguments, with -f FILE or on standard input")
         else:

@@ -601,7 +601,7 @@ unsafe fn write<V: Vector>(
 }
 
 /// # Safety
-/// - As for [`write`], with `M` registers of columns from `x` on and `R` rows from `i` on.
+/// - As for [`write`](fn@write), with `M` registers of columns from `x` on and `R` rows from `i` on.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn write_tile<V: Vector, const M: usize, const R: usize>(

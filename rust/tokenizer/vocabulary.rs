@@ -149,7 +149,7 @@ impl Vocabulary {
         self.flags.is_some()
     }
 
-    /// What it says of the token `id`, see [`flag`](super::added::flag).
+    /// What it says of the token `id`, see `added::flag`.
     pub(super) fn flags(&self, id: u32) -> u8 {
         self.flags.as_ref().and_then(|flags| flags.get(id as usize)).copied().unwrap_or(0)
     }

@@ -1,7 +1,7 @@
 //! A GGUF cut into parts, and parts joined, as `llama-gguf-split` does.
 //!
 //! Tensors stay what they are and in their order. The first part has the metadata; each part says which it is and how many
-//! there are, see [`split`](super::split).
+//! there are, see [`split`](mod@super::split).
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ pub enum Limit {
 /// gives their paths. `progress` is told how many bytes of how many are written.
 ///
 /// # Errors
-/// Those of opening and of [`write`]: then none of the parts is there. [`Error::Argument`] for a limit of 0, for a directory,
+/// Those of opening and of [`write`](fn@write): then none of the parts is there. [`Error::Argument`] for a limit of 0, for a directory,
 /// and for more than 65,535 parts.
 pub fn split(
     source: &Path,
@@ -76,7 +76,7 @@ pub fn split(
 /// Writes the model whose parts `source` is one of as one file. `progress` is told how many bytes of how many are written.
 ///
 /// # Errors
-/// Those of opening and of [`write`]. [`Error::Argument`] if it is not in parts.
+/// Those of opening and of [`write`](fn@write). [`Error::Argument`] if it is not in parts.
 pub fn merge(source: &Path, target: &Path, interrupt: &Interrupt, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
     let checkpoint = open(source)?;
     if checkpoint.maps().len() < 2 {

@@ -149,7 +149,7 @@ const MAMBA2: &[Name] = &[
     part("mamba.out_proj", "ssm_out"),
 ];
 
-/// Without experts, what they share is the whole network, see [`Family::tensor`].
+/// Without experts, what they share is the whole network, see the tensors of a family.
 const GRANITE_EXPERTS: &[Name] = &[
     part("block_sparse_moe.router.layer", "ffn_gate_inp"),
     part("block_sparse_moe.input_linear", "ffn_gate_up_exps"),

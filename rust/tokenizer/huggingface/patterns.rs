@@ -37,7 +37,7 @@ const TABLE: &[(&[&str], Option<&str>, Option<&str>)] = &[
     (&[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", EASTERN, NUMBER], None, Some("deepseek-coder")),
 ];
 
-/// The name of patterns that are [canonical](canonical). Both names say the same of words: whether they may be taken whole,
+/// The name of patterns that are [canonical]. Both names say the same of words: whether they may be taken whole,
 /// our own key says.
 pub(super) fn find(patterns: &[Cow<'_, str>], takes_whole_words: bool) -> Option<&'static str> {
     let row = TABLE.iter().find(|(row, ..)| row.iter().eq(patterns.iter()))?;

@@ -1,4 +1,4 @@
-//! Youtu, in two steps: `[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+`, then [`gpt4o`](super::gpt4o) with `\p{N}`.
+//! Youtu, in two steps: `[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+`, then `gpt4o` with `\p{N}`.
 
 use std::ops::Range;
 

@@ -14,6 +14,7 @@ __all__ = [
     "Generation",
     "Model",
     "Quantizer",
+    "Sampler",
     "Session",
     "Tensor",
     "Tokenizer",
@@ -88,6 +89,15 @@ class Tensor:
     @property
     def offset(self) -> int: ...
     def dequantize(self) -> Floats: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: object = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, buffer: memoryview, /) -> None: ...
 
@@ -184,6 +194,13 @@ class Generation:
     def seed(self) -> int: ...
     @property
     def timings(self) -> tuple[int, float, int, float, int]: ...
+
+@final
+class Sampler:
+    def __new__(cls, options: dict[str, Any]) -> Sampler: ...
+    def sample(self, logits: Any, tokens: Sequence[int]) -> int | None: ...
+    @property
+    def seed(self) -> int: ...
 
 @final
 class Collector:

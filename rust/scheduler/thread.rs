@@ -10,11 +10,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::core::{Core, Job};
-use super::request::{Limits, Rejected, Request, Stats, Work};
+use super::request::{Finish, Limits, Rejected, Request, Stats};
 use super::ticket::{self, Ticket};
 use crate::error::{Error, Result};
 use crate::mapping::guarded;
-use crate::threads;
+use crate::threads::{self, Interrupt};
 
 /// A second panic within so long is one too many.
 const CALM: Duration = Duration::from_secs(60);
@@ -64,6 +64,20 @@ pub(super) struct Load {
     has_crashed: AtomicBool,
 }
 
+impl Load {
+    /// So many answers with so many tokens wait no longer.
+    pub fn leave(&self, n: usize, tokens: usize) {
+        self.waiting.fetch_sub(n, Ordering::SeqCst);
+        self.queued_tokens.fetch_sub(tokens, Ordering::SeqCst);
+    }
+
+    /// They wait again.
+    pub fn enter(&self, n: usize, tokens: usize) {
+        self.waiting.fetch_add(n, Ordering::SeqCst);
+        self.queued_tokens.fetch_add(tokens, Ordering::SeqCst);
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
@@ -110,8 +124,8 @@ impl Scheduler {
             let what = "the engine was started before this process was forked: start another one";
             return Err(Rejected::Invalid(Error::Argument(what.into())));
         }
-        request.check().map_err(Rejected::Invalid)?;
-        let n = request.n();
+        request.check(limits).map_err(Rejected::Invalid)?;
+        let n = request.work.n();
         let tokens = request.prompt_tokens();
         // One that is alone may be of any size.
         let take = |of: &AtomicUsize, n: usize, most: usize| {
@@ -231,12 +245,12 @@ fn run(shared: &Shared) {
         inbox.changed = false;
         let (jobs, phase) = (std::mem::take(&mut inbox.jobs), inbox.phase);
         drop(inbox);
-        jobs.into_iter().for_each(|job| core.add(job));
+        jobs.into_iter().for_each(|job| core.add(job, &shared.load));
         if phase == Phase::Stopping {
-            core.cancel_all();
+            core.end_all(&Finish::Cancelled, &shared.load);
         }
         let stop = || shared.lock().phase == Phase::Stopping;
-        let step = catch_unwind(AssertUnwindSafe(|| core.step(&stop, &shared.load)));
+        let step = catch_unwind(AssertUnwindSafe(|| core.step(&Interrupt::new(&stop), &shared.load)));
         if step.is_err() {
             core.crashed();
             let again = last_panic.replace(Instant::now()).is_some_and(|last| last.elapsed() < CALM);
@@ -258,23 +272,17 @@ impl Limits {
     /// # Errors
     /// [`Error::Argument`].
     pub(super) fn check(&self) -> Result<()> {
-        for (name, value) in
-            [("parallel", self.parallel as u64), ("kv_bytes", self.kv_bytes), ("ring_bytes", self.ring_bytes as u64)]
-        {
+        let limits = [
+            ("parallel", self.parallel as u64),
+            ("kv_bytes", self.kv_bytes),
+            ("max_rows", self.max_rows as u64),
+            ("ring_bytes", self.ring_bytes as u64),
+        ];
+        for (name, value) in limits {
             if value == 0 {
                 return Err(Error::Argument(format!("{name} is 0, it must be 1 or more")));
             }
         }
         Ok(())
-    }
-}
-
-impl Request {
-    /// Answers that it gives.
-    pub(super) fn n(&self) -> usize {
-        match &self.work {
-            Work::Generate(generate) => generate.answers.len(),
-            Work::Embed { .. } | Work::Rank { .. } => 1,
-        }
     }
 }

@@ -150,7 +150,7 @@ fn random_schedules_give_each_request_what_it_gets_alone() {
         let mut rng = Rng::new(which as u64);
         let prompts = prompts(&mut rng);
         let is_recurrent = which > 1;
-        let block = if is_recurrent { 400 << 10 } else { 8 << 10 };
+        let block = if is_recurrent { 64 << 10 } else { 8 << 10 }; // states take more
         let mut known: HashMap<(Case, u64), Answer> = HashMap::new();
         let mut scored: HashMap<(Vec<u32>, usize), Vec<f64>> = HashMap::new();
         for schedule in 0..500 {

@@ -135,6 +135,7 @@ struct Budget {
     seconds: f64, // infinite for none
     rows: usize,
     positions: u64,
+    bytes: u64, // of the blocks that they will need
 }
 
 pub(super) struct Core {
@@ -468,14 +469,15 @@ impl Core {
 
     /// Makes room for `tokens` more of an answer, if need be by taking out those that came after it. Gives whether there
     /// is room; if not, it is this one that has to make room.
-    fn make_room(&mut self, g: usize, number: u64, tokens: usize, load: &Load) -> bool {
+    fn make_room(&mut self, g: usize, number: u64, tokens: usize, budget: &mut Budget, load: &Load) -> bool {
         loop {
             let group = &self.groups[g];
             let Some(i) = group.index(number) else { return false };
             let position = group.running[i].sequence.position();
             let blocks = (position + tokens).div_ceil(BLOCK) - position.div_ceil(BLOCK);
             let (bytes, mine) = (blocks as u64 * group.layout.block_bytes() as u64, group.running[i].rank());
-            if self.evict(bytes) {
+            if self.evict(budget.bytes + bytes) {
+                budget.bytes += bytes;
                 return true;
             }
             match self.last_in_rank(|running| running.rank() > mine) {
@@ -497,7 +499,8 @@ impl Core {
     /// Who takes part in the next step of a group.
     fn plan(&mut self, g: usize, now: Instant, load: &Load) -> Vec<Planned> {
         let mut plan = Vec::new();
-        let mut budget = Budget { seconds: self.limits.step.as_secs_f64(), rows: 0, positions: 0 };
+        let mut budget = Budget { seconds: self.limits.step.as_secs_f64(), rows: 0, positions: 0, bytes: 0 };
+        self.take_texts(g, now, load);
         for number in self.groups[g].in_order(Running::is_decoding) {
             let Some(i) = self.groups[g].index(number) else { continue }; // it had to make room
             let running = &mut self.groups[g].running[i];
@@ -507,10 +510,9 @@ impl Core {
             }
             running.paused = None;
             let wants = running.todo().len();
-            if wants > running.sequence.context_length() - running.sequence.position() && !self.overflow(g, number) {
-                continue;
+            if self.has_context(g, number) {
+                self.take_part(g, number, wants, &mut plan, &mut budget, load);
             }
-            self.take_part(g, number, wants, &mut plan, &mut budget, load);
         }
         let is_alone = plan.is_empty();
         if self.limits.step.is_zero() {
@@ -520,6 +522,9 @@ impl Core {
         }
         let mut is_first = true; // that one goes on in any case
         for number in self.groups[g].in_order(|running| !running.is_decoding()) {
+            if !self.has_context(g, number) {
+                continue;
+            }
             let Some(i) = self.groups[g].index(number) else { continue };
             let tokens = self.chunk(g, &self.groups[g].running[i], &budget, is_first);
             if tokens > 0 {
@@ -530,7 +535,10 @@ impl Core {
             let Some(number) = self.take_next(g, now, load) else { break };
             let Some(i) = self.groups[g].index(number) else { continue };
             if self.groups[g].running[i].todo().is_empty() {
-                self.finish(g, number); // nothing was wanted
+                self.leave_done(g, number, String::new()); // nothing was wanted
+                continue;
+            }
+            if !self.has_context(g, number) {
                 continue;
             }
             let tokens = self.chunk(g, &self.groups[g].running[i], &budget, is_first);
@@ -552,7 +560,7 @@ impl Core {
         budget: &mut Budget,
         load: &Load,
     ) -> bool {
-        if !self.make_room(g, number, tokens, load) {
+        if !self.make_room(g, number, tokens, budget, load) {
             let is_last = self.groups.iter().map(|group| group.running.len()).sum::<usize>() == 1;
             let Some(i) = self.groups[g].index(number) else { return false };
             let running = &mut self.groups[g].running[i];
@@ -582,7 +590,8 @@ impl Core {
 
     /// So many tokens of a prompt are computed in this step.
     fn chunk(&self, g: usize, running: &Running, budget: &Budget, is_first: bool) -> usize {
-        let todo = running.todo().len();
+        // One that was taken out when its context was full, and shifts, has more tokens than there is room for.
+        let todo = running.todo().len().min(running.sequence.context_length() - running.sequence.position());
         let most = if running.of.prompt_logprobs.is_some() { todo.min(CHUNK_OF_LOGITS) } else { todo.min(BATCH) };
         let least = most.min(CHUNK);
         let fits = |n: usize| self.fits(g, budget, n, positions(running, n));
@@ -597,12 +606,17 @@ impl Core {
         fit
     }
 
-    /// The context is full: ends the answer, or makes room in it. Gives whether it goes on.
-    fn overflow(&mut self, g: usize, number: u64) -> bool {
+    /// Whether an answer has room in its context for what it wants. If not, the answer ends, or room is made.
+    fn has_context(&mut self, g: usize, number: u64) -> bool {
         let Some(i) = self.groups[g].index(number) else { return false };
         let running = &mut self.groups[g].running[i];
+        let (wants, room) = (running.todo().len(), running.sequence.context_length() - running.sequence.position());
         let Running { about, of, sequence, shares, .. } = running;
-        if of.on_overflow == Overflow::Shift {
+        let shifts = of.on_overflow == Overflow::Shift;
+        if wants <= room || shifts && room > 0 {
+            return true;
+        }
+        if shifts {
             let n_discard = sequence.position().saturating_sub(of.n_keep) / 2;
             *shares = false; // it has its own blocks from now on, and tokens that are not those before them
             let shifted = about.model.engine().and_then(|engine| engine.shift(sequence, of.n_keep, n_discard.max(1)));
@@ -619,11 +633,6 @@ impl Core {
         false
     }
 
-    /// An answer of which nothing is left to compute.
-    fn finish(&mut self, g: usize, number: u64) {
-        self.leave_done(g, number, String::new());
-    }
-
     fn leave_done(&mut self, g: usize, number: u64, text: String) {
         let Some(i) = self.groups[g].index(number) else { return };
         let reason = self.groups[g].running[i].of.answer.finish_reason().unwrap_or(FinishReason::Length);
@@ -632,27 +641,37 @@ impl Core {
 
     // Who is next.
 
-    /// Takes the next one of a group out of the queue, if there is one and room for it.
-    fn take_next(&mut self, g: usize, now: Instant, load: &Load) -> Option<u64> {
-        let key = self.groups[g].key.clone();
-        let of_group = self.waiting.iter().enumerate().filter(|(_, waiting)| waiting.key == key);
+    /// Those of a group that wait, the next one first.
+    fn queue(&self, g: usize) -> Vec<usize> {
+        let key = &self.groups[g].key;
+        let of_group = self.waiting.iter().enumerate().filter(|(_, waiting)| waiting.key == *key);
         let mut order: Vec<usize> = of_group.map(|(i, _)| i).collect();
         order.sort_by_key(|&i| {
             let about = &self.waiting[i].about;
             (-i16::from(about.priority), self.had(about.client), about.number)
         });
-        // Texts take no place; one lot of them is computed at a time.
-        let texts = order.iter().copied().find(|&i| matches!(self.waiting[i].task, Task::Texts(_)));
-        if let Some(i) = texts.filter(|_| self.groups[g].texts.is_empty()) {
-            let Waiting { mut about, task: Task::Texts(texts), queued, .. } = self.waiting.remove(i) else {
-                unreachable!()
-            };
+        order
+    }
+
+    /// Takes the next texts out of the queue, if none are being computed. They take no place of an answer.
+    fn take_texts(&mut self, g: usize, now: Instant, load: &Load) {
+        if !self.groups[g].texts.is_empty() {
+            return;
+        }
+        let next = self.queue(g).into_iter().find(|&i| matches!(self.waiting[i].task, Task::Texts(_)));
+        let Some(i) = next else { return };
+        let Waiting { mut about, task, queued, .. } = self.waiting.remove(i);
+        if let Task::Texts(texts) = task {
             about.start(now);
             load.leave(1, queued);
             self.charge(about.client, about.usage.prompt_tokens);
             self.groups[g].texts.push(RunningTexts { about, texts });
-            return self.take_next(g, now, load);
         }
+    }
+
+    /// Takes the next one of a group out of the queue, if there is one and room for it.
+    fn take_next(&mut self, g: usize, now: Instant, load: &Load) -> Option<u64> {
+        let order = self.queue(g);
         // What is about to be computed for another need not be computed again.
         let cached: Vec<(usize, usize)> = order
             .into_iter()

@@ -90,7 +90,7 @@ impl Group {
 
     /// Bytes that a sequence has for itself besides its blocks.
     pub fn own_bytes(&self) -> u64 {
-        (OWN_STATES * (self.layout.state_bytes() + self.layout.tail_bytes())) as u64
+        own_bytes(&self.layout)
     }
 
     /// Bytes of keys and values.
@@ -163,6 +163,11 @@ impl Group {
     fn of_salt(&self, salt: u64) -> impl Iterator<Item = &Running> {
         self.running.iter().filter(move |running| running.shares && running.salt() == salt)
     }
+}
+
+/// Bytes that a sequence of this layout has for itself besides its blocks.
+pub(super) fn own_bytes(layout: &Layout) -> u64 {
+    (OWN_STATES * (layout.state_bytes() + layout.tail_bytes())) as u64
 }
 
 /// How many of `tokens` are the first of an answer that is being made.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::group::own_bytes;
 use crate::embedding::{self, EmbedOptions};
 use crate::engine::BATCH;
 use crate::error::{Error, Result};
@@ -150,7 +151,8 @@ impl Request {
                 }
                 // One that has all the memory for itself can have its prompt, and a token more.
                 let layout = self.model.engine()?.layout(self.session.kv_type)?;
-                let room = (limits.kv_bytes / layout.block_bytes() as u64).saturating_mul(BLOCK as u64);
+                let bytes = limits.kv_bytes.saturating_sub(own_bytes(&layout));
+                let room = (bytes / layout.block_bytes() as u64).saturating_mul(BLOCK as u64);
                 if prompt.len() as u64 >= room {
                     let context_length = room.saturating_sub(1) as usize;
                     return Err(Error::ContextOverflow { tokens: prompt.len(), context_length });

@@ -10,8 +10,10 @@ The names below are imported when they are first used: whoever wants one does no
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, Tensor, Warmed
+    from .engine import AsyncEngine, AsyncStream, EngineStats
     from .errors import (
         ContextOverflowError,
+        EngineFullError,
         LlamaError,
         ModelChangedError,
         ModelClosedError,
@@ -39,11 +41,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncEngine",
+    "AsyncStream",
     "Benchmark",
     "Checkpoint",
     "Completion",
     "Config",
     "ContextOverflowError",
+    "EngineFullError",
+    "EngineStats",
     "GenerateOptions",
     "Importance",
     "LlamaError",
@@ -78,7 +84,7 @@ __all__ = [
 _LITERALS = ("FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType", "Pooling")
 
 # Where those names are, the quickest to import first.
-_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model", "quantization")
+_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model", "quantization", "engine")
 
 
 def __getattr__(name: str) -> object:

@@ -7,9 +7,11 @@ from typing import Any, Literal, final
 
 __all__ = [
     "Array",
+    "Bell",
     "Chat",
     "Checkpoint",
     "Collector",
+    "Engine",
     "Floats",
     "Generation",
     "Model",
@@ -17,12 +19,14 @@ __all__ = [
     "Sampler",
     "Session",
     "Tensor",
+    "Ticket",
     "Tokenizer",
     "available_threads",
     "check",
     "convert_directory",
     "cpu",
     "encodable_types",
+    "generate_batch",
     "merge",
     "mixes",
     "parameters",
@@ -194,6 +198,53 @@ class Generation:
     def seed(self) -> int: ...
     @property
     def timings(self) -> tuple[int, float, int, float, int]: ...
+
+def generate_batch(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[dict[str, Any]],
+    context_length: int,
+    threads: int,
+    kv_type: str,
+    parallel: int,
+) -> list[tuple[str, list[int], Literal["stop", "length"], tuple[int, float, int, float, int], int]]: ...
+
+@final
+class Engine:
+    def __new__(
+        cls, parallel: int, max_queue: int, max_queued_tokens: int, kv_memory: int | None, step_ms: float
+    ) -> Engine: ...
+    def submit(
+        self,
+        model: Model,
+        prompt: Sequence[int],
+        options: dict[str, Any],
+        context_length: int,
+        threads: int,
+        kv_type: str,
+        client: int,
+        priority: int,
+        timeout: float | None,
+        bell: Bell,
+        id: int,
+    ) -> Ticket: ...
+    def stats(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+@final
+class Ticket:
+    def take(
+        self,
+    ) -> (
+        tuple[str, list[int], tuple[str, BaseException | None, tuple[int, float, int, float, int], int] | None] | None
+    ): ...
+    def cancel(self) -> None: ...
+
+@final
+class Bell:
+    def __new__(cls) -> Bell: ...
+    def fileno(self) -> int: ...
+    def take(self) -> list[int]: ...
 
 @final
 class Sampler:

@@ -10,6 +10,7 @@ The names below are imported when they are first used: whoever wants one does no
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, Tensor, Warmed
+    from .classify import Calibration, Classification, Classifier, Evaluation
     from .errors import (
         ContextOverflowError,
         LlamaError,
@@ -40,10 +41,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Benchmark",
+    "Calibration",
     "Checkpoint",
+    "Classification",
+    "Classifier",
     "Completion",
     "Config",
     "ContextOverflowError",
+    "Evaluation",
     "GenerateOptions",
     "Importance",
     "LlamaError",
@@ -78,7 +83,7 @@ __all__ = [
 _LITERALS = ("FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType", "Pooling")
 
 # Where those names are, the quickest to import first.
-_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model", "quantization")
+_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model", "classify", "quantization")
 
 
 def __getattr__(name: str) -> object:

@@ -71,7 +71,7 @@ class Evaluation(NamedTuple):
     macro_f1: float
     """The mean of the labels' F1, of those that occur."""
     brier: float
-    """The mean squared distance of the probabilities from what is true, summed over labels: 0 is perfect, 2 the worst."""
+    """The mean squared distance of the probabilities from what is true, summed over labels: from 0, perfect, to 2."""
     ece: float
     """Expected calibration error: by how much confidence differs from accuracy, over 15 bins of equal width."""
     confusion: dict[str, dict[str, int]]
@@ -192,7 +192,7 @@ class Classifier:
         return self.judge(scores)
 
     def judge(self, scores: Numbers) -> list[Classification]:
-        """What follows from scores, ``(texts, labels)``; with ``calibration="batch"`` they are what it is taken from."""
+        """What follows from scores, ``(texts, labels)``; with ``calibration="batch"`` it is taken from them."""
         results = []
         for row, probs in zip(scores, self._probs(scores), strict=True):
             by_label = dict(zip(self.labels, probs.tolist(), strict=True))
@@ -358,7 +358,7 @@ class _Prompt:
         shown = [(f"{self._before}{example}{self._after}", answer) for example, answer in self._examples]
         intro = f"{self._instructions}\n\n" if self._instructions else ""
         if self._chat is not None:
-            messages = []
+            messages: list[dict[str, str]] = []
             for question, answer in [*shown, (asked, "")]:
                 messages.append({"role": "user", "content": question if messages else intro + question})
                 messages.append({"role": "assistant", "content": answer})
@@ -435,7 +435,7 @@ def _prior(scores: Numbers) -> Numbers:
 
 
 def _fitted(x: Numbers, truth: Sequence[int]) -> tuple[float, Numbers]:
-    """The weight and biases of ``softmax(weight * x + biases)`` that make the true labels most likely, by Newton's method.
+    """The weight and biases of ``softmax(weight * x + biases)`` that make the true labels most likely, by Newton.
 
     They are held towards 1 and 0 by a term that weighs as much as one text: without it labels that are always right
     would have an infinite weight. The problem is convex.
@@ -468,4 +468,3 @@ def _fitted(x: Numbers, truth: Sequence[int]) -> tuple[float, Numbers]:
             break
     weight = float(theta[0])
     return (weight if abs(weight) > 1e-6 else 1e-6), theta[1:]
-

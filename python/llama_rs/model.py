@@ -425,31 +425,18 @@ class Model:
         ids = pairs(self, query, documents)
         return [scores[0] for scores in handle.rank(ids, self.context_length, self.threads, self.kv_type)]
 
-    @overload
-    def classify(
-        self, texts: str, labels: Sequence[str] | Mapping[str, str], **options: Unpack[_classify.ClassifyOptions]
-    ) -> _classify.Classification: ...
-
-    @overload
-    def classify(
-        self,
-        texts: Sequence[str],
-        labels: Sequence[str] | Mapping[str, str],
-        **options: Unpack[_classify.ClassifyOptions],
-    ) -> list[_classify.Classification]: ...
-
     def classify(
         self,
         texts: str | Sequence[str],
         labels: Sequence[str] | Mapping[str, str],
         **options: Unpack[_classify.ClassifyOptions],
-    ) -> _classify.Classification | list[_classify.Classification]:
+    ) -> list[_classify.Classification]:
         """Which of some labels each text has, by how likely the model finds them as the answer.
 
-        Of one text a :class:`Classification` is given, of several a list. The options are the arguments of
-        :meth:`classifier`, which is faster for more than one call: it keeps what all prompts have in common.
+        The options are the arguments of :meth:`classifier`, which is faster for more than one call: it keeps what all
+        prompts have in common.
 
-        >>> model.classify("The food was cold.", ["positive", "negative"]).label
+        >>> model.classify(["The food was cold."], ["positive", "negative"])[0].label
         'negative'
 
         Raises:
@@ -458,8 +445,7 @@ class Model:
             ValueError: if an argument is out of range.
         """
         with self.classifier(labels, **options) as classifier:
-            results = classifier([texts] if isinstance(texts, str) else texts)
-        return results[0] if isinstance(texts, str) else results
+            return classifier([texts] if isinstance(texts, str) else texts)
 
     def classifier(
         self,

@@ -29,7 +29,7 @@ CHUNK = 32
 class Record(NamedTuple):
     """A text of the input."""
 
-    index: int
+    number: int
     text: str
     truth: str | None
     """Its label, where the input says it."""
@@ -71,7 +71,7 @@ class Record(NamedTuple):
     "--format",
     "kind",
     type=click.Choice(["lines", "csv", "jsonl"]),
-    help="What the input is: a text a line, CSV with a header, or JSON objects.  [default: by the file's name, or lines]",
+    help="What the input is: texts, CSV with a header, or JSON, a line each.  [default: by the file's name, or lines]",
 )
 @click.option("--text-column", default="text", help="Where CSV or JSON has the text.")
 @click.option("--label-column", default="label", help="Where it has the label, if it has one.")
@@ -161,12 +161,12 @@ def _classify(
     whole, start = None, time.perf_counter()
     chunks: Iterator[list[Record]]
     if classifier.calibration == "batch" or not is_stream:
-        todo = [record for record in records if record.index >= target.done]
+        todo = [record for record in records if record.number >= target.done]
         whole = len(todo)
         n = CHUNK if classifier.calibration != "batch" else max(whole, 1)
         chunks = (todo[at : at + n] for at in range(0, whole, n))
     else:
-        chunks = _as_they_come(record for record in records if record.index >= target.done)
+        chunks = _as_they_come(record for record in records if record.number >= target.done)
     known, n_done = [], 0
     try:
         for chunk in chunks:
@@ -220,7 +220,9 @@ def _labels(text: str) -> dict[str, str]:
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
         raise click.UsageError(f"label {twice!r} is there twice")
-    return {name: (answer.strip() if is_pair else name) for name, (_, is_pair, answer) in zip(names, pairs, strict=True)}
+    return {
+        name: (answer.strip() if is_pair else name) for name, (_, is_pair, answer) in zip(names, pairs, strict=True)
+    }
 
 
 def _calibration(text: str) -> Any:
@@ -302,9 +304,7 @@ def _csv_rows(name: str, lines: Iterator[bytes], columns: tuple[str, str]) -> It
 class _Target:
     """Where results go: standard output, a file, or nowhere."""
 
-    def __init__(
-        self, path: str | None, resume: bool, as_csv: bool, labels: Sequence[str], *, mute: bool
-    ) -> None:
+    def __init__(self, path: str | None, resume: bool, as_csv: bool, labels: Sequence[str], *, mute: bool) -> None:
         self.done = 0
         """Texts that the file has already: those before this index."""
         self._labels, self._as_csv, self._mute = labels, as_csv, mute
@@ -314,7 +314,7 @@ class _Target:
         header = ["index", "label", "probability", *(f"p_{label}" for label in labels), "text"]
         try:
             if path is not None:
-                self._file = open(path, "r+b" if resume and os.path.exists(path) else "wb")  # noqa: SIM115
+                self._file = open(path, "r+b" if resume and os.path.exists(path) else "w+b")  # noqa: SIM115
                 if resume:
                     self.done = self._resume(path, header)
         except OSError as e:
@@ -326,10 +326,10 @@ class _Target:
         if self._as_csv:
             probs = [f"{p:.6f}" for p in result.probs.values()]
             probability = f"{result.probs[result.label]:.6f}"
-            self._writer.writerow([record.index, result.label, probability, *probs, record.text])
+            self._writer.writerow([record.number, result.label, probability, *probs, record.text])
         else:
-            probs = {label: float(f"{p:.6g}") for label, p in result.probs.items()}
-            line = {"index": record.index, "label": result.label, "probs": probs, "text": record.text}
+            rounded = {label: float(f"{p:.6g}") for label, p in result.probs.items()}
+            line = {"index": record.number, "label": result.label, "probs": rounded, "text": record.text}
             self._lines.write(json_line(line))
 
     def flush(self) -> None:

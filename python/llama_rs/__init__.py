@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint, Tensor, Warmed
     from .errors import (
         ContextOverflowError,
+        GrammarError,
         LlamaError,
         ModelChangedError,
         ModelClosedError,
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
     from .options import GenerateOptions, SamplingParams
     from .options import KvType as KvType
     from .options import Load as Load
+    from .options import LogitsProcessor as LogitsProcessor
     from .options import Messages as Messages
     from .options import OnOverflow as OnOverflow
     from .options import Pooling as Pooling
+    from .options import Schema as Schema
     from .quantization import Importance, Quantized, QuantizedTensor, imatrix, quantize
-    from .session import Completion, Session, Stream, Timings
+    from .session import Completion, Session, Stream, Timings, TokenLogprob, TopLogprob
     from .tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -45,6 +48,7 @@ __all__ = [
     "Config",
     "ContextOverflowError",
     "GenerateOptions",
+    "GrammarError",
     "Importance",
     "LlamaError",
     "Model",
@@ -64,7 +68,9 @@ __all__ = [
     "Stream",
     "Tensor",
     "Timings",
+    "TokenLogprob",
     "Tokenizer",
+    "TopLogprob",
     "UnsupportedModelError",
     "Warmed",
     "convert",
@@ -75,7 +81,17 @@ __all__ = [
 ]
 
 # Public too: words and unions, which have no docstring of their own.
-_LITERALS = ("FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType", "Pooling")
+_LITERALS = (
+    "FinishReason",
+    "KvType",
+    "Load",
+    "LogitsProcessor",
+    "Messages",
+    "OnOverflow",
+    "OutputType",
+    "Pooling",
+    "Schema",
+)
 
 # Where those names are, the quickest to import first.
 _HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model", "quantization")

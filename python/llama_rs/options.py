@@ -155,8 +155,8 @@ class SamplingParams:
         dry_allowed_length: how long such a sequence may be without a DRY penalty.
         dry_penalty_last_n: how many of the last tokens are searched for such sequences; 0 for none, -1 for all.
         dry_sequence_breakers: strings that such a sequence does not go across.
-        mirostat: keep the text as surprising as mirostat_tau says, by version 1 or 2 of Mirostat, instead of
-            any top_k, top_p and the like; 0 for no.
+        mirostat: version 1 or 2 of Mirostat, which keeps the text as surprising as mirostat_tau says, instead
+            of top_k, top_p and the like; 0 for none.
         mirostat_tau: the surprise that Mirostat keeps, in bits a token.
         mirostat_eta: how fast Mirostat corrects itself.
         samplers: which steps choose a token, in which order; each does what its own parameters say.

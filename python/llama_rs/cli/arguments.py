@@ -135,7 +135,7 @@ def in_options(message: str) -> str:
     import re
 
     spelt = {name: max(SPELLINGS.get(name, (f"--{name.replace('_', '-')}",)), key=len) for name in PARAMETERS}
-    message = re.sub(r"^\w+(?= is )", lambda m: spelt.get(m[0], m[0]), message)
+    message = re.sub(r"^\w+(?= is | and )|\w+(?= are both given)", lambda m: spelt.get(m[0], m[0]), message)
     return re.sub(r"\b[a-z]+_\w+\b", lambda m: spelt.get(m[0], m[0]), message)
 
 
@@ -258,7 +258,8 @@ def _option(row: Parameter) -> Callable[[F], F]:
     long = "--" + row.name.replace("_", "-")
     spellings = SPELLINGS.get(row.name, (long,))
     settings: dict[str, Any] = {"default": row.default}
-    settings["help"] = f"{row.help[0].upper()}{row.help[1:].replace('n_keep', '--keep')}."
+    text = in_options(row.help) if "_" in row.help else row.help
+    settings["help"] = f"{text[0].upper()}{text[1:]}."
     if row.kind == "bool" and row.default:
         spellings = (f"{long}/--no-{long[2:]}",)
     elif row.kind == "bool":
@@ -274,6 +275,8 @@ def _option(row: Parameter) -> Callable[[F], F]:
     elif row.kind == "strings":
         settings.update(type=Text(row), multiple=True)
         settings["help"] += " May be given several times."
+        if row.default:
+            settings["show_default"] = " ".join(map(repr, row.default))
     else:
         settings["type"] = Number(int if row.kind == "int" else float, row.minimum, row.maximum, row.above)
     return click.option(*spellings, row.name, **settings)

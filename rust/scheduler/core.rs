@@ -9,6 +9,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -28,7 +29,7 @@ use crate::generate::{self, FinishReason, Overflow};
 use crate::kernels::BLOCK;
 use crate::kv::Sequence;
 use crate::model::Model;
-use crate::session::SessionOptions;
+use crate::session::{Session, SessionOptions};
 use crate::threads::{self, Interrupt};
 
 /// Fewer tokens of a prompt are not worth a place in a step.
@@ -51,6 +52,26 @@ pub(super) struct Job {
     pub request: Request,
     pub sink: Sink,
     pub arrival: Instant,
+}
+
+/// What was computed once and saved.
+pub(super) struct Pin {
+    pub model: Arc<Model>,
+    pub session: SessionOptions,
+    pub sequence: Sequence,
+    pub salt: u64,
+}
+
+impl Pin {
+    /// Brings it back, and looks at all of it: what is damaged is found now.
+    ///
+    /// # Errors
+    /// As for [`Session::load_prefix`], and [`Error::SavedSession`].
+    pub fn load(model: &Arc<Model>, session: SessionOptions, path: &Path, salt: u64) -> Result<Self> {
+        let mut sequence = Session::load_prefix(model, path, session)?.into_sequence();
+        sequence.verify()?;
+        Ok(Self { model: Arc::clone(model), session, sequence, salt })
+    }
 }
 
 /// What is known of an answer, whether it waits or is being made.
@@ -231,6 +252,15 @@ impl Core {
                 wait(0, Task::Texts(Box::new(texts)), tokens);
             }
         }
+    }
+
+    /// Keeps a sequence for good, for all that begin with it.
+    pub fn pin(&mut self, pin: Pin) -> Result<()> {
+        let Pin { model, session, mut sequence, salt } = pin;
+        let g = self.group(&Key::new(&model, &session), &model)?;
+        self.clock += 1;
+        self.groups[g].prefixes.pin(&mut sequence, salt, self.clock);
+        Ok(())
     }
 
     /// The group of requests that are computed together, made if there is none.
@@ -884,14 +914,21 @@ impl Core {
                 }
             }
             error => {
-                // Of a model whose file has changed nothing can be computed any more, by nobody.
-                let is_changed = matches!(error, Error::Changed { .. });
+                // Those fail whose saved prefix has changed. Else all that took part; and of a model whose file has changed
+                // nothing can be computed any more, by nobody.
+                let running = || self.groups[g].running.iter();
+                let numbers = |of: &dyn Fn(&&Running) -> bool| running().filter(of).map(Running::number).collect();
+                let took_part = |running: &&Running| plan.iter().any(|planned| planned.number == running.number());
+                let is_changed =
+                    running().next().is_none_or(|running| running.about.model.checkpoint().check().is_err());
+                let mut failed: Vec<u64> = numbers(&|running| running.sequence.check().is_err());
+                if is_changed {
+                    failed = numbers(&|_| true);
+                } else if failed.is_empty() {
+                    failed = numbers(&took_part);
+                }
                 let finish = Finish::Failed(Arc::new(error));
-                let all: Vec<u64> = match is_changed {
-                    true => self.groups[g].running.iter().map(|running| running.about.number).collect(),
-                    false => plan.iter().map(|planned| planned.number).collect(),
-                };
-                for number in all {
+                for number in failed {
                     let group = &mut self.groups[g];
                     if let Some(i) = group.index(number) {
                         let running = group.running.remove(i); // and nothing of it is kept

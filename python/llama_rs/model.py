@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from . import classify as _classify
     from . import engine as _engine
     from . import residency as _residency
     from .chat import ChatTemplate
 else:
-    np, npt, _residency = Lazy("numpy"), Lazy("numpy.typing"), Lazy("llama_rs.residency")
-    _engine = Lazy("llama_rs.engine")
+    np, npt = Lazy("numpy"), Lazy("numpy.typing")
+    _classify, _engine, _residency = Lazy("llama_rs.classify"), Lazy("llama_rs.engine"), Lazy("llama_rs.residency")
 
 DEFAULT_CONTEXT_LENGTH = 4096
 """Positions of a session, unless asked for otherwise or the model was trained for fewer."""
@@ -58,7 +59,7 @@ class Perplexity(NamedTuple):
     stderr: float
     """Its standard error."""
     tokens: int
-    """Tokens that were scored: the second half of each window."""
+    """Tokens that were scored: the second half of each window, or its last ``stride`` ones."""
     windows: int
     context_length: int
     """Tokens per window."""
@@ -511,6 +512,73 @@ class Model:
         ids = pairs(self, query, documents)
         return [scores[0] for scores in handle.rank(ids, self.context_length, self.threads, self.kv_type)]
 
+    def classify(
+        self,
+        texts: str | Sequence[str],
+        labels: Sequence[str] | Mapping[str, str],
+        **options: Unpack[_classify.ClassifyOptions],
+    ) -> list[_classify.Classification]:
+        """Which of some labels each text has, by how likely the model finds them as the answer.
+
+        The options are the arguments of :meth:`classifier`, which is faster for more than one call: it keeps what all
+        prompts have in common.
+
+        >>> model.classify(["The food was cold."], ["positive", "negative"])[0].label
+        'negative'
+
+        Raises:
+            ContextOverflowError: if a text is too long; nothing is cut.
+            UnsupportedModelError: if the model makes no text, or with ``chat=True`` has no chat template.
+            ValueError: if an argument is out of range.
+        """
+        with self.classifier(labels, **options) as classifier:
+            return classifier([texts] if isinstance(texts, str) else texts)
+
+    def classifier(
+        self,
+        labels: Sequence[str] | Mapping[str, str],
+        *,
+        instructions: str | None = None,
+        template: str | None = None,
+        examples: Sequence[tuple[str, str]] = (),
+        chat: bool | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        calibration: Literal["content_free", "batch", "none"] | _classify.Calibration = "content_free",
+        normalize: Literal["mean", "sum"] = "mean",
+    ) -> _classify.Classifier:
+        """What classifies any number of texts: call it with a list of them.
+
+        Args:
+            labels: at least two names; or names and the answers that stand for them.
+            instructions: what the model is told to do; ``{labels}`` in it is all of them. Default: to classify.
+            template: what it is asked about a text, with ``{text}`` in it once. Without a chat it ends where the answer
+                begins. Default ``"Text: {text}"``, and then without a chat ``"\\nLabel:"``.
+            examples: texts with their labels, which are shown to the model first.
+            chat: whether to ask as a conversation; by default if the model has a template for it.
+            template_options: other variables of the chat template.
+            calibration: what of the model's preferences is taken out: ``"content_free"``, what it says to texts without
+                content; ``"batch"``, what it says on average to the texts of a call; ``"none"``; or what
+                :meth:`Classifier.fit` gave.
+            normalize: whether the score of a label is the ``"mean"`` of the log-probabilities of its tokens, or their
+                ``"sum"``.
+
+        Raises:
+            UnsupportedModelError, ValueError: as for :meth:`classify`.
+        """
+        from .classify import Classifier
+
+        return Classifier(
+            self,
+            labels,
+            instructions=instructions,
+            template=template,
+            examples=examples,
+            chat=chat,
+            template_options=template_options,
+            calibration=calibration,
+            normalize=normalize,
+        )
+
     def score(self, prompt: str | Sequence[int], continuation: str | Sequence[int]) -> Score:
         """How likely ``continuation`` is after ``prompt``. Nothing is drawn: options of sampling play no part.
 
@@ -541,6 +609,7 @@ class Model:
         text: str | Sequence[int],
         *,
         context_length: int = 512,
+        stride: int | None = None,
         on_window: Callable[[int, int, float], object] | None = None,
     ) -> Perplexity:
         """Measures how well the model predicts a text, as llama.cpp's llama-perplexity does.
@@ -551,6 +620,10 @@ class Model:
         Args:
             text: text, in which nothing is read as a special token, or token ids.
             context_length: tokens per window.
+            stride: a window begins so many tokens after the one before, and its last ``stride`` tokens are scored: each
+                token of the text once, but for those of the first window, given at least ``context_length - stride``
+                before it. Half of ``context_length`` scores every token as the windows of the default score half of
+                them; less takes longer, and is closer to what the model knows with a full context.
             on_window: called after each window with its number, from 1, the number of windows, and the perplexity up to
                 there.
 
@@ -562,18 +635,21 @@ class Model:
         ids = tokenizer.encode(text, parse_special=False) if isinstance(text, str) else text
         if context_length < 4:
             raise ValueError(f"context_length is {context_length}, it must be 4 or more")
+        if stride is not None and not 1 <= stride < context_length:
+            raise ValueError(f"stride is {stride}, it must be from 1 to {context_length - 1}")
         if len(ids) < context_length:
             raise ValueError(
                 f"the text has {counted(len(ids), 'token')}, too few for a window of {context_length}: "
                 "choose a smaller one"
             )
         begin = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.encode("")[:1] == [tokenizer.bos] else []
-        n_windows = len(ids) // context_length
+        step, first = (context_length, context_length // 2 + 1) if stride is None else (stride, context_length - stride)
+        n_windows = (len(ids) - context_length) // step + 1
         scores: list[float] = []
         with self.session(context_length=context_length) as session:
             for i in range(n_windows):
-                window = [*begin, *ids[i * context_length + len(begin) : (i + 1) * context_length]]
-                scores += session._handle.negative_log_likelihood(window, context_length // 2 + 1)
+                window = [*begin, *ids[i * step + len(begin) : i * step + context_length]]
+                scores += session._handle.negative_log_likelihood(window, first)
                 if on_window:
                     on_window(i + 1, n_windows, _exp(sum(scores) / len(scores)))
         n, mean = len(scores), sum(scores) / len(scores)

@@ -7,6 +7,7 @@
 mod array;
 mod chat;
 mod checkpoint;
+mod dlpack;
 mod engine;
 mod exit;
 mod files;
@@ -17,6 +18,7 @@ mod lend;
 mod model;
 mod parameters;
 mod quantize;
+mod sampler;
 mod session;
 mod tensor;
 mod tokenizer;
@@ -59,6 +61,8 @@ mod _core {
     use super::parameters::{check, parameters};
     #[pymodule_export]
     use super::quantize::{Collector, Quantizer, encodable_types, mixes};
+    #[pymodule_export]
+    use super::sampler::Sampler;
     #[pymodule_export]
     use super::{Checkpoint, Floats, Session, Tensor, Tokenizer, available_threads, cpu};
 

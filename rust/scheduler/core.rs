@@ -44,6 +44,8 @@ const EXPECTED: usize = 256;
 const SHORT: usize = 64;
 /// ... so many times.
 const OVERTAKEN: u8 = 4;
+/// So many of those that wait are looked at for the next one.
+const LOOKED_AT: usize = 64;
 /// A client that has had so many tokens more than one that waits gives it its place.
 const QUANTUM: u64 = 256;
 
@@ -164,6 +166,7 @@ pub(super) struct Core {
     groups: Vec<Group>,
     waiting: Vec<Waiting>,
     clients: HashMap<u64, u64>, // tokens that were computed for them, and what they were given when they came
+    has_priorities: bool,       // any request had one
     clock: u64,
     turn: usize,            // the group whose turn it is
     current: Option<usize>, // the group that is being computed
@@ -180,6 +183,7 @@ impl Core {
             groups: Vec::new(),
             waiting: Vec::new(),
             clients: HashMap::new(),
+            has_priorities: false,
             clock: 0,
             turn: 0,
             current: None,
@@ -196,6 +200,7 @@ impl Core {
         let tokens = request.prompt_tokens();
         let Request { model, session, work, client, salt, priority, deadline } = request;
         self.is_busy = true;
+        self.has_priorities |= priority != 0;
         self.arrives(client);
         let key = Key::new(&model, &session);
         if let Err(error) = self.group(&key, &model) {
@@ -274,6 +279,9 @@ impl Core {
 
     /// A client comes: it is next, but does not catch up for the time when it wanted nothing.
     fn arrives(&mut self, client: u64) {
+        if self.waiting.last().is_some_and(|last| last.about.client == client) {
+            return; // it is here already
+        }
         let active = self.active_clients();
         if active.contains(&client) {
             return;
@@ -671,15 +679,21 @@ impl Core {
 
     // Who is next.
 
-    /// Those of a group that wait, the next one first.
-    fn queue(&self, g: usize) -> Vec<usize> {
+    /// The first ones of a group that wait for this kind of work, the next one first.
+    fn queue(&self, g: usize, is_kind: impl Fn(&Task) -> bool) -> Vec<usize> {
         let key = &self.groups[g].key;
-        let of_group = self.waiting.iter().enumerate().filter(|(_, waiting)| waiting.key == *key);
+        let of_kind = |waiting: &Waiting| is_kind(&waiting.task) && waiting.key == *key;
+        let of_group = self.waiting.iter().enumerate().filter(|(_, waiting)| of_kind(waiting));
         let mut order: Vec<usize> = of_group.map(|(i, _)| i).collect();
-        order.sort_by_key(|&i| {
+        let rank = |&i: &usize| {
             let about = &self.waiting[i].about;
             (-i16::from(about.priority), self.had(about.client), about.number)
-        });
+        };
+        if order.len() > LOOKED_AT {
+            order.select_nth_unstable_by_key(LOOKED_AT, rank);
+            order.truncate(LOOKED_AT);
+        }
+        order.sort_unstable_by_key(rank);
         order
     }
 
@@ -688,8 +702,7 @@ impl Core {
         if !self.groups[g].texts.is_empty() {
             return;
         }
-        let next = self.queue(g).into_iter().find(|&i| matches!(self.waiting[i].task, Task::Texts(_)));
-        let Some(i) = next else { return };
+        let Some(&i) = self.queue(g, |task| matches!(task, Task::Texts(_))).first() else { return };
         let Waiting { mut about, task, queued, .. } = self.waiting.remove(i);
         if let Task::Texts(texts) = task {
             about.start(now);
@@ -701,7 +714,11 @@ impl Core {
 
     /// Takes the next one of a group out of the queue, if there is one and room for it.
     fn take_next(&mut self, g: usize, now: Instant, load: &Load) -> Option<u64> {
-        let order = self.queue(g);
+        let is_full = self.groups[g].running.len() >= self.limits.parallel;
+        if is_full && self.clients.len() <= 1 && !self.has_priorities {
+            return None; // nobody gives a place to another
+        }
+        let order = self.queue(g, |task| matches!(task, Task::Answer(_)));
         // What is about to be computed for another need not be computed again.
         let cached: Vec<(usize, usize)> = order
             .into_iter()
@@ -718,7 +735,6 @@ impl Core {
                 next = short;
             }
         }
-        let is_full = self.groups[g].running.len() >= self.limits.parallel;
         if is_full {
             next = first;
         }

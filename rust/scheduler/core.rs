@@ -9,6 +9,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -862,7 +863,9 @@ impl Core {
             loop {
                 let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
                 let Some((running, logits, tokens, outcome)) = job else { break };
-                *outcome = running.accept(logits, *tokens, vocab_size);
+                // A bug in one answer ends that one.
+                let accepted = catch_unwind(AssertUnwindSafe(|| running.accept(logits, *tokens, vocab_size)));
+                *outcome = accepted.unwrap_or_else(|_| Outcome { end: Some(Finish::Crashed), ..Outcome::default() });
             }
         };
         if n > 1 {

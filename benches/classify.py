@@ -4,9 +4,9 @@
     python benches/classify.py model.gguf --dump prompts.json ...        # the tokens, for the next one
     python benches/classify.py model.gguf --peer prompts.json            # in an environment with llama-cpp-python
 
-`tree` is what the library does: what prompts share once, the labels of a text as a tree in one batch. `text` is the same
-without what texts share, `label` scores each label of each text from the beginning. The peer is asked for the
-same tokens twice: each label from the beginning, and with the prompt kept in its cache. Prints JSON, a line each.
+`tree` is what the library does: what prompts share once, the labels of a text as a tree in one batch. `text` is the
+same without what texts share, `label` scores each label of each text from the beginning. The peer is asked for the same
+tokens twice: each label from the beginning, and with the prompt kept in its cache. Prints JSON, a line each.
 """
 
 from __future__ import annotations

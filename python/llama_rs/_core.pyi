@@ -122,7 +122,10 @@ class Model:
     def checkpoint(self) -> Checkpoint: ...
     def tokenizer(self) -> Tokenizer: ...
     def check(self, context_length: int, threads: int, kv_type: str) -> None: ...
-    def session(self, context_length: int, threads: int, kv_type: str) -> Session: ...
+    def adapter(self, path: str | os.PathLike[str]) -> Adapter: ...
+    def session(
+        self, context_length: int, threads: int, kv_type: str, lora: Sequence[tuple[Adapter, float]]
+    ) -> Session: ...
     def embed(
         self,
         texts: Sequence[str | Sequence[int]],
@@ -133,13 +136,30 @@ class Model:
         context_length: int,
         threads: int,
         kv_type: str,
+        lora: Sequence[tuple[Adapter, float]],
     ) -> tuple[Floats, list[int]]: ...
     def rank(
-        self, texts: Sequence[Sequence[int]], context_length: int, threads: int, kv_type: str
+        self,
+        texts: Sequence[Sequence[int]],
+        context_length: int,
+        threads: int,
+        kv_type: str,
+        lora: Sequence[tuple[Adapter, float]],
     ) -> list[list[float]]: ...
     def load_session(
-        self, path: str | os.PathLike[str], context_length: int, threads: int, kv_type: str, prefix: bool
+        self,
+        path: str | os.PathLike[str],
+        context_length: int,
+        threads: int,
+        kv_type: str,
+        prefix: bool,
+        lora: Sequence[tuple[Adapter, float]],
     ) -> Session: ...
+
+@final
+class Adapter:
+    @property
+    def n_matrices(self) -> int: ...
 
 @final
 class Session:

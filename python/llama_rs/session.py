@@ -57,8 +57,10 @@ class Session:
     be used meanwhile.
     """
 
-    def __init__(self, model: _model.Model, core: _core.Session) -> None:
+    def __init__(self, model: _model.Model, core: _core.Session, lora: tuple[tuple[str, float], ...]) -> None:
         self.model = model
+        self.lora = lora
+        """The adapters that it computes with, each with how strong it is."""
         self._handle = core
 
     @property
@@ -186,7 +188,7 @@ class Session:
 
     def fork(self) -> Session:
         """Another session with the same tokens, at no cost: they share what was computed, and each goes on alone."""
-        session = Session(self.model, self._handle.fork())
+        session = Session(self.model, self._handle.fork(), self.lora)
         self.model._sessions.add(session)
         return session
 

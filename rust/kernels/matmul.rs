@@ -78,11 +78,10 @@ impl<'a> Matmul<'a> {
     /// As [`Matmul::new`], and if the job has no such tokens or rows.
     pub(super) unsafe fn more(job: &'a Matmul, tokens: Range<usize>, w: &'a TensorView, x: &'a Activations) -> Self {
         assert!(w.n_rows() == job.rows && x.tokens() == tokens.len(), "a product for the same rows and tokens");
+        assert!(w.row_len() == x.n() && x.is_ready_for(w), "activations that fit, and are ready for {}", w.dtype());
         // SAFETY: the caller's promise.
         let out = unsafe { job.out_of(tokens) };
-        // SAFETY: as above.
-        let out = unsafe { out.slice(0..x.tokens() * job.rows) };
-        Self::add(out, w, x)
+        Self { w, x, tokens: 0..x.tokens(), out, rows: job.rows, accumulate: true }
     }
 
     /// The results for some tokens.

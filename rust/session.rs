@@ -293,6 +293,14 @@ impl Forward for Session {
         Session::forward(self, tokens, interrupt).map(|logits| &*logits)
     }
 
+    fn forward_all(&mut self, tokens: &[u32], interrupt: &Interrupt) -> Result<Vec<f32>> {
+        Session::forward_all(self, tokens, interrupt)
+    }
+
+    fn truncate(&mut self, n: usize) -> Result<()> {
+        Session::truncate(self, n)
+    }
+
     fn position(&self) -> usize {
         Session::position(self)
     }

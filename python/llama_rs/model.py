@@ -211,7 +211,7 @@ class Model:
             context_length: positions there is room for; default that of the model.
             lora: adapters (LoRA) of this model: the path of one, a GGUF file or a directory as PEFT writes it; a pair
                 of a path and how strong it is, 1 as it was trained; or a list of such. Default those of the model;
-                ``[]`` is none. They are mapped and never merged: any number of sessions with different ones share the model's
+                ``[]`` is none. They are mapped and never merged: sessions with different ones share the model's
                 weights. A file is opened once a model.
 
         Raises:
@@ -268,6 +268,7 @@ class Model:
         prompt_cache: str | os.PathLike[str] | None = None,
         prompt_cache_readonly: bool = False,
         lora: Lora | None = None,
+        speculative: Literal["prompt-lookup"] | Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
         """Answers a prompt. The same seed, file and build give the same answer.
@@ -283,6 +284,11 @@ class Model:
                 :attr:`Stream.prompt_cache_error`.
             prompt_cache_readonly: use the file as it is: it has to be there, and to be a cache of this model.
             lora: adapters, see :meth:`session`; default those of the model.
+            speculative: guess tokens ahead, and compute several in one pass: ``"prompt-lookup"`` guesses that what
+                followed the last tokens before follows them again, as in summaries, edits and code; a smaller
+                :class:`Model` of the same vocabulary guesses what it finds most likely. It changes the time and nothing
+                else: the answer is the same, to the token, also with sampling. :class:`Timings` say how many guesses
+                were right.
             options: the fields of :class:`SamplingParams`, which says what they mean: ``max_tokens``, ``temperature``,
                 ``seed``, ``stop`` and so on. They override ``sampling``.
 
@@ -297,6 +303,7 @@ class Model:
             prompt_cache=prompt_cache,
             prompt_cache_readonly=prompt_cache_readonly,
             lora=lora,
+            speculative=speculative,
             **options,
         )
         return stream._completion()
@@ -309,14 +316,15 @@ class Model:
         prompt_cache: str | os.PathLike[str] | None = None,
         prompt_cache_readonly: bool = False,
         lora: Lora | None = None,
+        speculative: Literal["prompt-lookup"] | Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Stream:
         """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text."""
         params = merged(sampling, options)
         if prompt_cache is None:
-            return self.session(lora=lora)._stream(prompt, params, owned=True)
+            return self.session(lora=lora)._stream(prompt, params, owned=True, speculative=speculative)
         cache = PromptCache(prompt_cache, readonly=prompt_cache_readonly)
-        return cache.open(self, lora)._stream(prompt, params, owned=True, prompt_cache=cache)
+        return cache.open(self, lora)._stream(prompt, params, owned=True, prompt_cache=cache, speculative=speculative)
 
     def chat(
         self,
@@ -326,6 +334,7 @@ class Model:
         template_options: Mapping[str, Any] | None = None,
         sampling: SamplingParams | None = None,
         lora: Lora | None = None,
+        speculative: Literal["prompt-lookup"] | Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
         """Answers a conversation, in the form that the model was trained for: by the chat template in its file.
@@ -340,6 +349,7 @@ class Model:
             template_options: other variables of the template, such as ``enable_thinking``.
             sampling: how the answer is made.
             lora: adapters, see :meth:`session`; default those of the model.
+            speculative: guess tokens ahead, see :meth:`generate`.
             options: the fields of :class:`SamplingParams`. They override ``sampling``.
 
         Raises:
@@ -348,7 +358,13 @@ class Model:
             ValueError: if the template refuses the messages, or an argument is out of range.
         """
         stream = self.stream_chat(
-            messages, tools=tools, template_options=template_options, sampling=sampling, lora=lora, **options
+            messages,
+            tools=tools,
+            template_options=template_options,
+            sampling=sampling,
+            lora=lora,
+            speculative=speculative,
+            **options,
         )
         return stream._completion()
 
@@ -360,12 +376,13 @@ class Model:
         template_options: Mapping[str, Any] | None = None,
         sampling: SamplingParams | None = None,
         lora: Lora | None = None,
+        speculative: Literal["prompt-lookup"] | Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Stream:
         """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of text."""
         params = merged(sampling, options)
         prompt = self._chat_prompt(messages, tools, template_options, self.context_length)
-        return self.session(lora=lora)._stream(prompt, params, owned=True)
+        return self.session(lora=lora)._stream(prompt, params, owned=True, speculative=speculative)
 
     def chat_prompt(
         self,

@@ -214,6 +214,11 @@ impl<D> Answer<D> {
         &self.tokens[self.prompt_len..]
     }
 
+    /// Tokens that there may still be.
+    pub fn left(&self) -> usize {
+        if self.finish.is_some() { 0 } else { self.max_tokens - self.generated().len() }
+    }
+
     /// Why the answer ended; `None` while it has not.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.finish

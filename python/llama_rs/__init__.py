@@ -11,8 +11,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, Tensor, Warmed
     from .classify import Calibration, Classification, Classifier, Evaluation
+    from .engine import AsyncEngine, AsyncStream, EngineStats
     from .errors import (
         ContextOverflowError,
+        EngineFullError,
         LlamaError,
         ModelChangedError,
         ModelClosedError,
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncEngine",
+    "AsyncStream",
     "Benchmark",
     "Calibration",
     "Checkpoint",
@@ -48,6 +52,8 @@ __all__ = [
     "Completion",
     "Config",
     "ContextOverflowError",
+    "EngineFullError",
+    "EngineStats",
     "Evaluation",
     "GenerateOptions",
     "Importance",
@@ -83,7 +89,18 @@ __all__ = [
 _LITERALS = ("FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType", "Pooling")
 
 # Where those names are, the quickest to import first.
-_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model", "classify", "quantization")
+_HOMES = (
+    "errors",
+    "options",
+    "files",
+    "tokenizer",
+    "checkpoint",
+    "session",
+    "model",
+    "classify",
+    "quantization",
+    "engine",
+)
 
 
 def __getattr__(name: str) -> object:

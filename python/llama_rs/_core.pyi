@@ -7,21 +7,26 @@ from typing import Any, Literal, final
 
 __all__ = [
     "Array",
+    "Bell",
     "Chat",
     "Checkpoint",
     "Collector",
+    "Engine",
     "Floats",
     "Generation",
     "Model",
     "Quantizer",
+    "Sampler",
     "Session",
     "Tensor",
+    "Ticket",
     "Tokenizer",
     "available_threads",
     "check",
     "convert_directory",
     "cpu",
     "encodable_types",
+    "generate_batch",
     "merge",
     "mixes",
     "parameters",
@@ -88,6 +93,15 @@ class Tensor:
     @property
     def offset(self) -> int: ...
     def dequantize(self) -> Floats: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: object = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, buffer: memoryview, /) -> None: ...
 
@@ -217,6 +231,62 @@ class Generation:
     def seed(self) -> int: ...
     @property
     def timings(self) -> tuple[int, float, int, float, int, int, int]: ...
+
+def generate_batch(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[dict[str, Any]],
+    context_length: int,
+    threads: int,
+    kv_type: str,
+    parallel: int,
+    lora: Sequence[tuple[Adapter, float]],
+) -> list[tuple[str, list[int], Literal["stop", "length"], tuple[int, float, int, float, int], int]]: ...
+
+@final
+class Engine:
+    def __new__(
+        cls, parallel: int, max_queue: int, max_queued_tokens: int, kv_memory: int | None, step_ms: float
+    ) -> Engine: ...
+    def submit(
+        self,
+        model: Model,
+        prompt: Sequence[int],
+        options: dict[str, Any],
+        context_length: int,
+        threads: int,
+        kv_type: str,
+        client: int,
+        priority: int,
+        timeout: float | None,
+        bell: Bell,
+        id: int,
+        lora: Sequence[tuple[Adapter, float]],
+    ) -> Ticket: ...
+    def stats(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+@final
+class Ticket:
+    def take(
+        self,
+    ) -> (
+        tuple[str, list[int], tuple[str, BaseException | None, tuple[int, float, int, float, int], int] | None] | None
+    ): ...
+    def cancel(self) -> None: ...
+
+@final
+class Bell:
+    def __new__(cls) -> Bell: ...
+    def fileno(self) -> int: ...
+    def take(self) -> list[int]: ...
+
+@final
+class Sampler:
+    def __new__(cls, options: dict[str, Any]) -> Sampler: ...
+    def sample(self, logits: Any, tokens: Sequence[int]) -> int | None: ...
+    @property
+    def seed(self) -> int: ...
 
 @final
 class Collector:

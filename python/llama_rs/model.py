@@ -27,7 +27,7 @@ from .options import (
     merged,
 )
 from .prompt_cache import PromptCache
-from .session import Completion, Session, Stream
+from .session import Completion, Session, Stream, Timings
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from . import classify as _classify
+    from . import engine as _engine
     from . import residency as _residency
     from .chat import ChatTemplate
 else:
     np, npt = Lazy("numpy"), Lazy("numpy.typing")
-    _classify, _residency = Lazy("llama_rs.classify"), Lazy("llama_rs.residency")
+    _classify, _engine, _residency = Lazy("llama_rs.classify"), Lazy("llama_rs.engine"), Lazy("llama_rs.residency")
 
 DEFAULT_CONTEXT_LENGTH = 4096
 """Positions of a session, unless asked for otherwise or the model was trained for fewer."""
@@ -172,6 +173,8 @@ class Model:
         self._adapters: dict[str, _core.Adapter] = {}  # those that were opened, by their paths
         self.lora = adapters(lora)
         self._lora(None)  # opened now: who has a bad one hears of it here
+        self._engines: weakref.WeakSet[_engine.AsyncEngine] = weakref.WeakSet()
+        self._engine: _engine.AsyncEngine | None = None  # of the asynchronous methods
         self._tokenizer: Tokenizer | None = None
         self._templates: dict[bool, ChatTemplate] = {}  # for tools, and without
 
@@ -325,6 +328,91 @@ class Model:
             return self.session(lora=lora)._stream(prompt, params, owned=True, speculative=speculative)
         cache = PromptCache(prompt_cache, readonly=prompt_cache_readonly)
         return cache.open(self, lora)._stream(prompt, params, owned=True, prompt_cache=cache, speculative=speculative)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        parallel: int = 16,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Completion]:
+        """Answers several prompts together: one pass over the weights gives each answer a token.
+
+        Each answer is the one that :meth:`generate` gives, to the bit. What prompts have in common from the first token
+        on is computed once.
+
+        Args:
+            prompts: texts, or lists of token ids.
+            sampling: how the answers are made, or how each of them is.
+            parallel: how many answers are made at the same time. More take more memory.
+            options: the fields of :class:`SamplingParams`. They override ``sampling``.
+
+        Raises:
+            ContextOverflowError: if a prompt does not fit in the context.
+            ValueError: if a prompt is empty, or an argument is out of range.
+        """
+        if isinstance(prompts, str):
+            raise TypeError("prompts is a str, it must be a sequence of texts: generate(prompt) answers one")
+        if not 1 <= parallel < 1 << 32:
+            raise ValueError(f"parallel is {parallel}, it must be from 1 to {(1 << 32) - 1}")
+        if sampling is None or isinstance(sampling, SamplingParams):
+            params = [merged(sampling, options)] * len(prompts)
+        else:
+            params = [merged(each, options) for each in sampling]
+            if len(params) != len(prompts):
+                raise ValueError(f"sampling has {len(params)} items for {counted(len(prompts), 'prompt')}")
+        ids: list[Sequence[int]] = []
+        for prompt, given in zip(prompts, params, strict=True):
+            if isinstance(prompt, str):
+                room = self.context_length
+                prompt = self.tokenizer._encode(prompt, given.add_special, given.parse_special, room)
+            ids.append(prompt)
+        done = _core.generate_batch(
+            self._handle,
+            ids,
+            [dict(given) for given in params],
+            self.context_length,
+            self.threads,
+            self.kv_type,
+            parallel,
+            self._lora(None),
+        )
+        return [
+            Completion(text, token_ids, reason, timings[0], Timings(*timings), seed)
+            for text, token_ids, reason, timings, seed in done
+        ]
+
+    async def agenerate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Answers a prompt, for programs with an event loop, which goes on meanwhile.
+
+        Answers that are asked for at the same time are made together, by an :class:`AsyncEngine` that the model keeps;
+        one of your own has limits, priorities and timeouts. Cancelling the task frees what it uses.
+        """
+        return await self.astream(prompt, sampling=sampling, **options)._completion()
+
+    def astream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> _engine.AsyncStream:
+        """Answers a prompt piece by piece, as :meth:`agenerate` does: ``async for piece in model.astream(prompt)``."""
+        return self._async_engine().stream(prompt, sampling=sampling, **options)
+
+    def _async_engine(self) -> _engine.AsyncEngine:
+        _ = self._handle  # raises if it is closed
+        if self._engine is None:
+            # As many as are asked for wait: whoever wants limits has an engine of their own.
+            self._engine = _engine.AsyncEngine(self, max_queue=1 << 40, max_queued_tokens=1 << 40)
+        return self._engine
 
     def chat(
         self,
@@ -701,7 +789,8 @@ class Model:
     def __copy__(self) -> Model:
         handle = self._handle
         copy = Model.__new__(Model)
-        copy.__dict__.update(self.__dict__, _open=handle, _sessions=weakref.WeakSet(), _templates={})
+        own: dict[str, Any] = {"_sessions": weakref.WeakSet(), "_engines": weakref.WeakSet(), "_engine": None}
+        copy.__dict__.update(self.__dict__, _open=handle, _templates={}, **own)
         return copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
@@ -724,7 +813,9 @@ class Model:
                 raise BufferError(f"{self.path}: cannot close the model, {what}")
             for session in list(self._sessions):
                 session._handle.close(True)
-            self._open = None
+            for engine in list(self._engines):
+                engine.close()
+            self._open = self._engine = None
             self._adapters = {}
             self._tokenizer = None
             self._templates = {}

@@ -68,6 +68,16 @@ impl<T: Borrow<Tokenizer>> Decode for StreamDecoder<T> {
     }
 }
 
+impl<D: Decode + ?Sized> Decode for Box<D> {
+    fn push(&mut self, id: u32) -> Result<String> {
+        (**self).push(id)
+    }
+
+    fn finish(&mut self) -> String {
+        (**self).finish()
+    }
+}
+
 /// One answer in the making.
 ///
 /// ```no_run
@@ -214,9 +224,9 @@ impl<D> Answer<D> {
         &self.tokens[self.prompt_len..]
     }
 
-    /// Tokens that there may still be.
-    pub fn left(&self) -> usize {
-        if self.finish.is_some() { 0 } else { self.max_tokens - self.generated().len() }
+    /// The most tokens that it may have; `usize::MAX` for any number.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
     }
 
     /// Why the answer ended; `None` while it has not.

@@ -142,7 +142,8 @@ impl<D: Decode> Generation<D> {
         let guessed = match &mut self.speculation {
             Some(speculation) if !is_prompt => {
                 let room = session.context_length() - session.position() - 1;
-                speculation.draft(self.answer.tokens(), room.min(self.answer.left().saturating_sub(1)), interrupt)?
+                let left = self.answer.max_tokens() - self.answer.generated().len();
+                speculation.draft(self.answer.tokens(), room.min(left - 1), interrupt)?
             }
             _ => Vec::new(),
         };
@@ -664,7 +665,10 @@ mod tests {
             Options { max_tokens: Some(9), ignore_eos: true, ..greedy() },
             Options { stop: vec!["mn".into()], ..greedy() },
             Options { on_overflow: Overflow::Shift, max_tokens: Some(20), ignore_eos: true, n_keep: 1, ..greedy() },
-            Options { sampling: SamplingParams { seed: Some(5), temperature: 8.0, ..SamplingParams::default() }, ..Options::default() },
+            Options {
+                sampling: SamplingParams { seed: Some(5), temperature: 8.0, ..SamplingParams::default() },
+                ..Options::default()
+            },
         ];
         for options in options {
             for context_length in [8, 14, 100] {
@@ -685,7 +689,13 @@ mod tests {
                         assert!(timings.accepted_tokens <= timings.drafted_tokens);
                         assert!(is_guessed || timings.drafted_tokens == 0);
                         let answer = generation.answer();
-                        (text, answer.generated().to_vec(), answer.finish_reason(), session.seen, session.rng.map(|rng| rng.words()))
+                        (
+                            text,
+                            answer.generated().to_vec(),
+                            answer.finish_reason(),
+                            session.seen,
+                            session.rng.map(|rng| rng.words()),
+                        )
                     };
                     assert_eq!(run(None), run(Some(Guess { right })), "{right} right of {context_length}");
                 }

@@ -33,6 +33,11 @@ impl Model {
     pub fn inner(&self) -> &model::Model {
         &self.inner
     }
+
+    /// The model, to be shared.
+    pub fn shared(&self) -> &Arc<model::Model> {
+        &self.inner
+    }
 }
 
 #[pymethods]
@@ -208,7 +213,7 @@ impl Adapter {
     }
 }
 
-fn adapters(lora: &[(PyRef<'_, Adapter>, f32)]) -> Vec<(Arc<adapter::Adapter>, f32)> {
+pub(super) fn adapters(lora: &[(PyRef<'_, Adapter>, f32)]) -> Vec<(Arc<adapter::Adapter>, f32)> {
     lora.iter().map(|(adapter, scale)| (Arc::clone(&adapter.inner), *scale)).collect()
 }
 
@@ -228,7 +233,8 @@ impl Model {
         }
     }
 
-    fn options(
+    /// How sessions of it are made.
+    pub fn options(
         &self,
         py: Python<'_>,
         context_length: &Bound<'_, PyAny>,

@@ -16,7 +16,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, FormatError, Result};
 use crate::formats::{self, AdapterFile, Change};
 use crate::hash::hash;
-use crate::kernels::{LowRank, LowRanks};
+use crate::kernels::{Changes, LowRank, LowRanks};
 use crate::tensor::TensorView;
 use crate::weights::{Linear, Weights};
 
@@ -113,10 +113,7 @@ impl Adapter {
 ///
 /// # Errors
 /// [`Error::Argument`] if one is of another model, or if a scale is no number.
-pub(crate) fn resolved(
-    adapters: &[(Arc<Adapter>, f32)],
-    base: &Arc<Checkpoint>,
-) -> Result<(Arc<[(Arc<LowRanks>, f32)]>, u64)> {
+pub(crate) fn resolved(adapters: &[(Arc<Adapter>, f32)], base: &Arc<Checkpoint>) -> Result<(Arc<Changes>, u64)> {
     let (mut all, mut words) = (Vec::new(), Vec::new());
     for (adapter, scale) in adapters {
         let path = adapter.path.display();

@@ -7,7 +7,7 @@ use crate::adapter::{self, Adapter};
 use crate::engine::{Engine, Span, Want};
 use crate::error::{Error, Result};
 use crate::generate::Forward;
-use crate::kernels::LowRanks;
+use crate::kernels::Changes;
 use crate::kv::Sequence;
 use crate::kv::saved::{self, Of, Saved, State};
 use crate::model::Model;
@@ -38,7 +38,7 @@ pub struct Session {
     model: Arc<Model>,
     engine: Arc<Engine>,
     sequence: Sequence,
-    adapters: Arc<[(Arc<LowRanks>, f32)]>,
+    adapters: Arc<Changes>,
     adapters_hash: u64, // what is computed with others is no use here
     threads: usize,
     rng: Option<Rng>, // where the last answer left off

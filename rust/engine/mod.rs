@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use crate::arch::Config;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::kernels::{self, Adapted, Context, Kernels, LowRanks, Observer};
+use crate::kernels::{self, Adapted, Changes, Context, Kernels, Observer};
 use crate::kv::{Layout, Sequence};
 use crate::mapping::guarded;
 use crate::quant::DType;
@@ -51,7 +51,7 @@ pub struct Span<'a> {
     /// What to give of them.
     pub want: Want,
     /// What is changed in the matrices of layers for them, and by how much. A sequence has the same all along.
-    pub adapters: &'a [(Arc<LowRanks>, f32)],
+    pub adapters: &'a Changes,
 }
 
 /// What a pass gives of a span.
@@ -219,7 +219,7 @@ impl Engine {
     pub fn settle(
         &self,
         sequence: &mut Sequence,
-        adapters: &[(Arc<LowRanks>, f32)],
+        adapters: &Changes,
         threads: usize,
         interrupt: &Interrupt,
     ) -> Result<()> {

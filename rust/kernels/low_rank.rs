@@ -76,13 +76,16 @@ impl LowRanks {
     }
 }
 
-/// Rows of a batch, and what is changed for them: each with what its scale is multiplied with.
+/// What is changed, each with what its scale is multiplied with, in the order in which it is added.
+pub type Changes = [(Arc<LowRanks>, f32)];
+
+/// Rows of a batch, and what is changed for them.
 #[derive(Debug, Clone)]
 pub struct Adapted<'a> {
     /// The rows.
     pub rows: Range<usize>,
-    /// The changes, in the order in which they are added.
-    pub changes: &'a [(Arc<LowRanks>, f32)],
+    /// The changes.
+    pub changes: &'a Changes,
 }
 
 fn address(w: &TensorView) -> usize {

@@ -39,7 +39,7 @@ use activations::{Activations, QuantizedRow};
 pub use attention::{Attention, AttentionSpan, BLOCK, Heads, KV_TYPES, Mask, Scores, load_key, value_row, zero_key};
 pub use conv::{Conv, ConvWeights, MAX_TAPS};
 pub use linear_attention::{CHUNK, KeyHead, LinearAttention, LinearHeads, LinearInputs, LinearSpan, Rule};
-pub use low_rank::{Adapted, LowRank, LowRanks};
+pub use low_rank::{Adapted, Changes, LowRank, LowRanks};
 use matmul::Matmul;
 
 /// A set of kernels for one instruction set.

@@ -26,7 +26,7 @@ use crate::embedding::{self, EmbedOptions};
 use crate::engine::{BATCH, Span, Want};
 use crate::error::{Error, Result};
 use crate::generate::{self, FinishReason, Overflow};
-use crate::kernels::{BLOCK, LowRanks};
+use crate::kernels::{BLOCK, Changes};
 use crate::kv::Sequence;
 use crate::model::Model;
 use crate::session::SessionOptions;
@@ -63,7 +63,7 @@ pub(super) struct About {
     client: u64,
     pub salt: u64,
     adapters: Vec<(Arc<Adapter>, f32)>,
-    changes: Arc<[(Arc<LowRanks>, f32)]>, // theirs
+    changes: Arc<Changes>, // theirs
     priority: i8,
     deadline: Option<Instant>,
     arrival: Instant,

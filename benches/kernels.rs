@@ -96,7 +96,7 @@ fn main() {
 /// Seconds of a product of `w` with `tokens` rows: the shortest time of a few that take a while together.
 fn time(kernels: &'static dyn Kernels, threads: usize, w: &TensorView, tokens: usize) -> f64 {
     let interrupt = Interrupt::never();
-    let cx = Context { kernels, threads, interrupt: &interrupt, observer: None };
+    let cx = Context { kernels, threads, interrupt: &interrupt, observer: None, adapted: &[] };
     let mut x = Activations::default();
     x.reset(tokens, w.row_len(), &[w]);
     for (i, x) in x.x_mut().iter_mut().enumerate() {

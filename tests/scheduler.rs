@@ -478,6 +478,9 @@ fn numbers_that_make_no_sense_end_one_answer_and_no_other() {
 fn a_bug_in_one_answer_ends_that_one() {
     struct Bug(usize);
     impl Decode for Bug {
+        fn token_bytes(&self, _id: u32) -> Vec<u8> {
+            Vec::new()
+        }
         fn push(&mut self, _: u32) -> Result<String, Error> {
             self.0 += 1;
             assert!(self.0 < 4, "this is a test of what a bug does");
@@ -507,7 +510,7 @@ fn vectors_are_those_that_texts_have_alone() {
     let model = llama();
     let texts: Vec<Vec<u32>> = (0..9).map(|i| text(i, 20 * i as usize + 1)).collect();
     let embedding = EmbedOptions { normalize: true, session: options(CONTEXT), ..EmbedOptions::default() };
-    let (expected, dim) = embed(&model, &texts, &embedding, &never()).unwrap();
+    let (expected, dim) = embed(&model, &texts, &embedding, &[], &never()).unwrap();
     let mut engine = Inline::new(Limits { step: Duration::from_nanos(1), ..throughput() }).unwrap();
     let mut answer = engine.submit(request(&model, &text(1, 10), 20, 1)).unwrap();
     engine.step(&never()).unwrap();

@@ -12,6 +12,7 @@ pub mod activations;
 mod attention;
 mod conv;
 mod linear_attention;
+mod low_rank;
 pub mod matmul;
 mod ops;
 mod scalar;
@@ -38,6 +39,7 @@ use activations::{Activations, QuantizedRow};
 pub use attention::{Attention, AttentionSpan, BLOCK, Heads, KV_TYPES, Mask, Scores, load_key, value_row, zero_key};
 pub use conv::{Conv, ConvWeights, MAX_TAPS};
 pub use linear_attention::{CHUNK, KeyHead, LinearAttention, LinearHeads, LinearInputs, LinearSpan, Rule};
+pub use low_rank::{Adapted, Changes, LowRank, LowRanks};
 use matmul::Matmul;
 
 /// A set of kernels for one instruction set.
@@ -245,6 +247,8 @@ pub struct Context<'a> {
     pub interrupt: &'a Interrupt<'a>,
     /// Sees what matrices are multiplied with.
     pub observer: Option<&'a dyn Observer>,
+    /// Rows of the batch for which matrices are changed: disjoint ones.
+    pub adapted: &'a [Adapted<'a>],
 }
 
 /// Sees what matrices are multiplied with, to measure how important their columns are.
@@ -278,6 +282,9 @@ impl Context<'_> {
             jobs.iter().for_each(|job| observer.see(job.w, job.x, job.tokens.clone()));
         }
         matmul::matmul(self, jobs);
+        if !self.adapted.is_empty() {
+            low_rank::add(self, jobs);
+        }
     }
 }
 

@@ -23,11 +23,12 @@ use super::request::{
 };
 use super::thread::Load;
 use super::ticket::Sink;
+use crate::adapter::{self, Adapter};
 use crate::embedding::{self, EmbedOptions};
 use crate::engine::{BATCH, Span, Want};
 use crate::error::{Error, Result};
 use crate::generate::{self, FinishReason, Overflow};
-use crate::kernels::BLOCK;
+use crate::kernels::{BLOCK, Changes};
 use crate::kv::Sequence;
 use crate::model::Model;
 use crate::session::{Session, SessionOptions};
@@ -71,7 +72,7 @@ impl Pin {
     /// # Errors
     /// As for [`Session::load_prefix`], and [`Error::SavedSession`].
     pub fn load(model: &Arc<Model>, session: SessionOptions, path: &Path, salt: u64) -> Result<Self> {
-        let mut sequence = Session::load_prefix(model, path, session)?.into_sequence();
+        let mut sequence = Session::load_prefix(model, path, session, &[])?.into_sequence();
         sequence.verify()?;
         Ok(Self { model: Arc::clone(model), session, sequence, salt })
     }
@@ -85,6 +86,8 @@ pub(super) struct About {
     index: usize,
     client: u64,
     pub salt: u64,
+    adapters: Vec<(Arc<Adapter>, f32)>,
+    changes: Arc<Changes>, // theirs
     priority: i8,
     deadline: Option<Instant>,
     arrival: Instant,
@@ -199,21 +202,26 @@ impl Core {
     pub fn add(&mut self, job: Job, load: &Load) {
         let Job { request, sink, arrival } = job;
         let tokens = request.prompt_tokens();
-        let Request { model, session, work, client, salt, priority, deadline } = request;
+        let Request { model, session, work, client, salt, priority, deadline, adapters } = request;
         self.is_busy = true;
         self.has_priorities |= priority != 0;
         self.arrives(client);
         let key = Key::new(&model, &session);
-        if let Err(error) = self.group(&key, &model) {
-            let n = work.n();
-            load.leave(n, tokens);
-            let error = Arc::new(error);
-            for index in 0..n {
-                let end = End { finish: Finish::Failed(Arc::clone(&error)), usage: Usage::default(), seed: 0 };
-                sink.push(Event { index, end: Some(end), ..Event::default() });
+        let resolved = self.group(&key, &model).map(|_| ());
+        let resolved = resolved.and_then(|()| adapter::resolved(&adapters, model.checkpoint()));
+        let (changes, changes_hash) = match resolved {
+            Ok(resolved) => resolved,
+            Err(error) => {
+                let n = work.n();
+                load.leave(n, tokens);
+                let error = Arc::new(error);
+                for index in 0..n {
+                    let end = End { finish: Finish::Failed(Arc::clone(&error)), usage: Usage::default(), seed: 0 };
+                    sink.push(Event { index, end: Some(end), ..Event::default() });
+                }
+                return;
             }
-            return;
-        }
+        };
         let mut wait = |index: usize, task: Task, prompt_tokens: usize| {
             self.clock += 1;
             let about = About {
@@ -222,7 +230,9 @@ impl Core {
                 sink: sink.clone(),
                 index,
                 client,
-                salt,
+                salt: salt ^ changes_hash, // what was computed with others is no use
+                adapters: adapters.clone(),
+                changes: Arc::clone(&changes),
                 priority,
                 deadline,
                 arrival,
@@ -976,8 +986,8 @@ impl Core {
         let interrupt = Interrupt::new(&stop);
         let some = &texts.texts[start..end];
         let made = match &texts.embed {
-            Some(options) => embedding::embed(&about.model, some, options, &interrupt),
-            None => embedding::rank(&about.model, some, &about.session, &interrupt),
+            Some(options) => embedding::embed(&about.model, some, options, &about.adapters, &interrupt),
+            None => embedding::rank(&about.model, some, &about.session, &about.adapters, &interrupt),
         };
         match made {
             Ok((data, dim)) => {
@@ -1147,7 +1157,7 @@ impl Running {
             None => answer.wants(),
             Some(_) => &answer.prompt()[at..],
         };
-        Span { sequence: &mut self.sequence, tokens: &todo[..tokens], want }
+        Span { sequence: &mut self.sequence, tokens: &todo[..tokens], want, adapters: &self.about.changes }
     }
 
     /// Takes what a step has computed: `tokens` of them, and the logits that were wanted.

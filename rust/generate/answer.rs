@@ -68,6 +68,16 @@ impl<T: Borrow<Tokenizer>> Decode for StreamDecoder<T> {
     }
 }
 
+impl<D: Decode + ?Sized> Decode for Box<D> {
+    fn push(&mut self, id: u32) -> Result<String> {
+        (**self).push(id)
+    }
+
+    fn finish(&mut self) -> String {
+        (**self).finish()
+    }
+}
+
 /// One answer in the making.
 ///
 /// ```no_run
@@ -212,6 +222,11 @@ impl<D> Answer<D> {
     /// The tokens of the answer so far, without an end token.
     pub fn generated(&self) -> &[u32] {
         &self.tokens[self.prompt_len..]
+    }
+
+    /// The most tokens that it may have; `usize::MAX` for any number.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
     }
 
     /// Why the answer ended; `None` while it has not.

@@ -33,6 +33,11 @@ impl Model {
     pub fn inner(&self) -> &model::Model {
         &self.inner
     }
+
+    /// The model, to be shared.
+    pub fn shared(&self) -> &Arc<model::Model> {
+        &self.inner
+    }
 }
 
 #[pymethods]
@@ -183,7 +188,8 @@ impl Model {
         }
     }
 
-    fn options(
+    /// How sessions of it are made.
+    pub fn options(
         &self,
         py: Python<'_>,
         context_length: &Bound<'_, PyAny>,

@@ -235,6 +235,8 @@ class Generation:
     @property
     def timings(self) -> tuple[int, float, int, float, int, int, int]: ...
 
+_Logprobs = list[tuple[int, float, list[tuple[int, float]]]]
+
 def generate_batch(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -244,7 +246,7 @@ def generate_batch(
     kv_type: str,
     parallel: int,
     lora: Sequence[tuple[Adapter, float]],
-) -> list[tuple[str, list[int], Literal["stop", "length"], tuple[int, float, int, float, int], int]]: ...
+) -> list[tuple[str, list[int], Literal["stop", "length"], tuple[int, float, int, float, int], int, _Logprobs]]: ...
 
 @final
 class Engine:
@@ -274,7 +276,10 @@ class Ticket:
     def take(
         self,
     ) -> (
-        tuple[str, list[int], tuple[str, BaseException | None, tuple[int, float, int, float, int], int] | None] | None
+        tuple[
+            str, list[int], _Logprobs, tuple[str, BaseException | None, tuple[int, float, int, float, int], int] | None
+        ]
+        | None
     ): ...
     def cancel(self) -> None: ...
 

@@ -14,6 +14,7 @@
 //! # Ok::<(), llama_rs::Error>(())
 //! ```
 
+mod adapter;
 mod arch;
 mod chat;
 mod checkpoint;
@@ -43,6 +44,7 @@ mod threads;
 mod tokenizer;
 mod weights;
 
+pub use adapter::Adapter;
 pub use arch::{Config, Pooling};
 pub use checkpoint::{Checkpoint, Metadata, Value};
 pub use convert::convert;

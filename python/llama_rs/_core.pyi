@@ -136,7 +136,11 @@ class Model:
     def checkpoint(self) -> Checkpoint: ...
     def tokenizer(self) -> Tokenizer: ...
     def check(self, context_length: int, threads: int, kv_type: str) -> None: ...
-    def session(self, context_length: int, threads: int, kv_type: str) -> Session: ...
+    def has_tokens_of(self, other: Model) -> bool: ...
+    def adapter(self, path: str | os.PathLike[str]) -> Adapter: ...
+    def session(
+        self, context_length: int, threads: int, kv_type: str, lora: Sequence[tuple[Adapter, float]]
+    ) -> Session: ...
     def embed(
         self,
         texts: Sequence[str | Sequence[int]],
@@ -147,13 +151,30 @@ class Model:
         context_length: int,
         threads: int,
         kv_type: str,
+        lora: Sequence[tuple[Adapter, float]],
     ) -> tuple[Floats, list[int]]: ...
     def rank(
-        self, texts: Sequence[Sequence[int]], context_length: int, threads: int, kv_type: str
+        self,
+        texts: Sequence[Sequence[int]],
+        context_length: int,
+        threads: int,
+        kv_type: str,
+        lora: Sequence[tuple[Adapter, float]],
     ) -> list[list[float]]: ...
     def load_session(
-        self, path: str | os.PathLike[str], context_length: int, threads: int, kv_type: str, prefix: bool
+        self,
+        path: str | os.PathLike[str],
+        context_length: int,
+        threads: int,
+        kv_type: str,
+        prefix: bool,
+        lora: Sequence[tuple[Adapter, float]],
     ) -> Session: ...
+
+@final
+class Adapter:
+    @property
+    def n_matrices(self) -> int: ...
 
 @final
 class Session:
@@ -195,6 +216,8 @@ class Generation:
         tokenizer: Tokenizer,
         prompt: Sequence[int],
         options: dict[str, Any],
+        lookup: bool = False,
+        draft: Session | None = None,
         free_until: tuple[Sequence[str], bool] | None = None,
     ) -> Generation: ...
     def next(self, session: Session) -> str | None: ...
@@ -210,7 +233,7 @@ class Generation:
     @property
     def seed(self) -> int: ...
     @property
-    def timings(self) -> tuple[int, float, int, float, int]: ...
+    def timings(self) -> tuple[int, float, int, float, int, int, int]: ...
 
 def generate_batch(
     model: Model,
@@ -220,6 +243,7 @@ def generate_batch(
     threads: int,
     kv_type: str,
     parallel: int,
+    lora: Sequence[tuple[Adapter, float]],
 ) -> list[tuple[str, list[int], Literal["stop", "length"], tuple[int, float, int, float, int], int]]: ...
 
 @final
@@ -240,6 +264,7 @@ class Engine:
         timeout: float | None,
         bell: Bell,
         id: int,
+        lora: Sequence[tuple[Adapter, float]],
     ) -> Ticket: ...
     def stats(self) -> dict[str, Any]: ...
     def close(self) -> None: ...

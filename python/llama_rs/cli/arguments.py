@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -144,7 +145,7 @@ def in_options(message: str) -> str:
     import re
 
     spelt = {name: max(SPELLINGS.get(name, (f"--{name.replace('_', '-')}",)), key=len) for name in PARAMETERS}
-    message = re.sub(r"^\w+(?= is )", lambda m: spelt.get(m[0], m[0]), message)
+    message = re.sub(r"^\w+(?= is | and )|\w+(?= are both given)", lambda m: spelt.get(m[0], m[0]), message)
     return re.sub(r"\b[a-z]+_\w+\b", lambda m: spelt.get(m[0], m[0]), message)
 
 
@@ -267,7 +268,8 @@ def _option(row: Parameter) -> Callable[[F], F]:
     long = "--" + row.name.replace("_", "-")
     spellings = SPELLINGS.get(row.name, (long,))
     settings: dict[str, Any] = {"default": row.default}
-    settings["help"] = f"{row.help[0].upper()}{row.help[1:].replace('n_keep', '--keep')}."
+    text = in_options(row.help) if "_" in row.help else row.help
+    settings["help"] = f"{text[0].upper()}{text[1:]}."
     if row.kind == "bool" and row.default:
         spellings = (f"{long}/--no-{long[2:]}",)
     elif row.kind == "bool":
@@ -283,9 +285,60 @@ def _option(row: Parameter) -> Callable[[F], F]:
     elif row.kind == "strings":
         settings.update(type=Text(row), multiple=True)
         settings["help"] += " May be given several times."
+        if row.default:
+            settings["show_default"] = " ".join(map(repr, row.default))
     else:
         settings["type"] = Number(int if row.kind == "int" else float, row.minimum, row.maximum, row.above)
     return click.option(*spellings, row.name, **settings)
+
+
+class Adapter(click.ParamType):  # type: ignore[type-arg]
+    """An adapter, and how strong it is: ``FILE`` or ``FILE:0.5``."""
+
+    name = "adapter"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        path, colon, number = value.rpartition(":")
+        if colon and path and not os.path.exists(value):
+            with suppress(ValueError):
+                return path, float(number)
+        if not value:
+            self.fail("the name of an adapter is empty", param, ctx)
+        return value, 1.0
+
+
+def lora_option(command: F) -> F:
+    return click.option(
+        "--lora",
+        type=Adapter(),
+        multiple=True,
+        metavar="FILE[:SCALE]",
+        help="An adapter (LoRA) of the model, a GGUF file or a directory of PEFT, and how strong it is. May be given "
+        "several times.",
+    )(command)
+
+
+def speculative_options(command: F) -> F:
+    command = click.option(
+        "--lookup", is_flag=True, help="Guess tokens ahead from what was there before; the answer is the same."
+    )(command)
+    return click.option(
+        "--draft",
+        type=click.Path(),
+        metavar="MODEL",
+        help="Guess tokens ahead with this smaller model of the same vocabulary; the answer is the same.",
+    )(command)
+
+
+def speculative(draft: str | None, lookup: bool, **options: Any) -> Any:
+    """What guesses, as ``Model.generate`` takes it; ``options`` are those of the model that does."""
+    if draft is not None and lookup:
+        raise click.UsageError("guess with --draft or with --lookup, not both")
+    if draft is None:
+        return "prompt-lookup" if lookup else None
+    from ..model import Model
+
+    return Model(draft, **options)
 
 
 def text_option(command: F) -> F:

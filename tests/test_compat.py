@@ -48,7 +48,7 @@ def differences(real: Any, ours: Any, where: str) -> list[str]:
     if type(real) is not type(ours):
         return [f"{where}: {real!r}, {ours!r}"]
     if isinstance(real, dict):
-        if list(real) != list(ours):
+        if real.keys() != ours.keys():
             return [f"{where}: {list(real)}, {list(ours)}"]
         return [d for k in real for d in differences(real[k], ours[k], f"{where}/{k}")]
     if isinstance(real, list):

@@ -11,8 +11,8 @@ from llama_rs import ContextOverflowError, Model
 from oracle.cases import CASES
 from test_cli import bad, good, run
 
-SUMMARY = """The lighthouse keeper wrote the weather into his book: wind from the west, rain, and then the sun. He lit the
-lamp for the ships at sea every evening. Say the same again: The lighthouse keeper wrote"""
+SUMMARY = """The lighthouse keeper wrote the weather into his book: wind from the west, rain, and then the sun. He lit
+the lamp for the ships at sea every evening. Say the same again: The lighthouse keeper wrote"""
 
 CODE = """def area(width, height):
     return width * height

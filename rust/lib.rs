@@ -24,6 +24,7 @@ mod engine;
 mod error;
 mod formats;
 mod generate;
+mod grammar;
 mod hash;
 mod kernels;
 mod kv;
@@ -50,7 +51,8 @@ pub use convert::convert;
 pub use embedding::{EmbedOptions, embed, rank};
 pub use error::{Error, FormatError, Result};
 pub use formats::open;
-pub use generate::{Answer, Event, FinishReason, Options};
+pub use generate::{Answer, Event, FinishReason, LogitsProcessor, Options, TokenLogprobs};
+pub use grammar::{Constraint, Grammar};
 pub use mapping::{Load, LoadOptions};
 pub use model::Model;
 pub use quant::DType;
@@ -68,8 +70,8 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     rooms! {
-        arch chat checkpoint embedding engine formats generate hash likelihood mapping measure quant quantize sampling scheduler tensor
-        threads tokenizer weights
+        arch chat checkpoint embedding engine formats generate grammar hash likelihood mapping measure quant quantize sampling
+        scheduler tensor threads tokenizer weights
     }
 
     pub mod kernels {

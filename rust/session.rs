@@ -211,6 +211,11 @@ impl Session {
         Ok(session)
     }
 
+    /// What was computed, without the session.
+    pub(crate) fn into_sequence(self) -> Sequence {
+        self.sequence
+    }
+
     /// Computes `tokens` and gives the logits of the last one, `(vocab_size)`.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use llama_rs::internals::embedding::{EmbedOptions, embed};
-use llama_rs::internals::generate::{Generation, Overflow};
+use llama_rs::internals::generate::{Decode, Generation, Overflow};
 use llama_rs::internals::quant::DType;
 use llama_rs::internals::sampling::Rng;
 use llama_rs::internals::scheduler::{
@@ -424,8 +424,9 @@ fn a_client_that_comes_is_served_soon_and_priorities_count() {
         let mut steps = 0;
         let mut ids = Vec::new();
         while ids.len() < 5 {
-            assert!(engine.step(&never()).unwrap());
+            let is_left = engine.step(&never()).unwrap();
             ids.extend(all_there_is(&mut other).token_ids);
+            assert!(is_left || ids.len() == 5);
             steps += 1;
         }
         assert_eq!(steps > 500, waits, "{priority}: {steps} steps");
@@ -471,6 +472,37 @@ fn numbers_that_make_no_sense_end_one_answer_and_no_other() {
     assert!(matches!(&*error, Error::Numeric { path, .. } if path == model.checkpoint().path()), "{error}");
     assert_eq!(all_there_is(&mut well).token_ids.len(), 10);
     assert_eq!(engine.stats().kv_used, 0);
+}
+
+#[test]
+fn a_bug_in_one_answer_ends_that_one() {
+    struct Bug(usize);
+    impl Decode for Bug {
+        fn token_bytes(&self, _id: u32) -> Vec<u8> {
+            Vec::new()
+        }
+        fn push(&mut self, _: u32) -> Result<String, Error> {
+            self.0 += 1;
+            assert!(self.0 < 4, "this is a test of what a bug does");
+            Ok("a".into())
+        }
+        fn finish(&mut self) -> String {
+            String::new()
+        }
+    }
+    let model = llama();
+    let mut engine = Inline::new(throughput()).unwrap();
+    let options = Options { sampling: SamplingParams::greedy(), ..Options::default() };
+    let decoder: Box<dyn Decode + Send> = Box::new(Bug(0));
+    let answers = vec![llama_rs::Answer::new(text(1, 10), &[], decoder, options).unwrap()];
+    let generate = Generate { answers, prompt_logprobs: None, on_overflow: Overflow::Stop, n_keep: 0 };
+    let ill = Request::new(&model, self::options(CONTEXT), Work::Generate(generate));
+    let mut ill = engine.submit(ill).unwrap();
+    let mut well = engine.submit(request(&model, &text(2, 10), 20, 1)).unwrap();
+    run(&mut engine);
+    let event = all_there_is(&mut ill);
+    assert!(event.text == "aaa" && matches!(event.end.unwrap().finish, Finish::Crashed));
+    assert_eq!(all_there_is(&mut well).token_ids.len(), 20);
 }
 
 #[test]
@@ -630,4 +662,42 @@ fn readers_are_woken_and_may_be_interrupted() {
     assert!(matches!(second.next(&Interrupt::new(&stop)), Err(Error::Interrupted)));
     drop(first);
     assert!(second.next(&never()).unwrap().is_some());
+}
+
+#[test]
+fn a_saved_prompt_is_the_start_of_those_that_begin_with_it_and_stays() {
+    for model in [llama(), open(&Gguf::hybrid("qwen35"))] {
+        let prompt = text(1, 200);
+        let saved = TempFile::new(b"");
+        let mut session = Session::new(&model, options(CONTEXT)).unwrap();
+        session.forward(&prompt, &never()).unwrap();
+        session.save(&saved.0).unwrap();
+        let mut engine = Inline::new(Limits { kv_bytes: 512 << 10, ..throughput() }).unwrap();
+        assert_eq!(engine.pin(&model, options(CONTEXT), &saved.0, 0).unwrap(), 200);
+        // Much else goes through, and is evicted.
+        let others: Vec<Ticket> =
+            (2..60).map(|i| engine.submit(request(&model, &text(i, 300), 1, 1)).unwrap()).collect();
+        run(&mut engine);
+        assert!(engine.stats().evicted_tokens > 0);
+        drop(others);
+        let case = Case { prompt: [&prompt[..150], &[3; 20]].concat(), max_tokens: 9, seed: None, shift: false };
+        let mut ticket = engine.submit(request(&model, &case.prompt, 9, 1)).unwrap();
+        run(&mut engine);
+        let event = all_there_is(&mut ticket);
+        assert!(event.token_ids.starts_with(&case.alone(&model, 0).token_ids));
+        let cached = event.end.unwrap().usage.cached_tokens;
+        assert!(cached == 150 || model.config().is_recurrent() && cached <= 128, "{cached}");
+
+        // Of a file that has changed nothing is used, not even by who has begun with it.
+        let mut begun = engine.submit(request(&model, &case.prompt, 9, 1)).unwrap();
+        engine.step(&never()).unwrap();
+        let mut other = engine.submit(request(&model, &text(70, 20), 9, 1)).unwrap();
+        std::fs::write(&saved.0, b"").unwrap();
+        let mut later = engine.submit(request(&model, &case.prompt, 9, 1)).unwrap();
+        run(&mut engine);
+        let Finish::Failed(error) = all_there_is(&mut begun).end.unwrap().finish else { panic!("it has failed") };
+        assert!(matches!(&*error, Error::Changed { .. }), "{error}");
+        assert_eq!(all_there_is(&mut other).token_ids.len(), 9);
+        assert!(all_there_is(&mut later).token_ids.starts_with(&case.alone(&model, 0).token_ids));
+    }
 }

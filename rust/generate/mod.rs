@@ -9,7 +9,7 @@ mod options;
 mod speculate;
 mod stop;
 
-pub use answer::{Answer, Decode, Event, FinishReason};
+pub use answer::{Answer, Decode, Event, FinishReason, LogitsProcessor, TokenLogprobs};
 pub use options::{Options, Overflow, PromptOptions};
 pub use speculate::{Draft, Drafter, Lookup};
 pub use stop::StopStrings;
@@ -18,6 +18,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::grammar::Constraint;
 use crate::sampling::Rng;
 use crate::threads::Interrupt;
 use speculate::Speculation;
@@ -47,8 +48,6 @@ pub trait Forward {
     fn forward(&mut self, tokens: &[u32], interrupt: &Interrupt) -> Result<&[f32]>;
     /// The same with the logits of each, one after another: the same bits as one by one.
     fn forward_all(&mut self, tokens: &[u32], interrupt: &Interrupt) -> Result<Vec<f32>>;
-    /// Forgets all but the first `n` tokens.
-    fn truncate(&mut self, n: usize) -> Result<()>;
     /// Tokens computed so far.
     fn position(&self) -> usize;
     /// Tokens that there is room for.
@@ -56,6 +55,8 @@ pub trait Forward {
     /// Forgets all but the longest common prefix of `tokens`, without the last of them, or what it can go back to. Gives its
     /// length.
     fn keep_prefix(&mut self, tokens: &[u32]) -> usize;
+    /// Forgets all but the first `n` tokens.
+    fn truncate(&mut self, n: usize) -> Result<()>;
     /// Forgets `n_discard` tokens after the first `n_keep`; the others move down.
     fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()>;
     /// Whether the model is of those that can.
@@ -101,6 +102,16 @@ impl<D: Decode> Generation<D> {
     /// See [`Answer::stop_at`].
     pub fn stop_at(&mut self, tokens: &[u32]) {
         self.answer.stop_at(tokens);
+    }
+
+    /// See [`Answer::process`].
+    pub fn process(&mut self, processor: Box<dyn LogitsProcessor>) {
+        self.answer.process(processor);
+    }
+
+    /// See [`Answer::constrain`].
+    pub fn constrain(&mut self, constraint: Constraint) {
+        self.answer.constrain(constraint);
     }
 
     /// The next piece of the answer, never empty; `None` when it is complete.
@@ -181,6 +192,11 @@ impl<D: Decode> Generation<D> {
             speculation.was(guessed.len(), accepted);
             self.timings.drafted_tokens = speculation.drafted;
             self.timings.accepted_tokens = speculation.accepted;
+        }
+        if failed.is_some() {
+            // The logits are gone: whoever asks again computes the last token again.
+            session.truncate(session.position() - 1)?;
+            self.answer.set_computed(self.answer.tokens().len() - 1);
         }
         self.position = session.position();
         *session.rng() = Some(self.answer.rng().clone());
@@ -326,6 +342,9 @@ mod tests {
         }
         fn finish(&mut self) -> String {
             if std::mem::take(&mut self.half) { "\u{fffd}".into() } else { String::new() }
+        }
+        fn token_bytes(&self, id: u32) -> Vec<u8> {
+            vec![b'a' + id as u8]
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The integer kernels are written by hand for each instruction set, because tiles differ; each has a scalar
 //! twin that computes the same integers. The float operations have one body over a [`vector::Vector`]. Which
-//! set runs is decided once, by what the CPU has or by `LLAMA_RS_CPU=scalar|avx2|avx512`, and called
+//! set runs is decided once, by what the CPU has or by `LLAMA_RS_CPU=scalar|avx2|avxvnni|avx512`, and called
 //! through [`Kernels`] per strip of rows, never per block.
 //!
 //! The result of a row and a token has the same bits whatever else is computed beside it, on however many threads: each set
@@ -46,7 +46,7 @@ use matmul::Matmul;
 ///
 /// Only a set that the CPU can run can be had, from [`best`] or [`all`].
 pub trait Kernels: Sync {
-    /// `scalar`, `avx2` or `avx512`.
+    /// `scalar`, `avx2`, `avxvnni` or `avx512`.
     fn name(&self) -> &'static str;
 
     /// From this many tokens on, unpacking a strip of rows once for all is faster than unpacking each row for every few.
@@ -294,6 +294,7 @@ pub fn all() -> Vec<&'static dyn Kernels> {
     #[cfg(target_arch = "x86_64")]
     {
         sets.extend(avx2::Avx2::get().map(|k| k as &dyn Kernels));
+        sets.extend(avx2::Avx2::with_vnni().map(|k| k as &dyn Kernels));
         sets.extend(avx512::Avx512::get().map(|k| k as &dyn Kernels));
     }
     sets

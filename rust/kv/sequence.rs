@@ -400,8 +400,14 @@ impl Sequence {
     /// # Errors
     /// [`Error::Changed`].
     pub(crate) fn check(&self) -> Result<()> {
-        // Blocks of a file are the first: a map has one state, and forks have no more than they share.
-        self.blocks.first().map_or(Ok(()), |block| block.check())?;
+        // Each map once: it has one state.
+        let mut last: Option<&Block> = None;
+        for block in &self.blocks {
+            if !last.is_some_and(|last| last.is_beside(block)) {
+                block.check()?;
+            }
+            last = Some(block);
+        }
         self.recurrent.as_ref().map_or(Ok(()), Recurrent::check)
     }
 

@@ -9,6 +9,8 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -29,7 +31,7 @@ use crate::generate::{self, FinishReason, Overflow};
 use crate::kernels::{BLOCK, Changes};
 use crate::kv::Sequence;
 use crate::model::Model;
-use crate::session::SessionOptions;
+use crate::session::{Session, SessionOptions};
 use crate::threads::{self, Interrupt};
 
 /// Fewer tokens of a prompt are not worth a place in a step.
@@ -44,6 +46,8 @@ const EXPECTED: usize = 256;
 const SHORT: usize = 64;
 /// ... so many times.
 const OVERTAKEN: u8 = 4;
+/// So many of those that wait are looked at for the next one.
+const LOOKED_AT: usize = 64;
 /// A client that has had so many tokens more than one that waits gives it its place.
 const QUANTUM: u64 = 256;
 
@@ -52,6 +56,26 @@ pub(super) struct Job {
     pub request: Request,
     pub sink: Sink,
     pub arrival: Instant,
+}
+
+/// What was computed once and saved.
+pub(super) struct Pin {
+    pub model: Arc<Model>,
+    pub session: SessionOptions,
+    pub sequence: Sequence,
+    pub salt: u64,
+}
+
+impl Pin {
+    /// Brings it back, and looks at all of it: what is damaged is found now.
+    ///
+    /// # Errors
+    /// As for [`Session::load_prefix`], and [`Error::SavedSession`].
+    pub fn load(model: &Arc<Model>, session: SessionOptions, path: &Path, salt: u64) -> Result<Self> {
+        let mut sequence = Session::load_prefix(model, path, session, &[])?.into_sequence();
+        sequence.verify()?;
+        Ok(Self { model: Arc::clone(model), session, sequence, salt })
+    }
 }
 
 /// What is known of an answer, whether it waits or is being made.
@@ -146,6 +170,7 @@ pub(super) struct Core {
     groups: Vec<Group>,
     waiting: Vec<Waiting>,
     clients: HashMap<u64, u64>, // tokens that were computed for them, and what they were given when they came
+    has_priorities: bool,       // any request had one
     clock: u64,
     turn: usize,            // the group whose turn it is
     current: Option<usize>, // the group that is being computed
@@ -162,6 +187,7 @@ impl Core {
             groups: Vec::new(),
             waiting: Vec::new(),
             clients: HashMap::new(),
+            has_priorities: false,
             clock: 0,
             turn: 0,
             current: None,
@@ -178,6 +204,7 @@ impl Core {
         let tokens = request.prompt_tokens();
         let Request { model, session, work, client, salt, priority, deadline, adapters } = request;
         self.is_busy = true;
+        self.has_priorities |= priority != 0;
         self.arrives(client);
         let key = Key::new(&model, &session);
         let resolved = self.group(&key, &model).map(|_| ());
@@ -243,6 +270,15 @@ impl Core {
         }
     }
 
+    /// Keeps a sequence for good, for all that begin with it.
+    pub fn pin(&mut self, pin: Pin) -> Result<()> {
+        let Pin { model, session, mut sequence, salt } = pin;
+        let g = self.group(&Key::new(&model, &session), &model)?;
+        self.clock += 1;
+        self.groups[g].prefixes.pin(&mut sequence, salt, self.clock);
+        Ok(())
+    }
+
     /// The group of requests that are computed together, made if there is none.
     fn group(&mut self, key: &Key, model: &Arc<Model>) -> Result<usize> {
         if let Some(i) = self.groups.iter().position(|group| group.key == *key) {
@@ -254,6 +290,9 @@ impl Core {
 
     /// A client comes: it is next, but does not catch up for the time when it wanted nothing.
     fn arrives(&mut self, client: u64) {
+        if self.waiting.last().is_some_and(|last| last.about.client == client) {
+            return; // it is here already
+        }
         let active = self.active_clients();
         if active.contains(&client) {
             return;
@@ -651,15 +690,21 @@ impl Core {
 
     // Who is next.
 
-    /// Those of a group that wait, the next one first.
-    fn queue(&self, g: usize) -> Vec<usize> {
+    /// The first ones of a group that wait for this kind of work, the next one first.
+    fn queue(&self, g: usize, is_kind: impl Fn(&Task) -> bool) -> Vec<usize> {
         let key = &self.groups[g].key;
-        let of_group = self.waiting.iter().enumerate().filter(|(_, waiting)| waiting.key == *key);
+        let of_kind = |waiting: &Waiting| is_kind(&waiting.task) && waiting.key == *key;
+        let of_group = self.waiting.iter().enumerate().filter(|(_, waiting)| of_kind(waiting));
         let mut order: Vec<usize> = of_group.map(|(i, _)| i).collect();
-        order.sort_by_key(|&i| {
+        let rank = |&i: &usize| {
             let about = &self.waiting[i].about;
             (-i16::from(about.priority), self.had(about.client), about.number)
-        });
+        };
+        if order.len() > LOOKED_AT {
+            order.select_nth_unstable_by_key(LOOKED_AT, rank);
+            order.truncate(LOOKED_AT);
+        }
+        order.sort_unstable_by_key(rank);
         order
     }
 
@@ -668,8 +713,7 @@ impl Core {
         if !self.groups[g].texts.is_empty() {
             return;
         }
-        let next = self.queue(g).into_iter().find(|&i| matches!(self.waiting[i].task, Task::Texts(_)));
-        let Some(i) = next else { return };
+        let Some(&i) = self.queue(g, |task| matches!(task, Task::Texts(_))).first() else { return };
         let Waiting { mut about, task, queued, .. } = self.waiting.remove(i);
         if let Task::Texts(texts) = task {
             about.start(now);
@@ -681,7 +725,11 @@ impl Core {
 
     /// Takes the next one of a group out of the queue, if there is one and room for it.
     fn take_next(&mut self, g: usize, now: Instant, load: &Load) -> Option<u64> {
-        let order = self.queue(g);
+        let is_full = self.groups[g].running.len() >= self.limits.parallel;
+        if is_full && self.clients.len() <= 1 && !self.has_priorities {
+            return None; // nobody gives a place to another
+        }
+        let order = self.queue(g, |task| matches!(task, Task::Answer(_)));
         // What is about to be computed for another need not be computed again.
         let cached: Vec<(usize, usize)> = order
             .into_iter()
@@ -698,7 +746,6 @@ impl Core {
                 next = short;
             }
         }
-        let is_full = self.groups[g].running.len() >= self.limits.parallel;
         if is_full {
             next = first;
         }
@@ -826,7 +873,9 @@ impl Core {
             loop {
                 let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
                 let Some((running, logits, tokens, outcome)) = job else { break };
-                *outcome = running.accept(logits, *tokens, vocab_size);
+                // A bug in one answer ends that one.
+                let accepted = catch_unwind(AssertUnwindSafe(|| running.accept(logits, *tokens, vocab_size)));
+                *outcome = accepted.unwrap_or_else(|_| Outcome { end: Some(Finish::Crashed), ..Outcome::default() });
             }
         };
         if n > 1 {
@@ -894,14 +943,21 @@ impl Core {
                 }
             }
             error => {
-                // Of a model whose file has changed nothing can be computed any more, by nobody.
-                let is_changed = matches!(error, Error::Changed { .. });
+                // Those fail whose saved prefix has changed. Else all that took part; and of a model whose file has changed
+                // nothing can be computed any more, by nobody.
+                let running = || self.groups[g].running.iter();
+                let numbers = |of: &dyn Fn(&&Running) -> bool| running().filter(of).map(Running::number).collect();
+                let took_part = |running: &&Running| plan.iter().any(|planned| planned.number == running.number());
+                let is_changed =
+                    running().next().is_none_or(|running| running.about.model.checkpoint().check().is_err());
+                let mut failed: Vec<u64> = numbers(&|running| running.sequence.check().is_err());
+                if is_changed {
+                    failed = numbers(&|_| true);
+                } else if failed.is_empty() {
+                    failed = numbers(&took_part);
+                }
                 let finish = Finish::Failed(Arc::new(error));
-                let all: Vec<u64> = match is_changed {
-                    true => self.groups[g].running.iter().map(|running| running.about.number).collect(),
-                    false => plan.iter().map(|planned| planned.number).collect(),
-                };
-                for number in all {
+                for number in failed {
                     let group = &mut self.groups[g];
                     if let Some(i) = group.index(number) {
                         let running = group.running.remove(i); // and nothing of it is kept

@@ -1,13 +1,17 @@
 //! A scheduler without a thread: it computes on the thread of whoever calls it.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::core::{Core, Job};
+use super::core::{Core, Job, Pin};
 use super::request::{Limits, Request, Stats};
 use super::thread::Load;
 use super::ticket::{self, Ticket};
 use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::session::SessionOptions;
 use crate::threads::Interrupt;
 
 /// Many requests at once, a step at a time. Of the limits those on what waits are not looked at.
@@ -38,6 +42,17 @@ impl Inline {
         let (sink, ticket) = ticket::ring(n, Box::new(|| ()));
         self.core.add(Job { request, sink, arrival: Instant::now() }, &self.load);
         Ok(ticket)
+    }
+
+    /// See [`Scheduler::pin`](super::Scheduler::pin).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn pin(&mut self, model: &Arc<Model>, session: SessionOptions, path: &Path, salt: u64) -> Result<usize> {
+        let pin = Pin::load(model, session, path, salt)?;
+        let n = pin.sequence.position();
+        self.core.pin(pin)?;
+        Ok(n)
     }
 
     /// Computes a step. Gives whether anything is left.

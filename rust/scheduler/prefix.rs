@@ -37,6 +37,7 @@ struct Node {
     block: Arc<Block>,
     state: Option<Arc<State>>, // after its last token
     used: u64,                 // when, on the clock of the caller
+    is_pinned: bool,           // never evicted; the memory is a file's
 }
 
 /// The prefixes of one model.
@@ -46,6 +47,7 @@ pub(super) struct Prefixes {
     free: Vec<NodeId>,
     children: HashMap<(Parent, [u32; LEAST]), Vec<NodeId>>,
     n_states: usize,
+    n_pinned: usize,
 }
 
 /// How far a sequence is in the tree.
@@ -75,7 +77,7 @@ pub(super) struct Found {
 impl Prefixes {
     pub fn new(layout: &Arc<Layout>) -> Self {
         let layout = Arc::clone(layout);
-        Self { layout, nodes: Vec::new(), free: Vec::new(), children: HashMap::new(), n_states: 0 }
+        Self { layout, nodes: Vec::new(), free: Vec::new(), children: HashMap::new(), n_states: 0, n_pinned: 0 }
     }
 
     fn node(&self, id: NodeId) -> &Node {
@@ -101,6 +103,9 @@ impl Prefixes {
         let mut found = Found { place: Place::new(salt), blocks: Vec::new(), state: None, n: 0 };
         let (mut path, mut parent, mut at) = (Vec::new(), Parent::Salt(salt), 0);
         while let Some((id, n)) = self.best_child(parent, &tokens[at..]) {
+            if self.node(id).is_damaged() {
+                break;
+            }
             path.push((id, n));
             at += n;
             if n < BLOCK {
@@ -153,6 +158,9 @@ impl Prefixes {
             let tokens = &sequence.tokens()[i * BLOCK..(i + 1) * BLOCK];
             let id = match self.best_child(place.parent, tokens) {
                 Some((id, BLOCK)) => {
+                    if self.node(id).is_damaged() {
+                        self.renew(id, sequence.share(i));
+                    }
                     let node = self.node_mut(id);
                     node.used = now;
                     sequence.adopt(i, &node.block);
@@ -187,13 +195,23 @@ impl Prefixes {
         }
     }
 
+    /// The file of a node has changed: what was computed again takes its place.
+    fn renew(&mut self, id: NodeId, block: &Arc<Block>) {
+        let node = self.node_mut(id);
+        node.block = Arc::clone(block);
+        node.is_pinned = false;
+        let had_state = node.state.take().is_some();
+        self.n_pinned -= 1;
+        self.n_states -= usize::from(had_state);
+    }
+
     fn add(&mut self, parent: Parent, tokens: Box<[u32]>, block: Arc<Block>, now: u64) -> NodeId {
         let first: [u32; LEAST] = tokens[..LEAST].try_into().expect("as many");
         let id = self.free.pop().unwrap_or(self.nodes.len());
         if id == self.nodes.len() {
             self.nodes.push(None);
         }
-        self.nodes[id] = Some(Node { parent, n_children: 0, tokens, block, state: None, used: now });
+        self.nodes[id] = Some(Node { parent, n_children: 0, tokens, block, state: None, used: now, is_pinned: false });
         self.children.entry((parent, first)).or_default().push(id);
         if let Parent::Node(parent) = parent {
             self.node_mut(parent).n_children += 1;
@@ -220,7 +238,8 @@ impl Prefixes {
     /// Nodes that no sequence uses and that come after all others: when they were used last, and which they are.
     pub fn leaves(&self) -> impl Iterator<Item = (u64, NodeId)> {
         let all = self.nodes.iter().enumerate().filter_map(|(id, node)| Some((id, node.as_ref()?)));
-        all.filter(|(_, node)| node.n_children == 0 && !node.is_used()).map(|(id, node)| (node.used, id))
+        all.filter(|(_, node)| node.n_children == 0 && !node.is_pinned && !node.is_used())
+            .map(|(id, node)| (node.used, id))
     }
 
     /// Forgets a leaf; gives how many tokens that are.
@@ -228,21 +247,39 @@ impl Prefixes {
         self.remove(leaf)
     }
 
-    /// Bytes of all that is kept.
+    /// Takes in a sequence that came from a file, to be kept for good.
+    pub fn pin(&mut self, sequence: &mut Sequence, salt: u64, now: u64) {
+        let mut place = Place::new(salt);
+        self.take_in(sequence, &mut place, now);
+        self.take_in_end(sequence, place, now);
+        let mut parent = place.parent;
+        while let Parent::Node(id) = parent {
+            self.n_pinned += usize::from(!self.node(id).is_pinned);
+            self.node_mut(id).is_pinned = true;
+            parent = self.node(id).parent;
+        }
+    }
+
+    /// Bytes of all that is kept, but for what is pinned.
     pub fn bytes(&self) -> u64 {
-        let nodes = self.nodes.len() - self.free.len();
+        let nodes = self.nodes.len() - self.free.len() - self.n_pinned;
         nodes as u64 * self.layout.block_bytes() as u64 + self.n_states as u64 * self.layout.state_bytes() as u64
     }
 
     /// Bytes of what no sequence uses.
     pub fn unused_bytes(&self) -> u64 {
-        let unused = self.nodes.iter().flatten().filter(|node| !node.is_used());
+        let unused = self.nodes.iter().flatten().filter(|node| !node.is_pinned && !node.is_used());
         let state = |node: &Node| node.state.as_ref().map_or(0, |_| self.layout.state_bytes());
         unused.map(|node| (self.layout.block_bytes() + state(node)) as u64).sum()
     }
 }
 
 impl Node {
+    /// Whether it came from a file that is not what it was.
+    fn is_damaged(&self) -> bool {
+        self.is_pinned && self.block.check().is_err()
+    }
+
     /// Whether a sequence has the block. Then it has those before it too.
     fn is_used(&self) -> bool {
         Arc::strong_count(&self.block) > 1

@@ -4,20 +4,26 @@
 //! for a step to end.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::process;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::core::{Core, Job};
+use super::core::{Core, Job, Pin};
 use super::request::{Finish, Limits, Rejected, Request, Stats};
 use super::ticket::{self, Ticket};
 use crate::error::{Error, Result};
 use crate::mapping::guarded;
+use crate::model::Model;
+use crate::session::SessionOptions;
 use crate::threads::{self, Interrupt};
 
 /// A second panic within so long is one too many.
 const CALM: Duration = Duration::from_secs(60);
+
+/// How often others are shown how it is doing, while it is busy: it takes a walk through all that is kept.
+const SHOW: Duration = Duration::from_millis(20);
 
 /// Computes requests on a thread of its own. When it is dropped, what has not ended is cancelled.
 ///
@@ -37,6 +43,7 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct Inbox {
     jobs: Vec<Job>,
+    pins: Vec<Pin>,
     changed: bool, // a ticket was dropped, or a reader has made room
     phase: Phase,
     ended: bool, // the thread has
@@ -124,6 +131,9 @@ impl Scheduler {
             let what = "the engine was started before this process was forked: start another one";
             return Err(Rejected::Invalid(Error::Argument(what.into())));
         }
+        if self.0.lock().phase != Phase::Open {
+            return Err(Rejected::Stopping);
+        }
         request.check(limits).map_err(Rejected::Invalid)?;
         let n = request.work.n();
         let tokens = request.prompt_tokens();
@@ -155,6 +165,24 @@ impl Scheduler {
         drop(inbox);
         self.0.posted.notify_all();
         Ok(ticket)
+    }
+
+    /// Keeps a saved session (`Session::save`, a prompt cache) for all prompts of this salt that begin with it, for good. It
+    /// is mapped: its pages are in memory once for all processes that do the same. Gives how many tokens it has.
+    ///
+    /// # Errors
+    /// As for [`Session::load_prefix`](crate::Session::load_prefix); what is damaged is found here.
+    pub fn pin(&self, model: &Arc<Model>, session: SessionOptions, path: &Path, salt: u64) -> Result<usize> {
+        let pin = Pin::load(model, session, path, salt)?;
+        model.engine()?.layout(session.kv_type)?;
+        let n = pin.sequence.position();
+        if process::id() == self.0.process {
+            let mut inbox = self.0.lock();
+            inbox.pins.push(pin);
+            inbox.changed = true;
+            self.0.posted.notify_all();
+        }
+        Ok(n)
     }
 
     /// When a request may be taken that is not taken now.
@@ -230,6 +258,7 @@ fn run(shared: &Shared) {
     let _guarded = guarded();
     let mut core = Core::new(shared.limits);
     let mut last_panic: Option<Instant> = None;
+    let mut shown = Instant::now();
     loop {
         let mut inbox = shared.lock();
         while inbox.jobs.is_empty() && !inbox.changed && !core.is_busy() {
@@ -243,8 +272,11 @@ fn run(shared: &Shared) {
             };
         }
         inbox.changed = false;
-        let (jobs, phase) = (std::mem::take(&mut inbox.jobs), inbox.phase);
+        let (jobs, pins, phase) = (std::mem::take(&mut inbox.jobs), std::mem::take(&mut inbox.pins), inbox.phase);
         drop(inbox);
+        for pin in pins {
+            let _ = core.pin(pin); // that the model can be computed with is known
+        }
         jobs.into_iter().for_each(|job| core.add(job, &shared.load));
         if phase == Phase::Stopping {
             core.end_all(&Finish::Cancelled, &shared.load);
@@ -259,7 +291,10 @@ fn run(shared: &Shared) {
                 shared.lock().phase = Phase::Stopping;
             }
         }
-        *shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = core.stats();
+        if !core.is_busy() || shown.elapsed() >= SHOW {
+            *shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = core.stats();
+            shown = Instant::now();
+        }
         let mut inbox = shared.lock();
         if inbox.phase == Phase::Stopping && inbox.jobs.is_empty() && core.is_empty() {
             inbox.ended = true;

@@ -75,7 +75,6 @@ REFUSED = {
     "yarn_beta_slow": (1.0,),
     "yarn_orig_ctx": (0,),
     "attention_type": (-1,),
-    "lora_path": (None,),
     "lora_base": (None,),
 }
 
@@ -318,6 +317,7 @@ class Llama:
         embedding: bool = False,
         last_n_tokens_size: int = 64,
         lora_scale: float = 1.0,
+        lora_path: str | None = None,
         chat_format: str | None = None,
         chat_handler: Callable[..., Any] | None = None,
         tokenizer: BaseLlamaTokenizer | None = None,
@@ -346,7 +346,7 @@ class Llama:
         self.verbose = verbose
         self.chat_format, self.chat_handler = chat_format, chat_handler
         self.last_n_tokens_size = last_n_tokens_size
-        self.lora_scale, self.lora_path, self.lora_base = lora_scale, None, None
+        self.lora_scale, self.lora_path, self.lora_base = lora_scale, lora_path, None
         self.draft_model = others.get("draft_model")
         self.spm_infill = spm_infill
         self.cache: BaseLlamaCache | None = None
@@ -363,6 +363,7 @@ class Llama:
                     kv_type=KV_TYPES[type_k],
                     load="mmap" if use_mmap else "read",
                     lock=use_mlock,
+                    lora=() if lora_path is None else [(lora_path, lora_scale)],
                 )
                 self._tokenizer = self._model.tokenizer
         except (LlamaError, ModelNotFoundError) as e:

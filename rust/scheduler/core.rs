@@ -35,7 +35,7 @@ use crate::sampling::log_probabilities;
 use crate::session::{Session, SessionOptions};
 use crate::threads::{self, Interrupt};
 
-/// Fewer tokens of a prompt are not worth a place in a step.
+/// Fewer tokens of a prompt are not worth a place in a step, unless no prompt has one.
 const CHUNK: usize = 16;
 /// Tokens of a prompt whose logits are all wanted, at a time: of a vocabulary of 256k they are 32 MiB.
 const CHUNK_OF_LOGITS: usize = 32;
@@ -646,7 +646,7 @@ impl Core {
         let least = most.min(CHUNK);
         let fits = |n: usize| self.fits(g, budget, n, positions(running, n));
         if !fits(least) {
-            return if is_first { least } else { 0 };
+            return if is_first { self.least_chunk(g, running, budget, least) } else { 0 };
         }
         let (mut fit, mut too_many) = (least, most + 1);
         while fit + 1 < too_many {
@@ -654,6 +654,18 @@ impl Core {
             *(if fits(middle) { &mut fit } else { &mut too_many }) = middle;
         }
         fit
+    }
+
+    /// So many tokens of the first prompt, at most `most`, are computed where no more of them fit: as many as do not make the
+    /// step more than twice as long as it may be, or as it is without them; and one at least.
+    fn least_chunk(&self, g: usize, running: &Running, budget: &Budget, most: usize) -> usize {
+        let cost = &self.groups[g].cost;
+        let seconds = 2.0 * budget.seconds.max(cost.predict(budget.rows, budget.positions));
+        let is_short = |n: &usize| {
+            budget.rows + n <= self.limits.max_rows
+                && cost.predict(budget.rows + n, budget.positions + positions(running, *n)) <= seconds
+        };
+        (1..=most).rev().find(is_short).unwrap_or(1.min(most))
     }
 
     /// Whether an answer has room in its context for what it wants. If not, the answer ends, or room is made.

@@ -9,6 +9,8 @@ The names below are imported when they are first used: whoever wants one does no
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .chat import ChatCompletion, ChatDelta, ChatOptions, ChatStream, ToolCall, ToolCallDelta, Usage
+    from .chat import ChatFinishReason as ChatFinishReason
     from .checkpoint import Checkpoint, Tensor, Warmed
     from .errors import (
         ContextOverflowError,
@@ -32,14 +34,20 @@ if TYPE_CHECKING:
     from .options import Messages as Messages
     from .options import OnOverflow as OnOverflow
     from .options import Pooling as Pooling
+    from .options import Tools as Tools
     from .quantization import Importance, Quantized, QuantizedTensor, imatrix, quantize
     from .session import Completion, Session, Stream, Timings
     from .tokenizer import Tokenizer
+    from .tools import run_tools
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Benchmark",
+    "ChatCompletion",
+    "ChatDelta",
+    "ChatOptions",
+    "ChatStream",
     "Checkpoint",
     "Completion",
     "Config",
@@ -65,20 +73,34 @@ __all__ = [
     "Tensor",
     "Timings",
     "Tokenizer",
+    "ToolCall",
+    "ToolCallDelta",
     "UnsupportedModelError",
+    "Usage",
     "Warmed",
     "convert",
     "imatrix",
     "merge",
     "quantize",
+    "run_tools",
     "split",
 ]
 
 # Public too: words and unions, which have no docstring of their own.
-_LITERALS = ("FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType", "Pooling")
+_LITERALS = (
+    "ChatFinishReason",
+    "FinishReason",
+    "KvType",
+    "Load",
+    "Messages",
+    "OnOverflow",
+    "OutputType",
+    "Pooling",
+    "Tools",
+)
 
 # Where those names are, the quickest to import first.
-_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model", "quantization")
+_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "chat", "session", "model", "quantization", "tools")
 
 
 def __getattr__(name: str) -> object:

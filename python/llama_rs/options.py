@@ -7,7 +7,7 @@ checker has to see; a test holds it against the table.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn, TypedDict, Unpack
 
 from . import _core
@@ -30,6 +30,9 @@ Pooling = Literal["mean", "cls", "last", "none"]
 Messages = str | Sequence[Mapping[str, Any]]
 """A conversation: mappings with ``role`` and ``content``, and whatever else the template of the model uses. Text alone
 is one message of the user."""
+
+Tools = Sequence[Mapping[str, Any] | Callable[..., Any]]
+"""What a model may call: functions, or descriptions of them as OpenAI's API has them."""
 
 
 class Parameter(NamedTuple):

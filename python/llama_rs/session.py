@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Unpack
 
 from . import _core
+from .chat import ChatCompletion, ChatOptions, ChatStream, Forgotten, Question
 from .errors import SavedSessionError
 from .lazy import Lazy
 from .notes import note
@@ -49,6 +51,10 @@ class Completion(NamedTuple):
     seed: int
 
 
+_ALIKE = 16
+"""Tokens in a row that have to be those of a prompt for what is computed of them to be moved to it."""
+
+
 class Session:
     """A key-value cache and its position: what has been computed, and the state to go on from.
 
@@ -60,6 +66,7 @@ class Session:
     def __init__(self, model: _model.Model, core: _core.Session) -> None:
         self.model = model
         self._handle = core
+        self._forgotten: Forgotten | None = None  # of the conversation
 
     @property
     def position(self) -> int:
@@ -136,33 +143,43 @@ class Session:
         return self._stream(prompt, merged(sampling, options), owned=False)
 
     def chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_options: Mapping[str, Any] | None = None,
-        sampling: SamplingParams | None = None,
-        **options: Unpack[GenerateOptions],
-    ) -> Completion:
+        self, messages: Messages, *, sampling: SamplingParams | None = None, **options: Unpack[ChatOptions]
+    ) -> ChatCompletion:
         """Answers a conversation, as :meth:`Model.chat` does; what the session has of it is not computed again."""
-        stream = self.stream_chat(
-            messages, tools=tools, template_options=template_options, sampling=sampling, **options
-        )
-        return stream._completion()
+        return self.stream_chat(messages, sampling=sampling, **options)._completion()
 
     def stream_chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_options: Mapping[str, Any] | None = None,
-        sampling: SamplingParams | None = None,
-        **options: Unpack[GenerateOptions],
-    ) -> Stream:
-        """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of text."""
-        params = merged(sampling, options)
-        prompt = self.model._chat_prompt(messages, tools, template_options, self.context_length)
-        return self._stream(prompt, params, owned=False)
+        self, messages: Messages, *, sampling: SamplingParams | None = None, **options: Unpack[ChatOptions]
+    ) -> ChatStream:
+        """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of :class:`ChatDelta`."""
+        return self._chat(messages, sampling, options, owned=False)
+
+    def _chat(
+        self, messages: Messages, sampling: SamplingParams | None, options: ChatOptions, *, owned: bool
+    ) -> ChatStream:
+        length = self.context_length
+        question = Question(self.model, messages, sampling, options, context_length=length, forgotten=self._forgotten)
+        return ChatStream(question, self, owned=owned)
+
+    def _realign(self, prompt: Sequence[int]) -> None:
+        """Moves what the session has of a prompt further on to where that has it: what is between is forgotten."""
+        have = self.tokens
+        common = next((i for i, (a, b) in enumerate(zip(have, prompt, strict=False)) if a != b), None)
+        if common is None:
+            return
+        sought = list(prompt[common : common + _ALIKE])
+        if len(sought) < _ALIKE:
+            return
+        at = common + 1
+        while at + len(sought) <= len(have):
+            if have[at] == sought[0] and have[at : at + len(sought)] == sought:
+                pairs = zip(have[at:], prompt[common:], strict=False)
+                n = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(have) - at, len(prompt) - common))
+                self.truncate(at + n)
+                with suppress(ValueError):  # a state that cannot forget: it is read again
+                    self.shift(common, at - common)
+                return
+            at += 1
 
     def _stream(
         self,
@@ -171,12 +188,13 @@ class Session:
         *,
         owned: bool,
         prompt_cache: PromptCache | None = None,
+        **more: Any,
     ) -> Stream:
         tokenizer = self.model.tokenizer
         if isinstance(prompt, str):
             # A text that is far too long is not read to its end.
             prompt = tokenizer._encode(prompt, params.add_special, params.parse_special, self.context_length)
-        generation = _core.Generation(self._handle, tokenizer._core, prompt, dict(params))
+        generation = _core.Generation(self._handle, tokenizer._core, prompt, dict(params), **more)
         stream = Stream(self, generation, owned=owned)
         if prompt_cache:
             stream._prompt_cache = prompt_cache

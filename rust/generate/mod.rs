@@ -45,6 +45,10 @@ pub trait Forward {
     /// Forgets all but the longest common prefix of `tokens`, without the last of them, or what it can go back to. Gives its
     /// length.
     fn keep_prefix(&mut self, tokens: &[u32]) -> usize;
+    /// The same; tokens that were shifted count too, though they were computed with others before them.
+    fn keep_moved_prefix(&mut self, tokens: &[u32]) -> usize {
+        self.keep_prefix(tokens)
+    }
     /// Forgets `n_discard` tokens after the first `n_keep`; the others move down.
     fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()>;
     /// Whether the model is of those that can.
@@ -64,6 +68,7 @@ pub struct Generation<D> {
     answer: Answer<D>,
     on_overflow: Overflow,
     n_keep: usize,
+    moved: bool,     // whether what the session has shifted counts
     position: usize, // where the session was left
     timings: Timings,
 }
@@ -78,12 +83,18 @@ impl<D: Decode> Generation<D> {
         let n_keep = usize::try_from(options.n_keep).unwrap_or(prompt.len());
         let answer = Answer::new(prompt, end_tokens, decoder, options)?;
         let timings = Timings { prompt_tokens: answer.prompt().len(), ..Timings::default() };
-        Ok(Self { answer, on_overflow, n_keep, position: 0, timings })
+        Ok(Self { answer, on_overflow, n_keep, moved: false, position: 0, timings })
     }
 
     /// See [`Answer::stop_at`].
     pub fn stop_at(&mut self, tokens: &[u32]) {
         self.answer.stop_at(tokens);
+    }
+
+    /// Whether tokens that the session has shifted count as those of the prompt, though they were computed with others before
+    /// them: so a long conversation loses its beginning, and is not read again.
+    pub fn keep_moved(&mut self, moved: bool) {
+        self.moved = moved;
     }
 
     /// The next piece of the answer, never empty; `None` when it is complete.
@@ -162,7 +173,9 @@ impl<D: Decode> Generation<D> {
         if let Some(rng) = session.rng() {
             self.answer.resume(rng);
         }
-        self.timings.cached_tokens = session.keep_prefix(self.answer.prompt());
+        let prompt = self.answer.prompt();
+        self.timings.cached_tokens =
+            if self.moved { session.keep_moved_prefix(prompt) } else { session.keep_prefix(prompt) };
         self.answer.set_computed(self.timings.cached_tokens);
         Ok(())
     }

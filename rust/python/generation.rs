@@ -52,13 +52,17 @@ impl Shown {
 
 #[pymethods]
 impl Generation {
+    /// Control tokens that are in `marks` come as text. What the session has shifted counts as the prompt's if `moved`.
     #[new]
+    #[pyo3(signature = (session, tokenizer, prompt, options, marks = vec![], moved = false))]
     fn new(
         py: Python<'_>,
         session: &Session,
         tokenizer: &Tokenizer,
         prompt: &Bound<'_, PyAny>,
         options: &Bound<'_, PyDict>,
+        marks: Vec<u32>,
+        moved: bool,
     ) -> PyResult<Self> {
         let vocab_size = session.vocab_size();
         let prompt = token_ids("a prompt is text or token ids", prompt, vocab_size, session.context_length())?;
@@ -69,12 +73,13 @@ impl Generation {
         }
         let tokenizer = tokenizer.inner();
         let make = || {
-            let decoder = StreamDecoder::new(Arc::clone(tokenizer), true);
+            let decoder = StreamDecoder::new(Arc::clone(tokenizer), true).keeping(marks);
             let stop = options.stop.clone();
             let mut generation = generate::Generation::new(prompt, tokenizer.end_tokens()?, decoder, options)?;
             for text in stop {
                 generation.stop_at(&tokenizer.special_tokens(&text)?);
             }
+            generation.keep_moved(moved);
             Ok(generation)
         };
         let made = make();

@@ -44,7 +44,7 @@ mod _core {
     #[pymodule_export]
     use super::array::Array;
     #[pymodule_export]
-    use super::chat::Chat;
+    use super::chat::{Chat, ChatParser};
     #[pymodule_export]
     use super::files::{convert_directory, merge, split};
     #[pymodule_export]

@@ -14,6 +14,7 @@
 //! # Ok::<(), llama_rs::Error>(())
 //! ```
 
+mod adapter;
 mod arch;
 mod chat;
 mod checkpoint;
@@ -23,9 +24,11 @@ mod engine;
 mod error;
 mod formats;
 mod generate;
+mod grammar;
 mod hash;
 mod kernels;
 mod kv;
+mod likelihood;
 mod mapping;
 mod measure;
 mod model;
@@ -34,19 +37,22 @@ mod python;
 mod quant;
 mod quantize;
 mod sampling;
+mod scheduler;
 mod session;
 mod tensor;
 mod threads;
 mod tokenizer;
 mod weights;
 
+pub use adapter::Adapter;
 pub use arch::{Config, Pooling};
 pub use checkpoint::{Checkpoint, Metadata, Value};
 pub use convert::convert;
 pub use embedding::{EmbedOptions, embed, rank};
 pub use error::{Error, FormatError, Result};
 pub use formats::open;
-pub use generate::{Answer, Event, FinishReason, Options};
+pub use generate::{Answer, Event, FinishReason, LogitsProcessor, Options, TokenLogprobs};
+pub use grammar::{Constraint, Grammar};
 pub use mapping::{Load, LoadOptions};
 pub use model::Model;
 pub use quant::DType;
@@ -64,7 +70,8 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     rooms! {
-        arch chat checkpoint embedding engine formats generate hash mapping measure quant quantize sampling tensor threads tokenizer weights
+        arch chat checkpoint embedding engine formats generate grammar hash likelihood mapping measure quant quantize sampling
+        scheduler tensor threads tokenizer weights
     }
 
     pub mod kernels {

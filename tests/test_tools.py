@@ -150,7 +150,8 @@ class Scripted:
         pass
 
 
-ANSWER = '<think>\nhm\n</think>\n\nLet me see.\n<tool_call>\n{"name": "weather", "arguments": {"place": "sea"}}\n</tool_call>'
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"place": "sea"}}\n</tool_call>'
+ANSWER = f"Let me see.\n{CALL}"
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, text: str, finish_reason: str = "stop") -> None:

@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from .chat import ChatCompletion, ChatDelta, ChatOptions, ChatStream, ToolCall, ToolCallDelta, Usage
     from .chat import ChatFinishReason as ChatFinishReason
     from .checkpoint import Checkpoint, Tensor, Warmed
+    from .classify import Calibration, Classification, Classifier, Evaluation
+    from .engine import AsyncEngine, AsyncStream, EngineStats
     from .errors import (
         ContextOverflowError,
+        EngineFullError,
+        GrammarError,
         LlamaError,
         ModelChangedError,
         ModelClosedError,
@@ -31,28 +35,39 @@ if TYPE_CHECKING:
     from .options import GenerateOptions, SamplingParams
     from .options import KvType as KvType
     from .options import Load as Load
+    from .options import LogitsProcessor as LogitsProcessor
     from .options import Messages as Messages
     from .options import OnOverflow as OnOverflow
     from .options import Pooling as Pooling
+    from .options import Schema as Schema
     from .options import Tools as Tools
     from .quantization import Importance, Quantized, QuantizedTensor, imatrix, quantize
-    from .session import Completion, Session, Stream, Timings
+    from .session import Completion, Session, Stream, Timings, TokenLogprob, TopLogprob
     from .tokenizer import Tokenizer
     from .tools import run_tools
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncEngine",
+    "AsyncStream",
     "Benchmark",
+    "Calibration",
     "ChatCompletion",
     "ChatDelta",
     "ChatOptions",
     "ChatStream",
     "Checkpoint",
+    "Classification",
+    "Classifier",
     "Completion",
     "Config",
     "ContextOverflowError",
+    "EngineFullError",
+    "EngineStats",
+    "Evaluation",
     "GenerateOptions",
+    "GrammarError",
     "Importance",
     "LlamaError",
     "Model",
@@ -72,9 +87,11 @@ __all__ = [
     "Stream",
     "Tensor",
     "Timings",
+    "TokenLogprob",
     "Tokenizer",
     "ToolCall",
     "ToolCallDelta",
+    "TopLogprob",
     "UnsupportedModelError",
     "Usage",
     "Warmed",
@@ -92,15 +109,30 @@ _LITERALS = (
     "FinishReason",
     "KvType",
     "Load",
+    "LogitsProcessor",
     "Messages",
     "OnOverflow",
     "OutputType",
     "Pooling",
+    "Schema",
     "Tools",
 )
 
 # Where those names are, the quickest to import first.
-_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "chat", "session", "model", "quantization", "tools")
+_HOMES = (
+    "errors",
+    "options",
+    "files",
+    "tokenizer",
+    "checkpoint",
+    "chat",
+    "session",
+    "model",
+    "classify",
+    "quantization",
+    "engine",
+    "tools",
+)
 
 
 def __getattr__(name: str) -> object:

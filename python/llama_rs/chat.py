@@ -34,6 +34,7 @@ class ChatOptions(GenerateOptions, total=False):
     reasoning: bool | Literal["low", "medium", "high"] | None
     reasoning_format: Literal["auto", "none"]
     continue_final: bool
+    speculative: Literal["prompt-lookup"] | _model.Model | None
     chat_family: str | None
     template_options: Mapping[str, Any] | None
 
@@ -362,6 +363,7 @@ class Question:
         self._calls = "auto" if self._tools is not None else "none"
         self._family: str | None = ours.get("chat_family")
         self._apart: bool = ours.get("reasoning_format", "auto") != "none"
+        self._speculative: Any = ours.get("speculative")
         self._continue_final: bool = ours.get("continue_final", False)
         self._variables = {**of_reasoning(ours.get("reasoning")), **(ours.get("template_options") or {})}
         if (schema := schema_of_calls(choice, self._tools)) is not None:
@@ -439,7 +441,7 @@ class Question:
             session._realign(prompt)
             first_kept = self._first_kept(self.forgotten)
             session._forgotten = Forgotten(self.forgotten, first_kept) if self.forgotten else None
-        more: dict[str, Any] = {"marks": marks, "moved": self.shifts}
+        more: dict[str, Any] = {"marks": marks, "moved": self.shifts, "speculative": self._speculative}
         if _is_constrained(params) and answer_mark and self.parser(0).in_reasoning:
             more["free_until"] = ([answer_mark], False)
         return session._stream(prompt, params, owned=False, **more)
@@ -578,19 +580,19 @@ class ChatTemplate:
         """The tokens of the prompt, and the end of its text. Nothing that a message says is a control token."""
         return self._core.prompt(messages, tools, dict(variables), now, at_most, add_generation_prompt, continue_final)
 
-    def encode_each(
-        self, messages: Messages, beginnings: Sequence[str], *, options: Mapping[str, Any] | None, now: int
-    ) -> list[list[int]]:
-        """The tokens of the prompt with each of these texts as the beginning of the answer."""
-        trusted = {"add_generation_prompt": True, **self._special, **(options or {})}
-        return self._core.encode_each(trusted, {"messages": checked(messages)}, now, 1 << 32, beginnings)
-
     def marks(self, with_tools: bool, family: str | None) -> tuple[list[int], str | None]:
         """The control tokens that a parser has to see, and what comes before an answer after thoughts."""
         key = (with_tools, family)
         if key not in self._marks:
             self._marks[key] = self._core.marks(*key)
         return self._marks[key]
+
+    def encode_each(
+        self, messages: Messages, beginnings: Sequence[str], *, options: Mapping[str, Any] | None, now: int
+    ) -> list[list[int]]:
+        """The tokens of the prompt with each of these texts as the beginning of the answer."""
+        trusted = {"add_generation_prompt": True, **self._special, **(options or {})}
+        return self._core.encode_each(trusted, {"messages": checked(messages)}, now, 1 << 32, beginnings)
 
 
 def checked(messages: Messages) -> Sequence[Mapping[str, Any]]:

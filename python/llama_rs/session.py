@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Unpack
 
 from . import _core
 from .chat import ChatCompletion, ChatOptions, ChatStream, Forgotten, Question
 from .errors import SavedSessionError
 from .lazy import Lazy
 from .notes import note
-from .options import FinishReason, GenerateOptions, Messages, SamplingParams, merged
+from .options import FinishReason, GenerateOptions, LogitsProcessor, Messages, SamplingParams, merged
 from .prompt_cache import PromptCache
 
 if TYPE_CHECKING:
@@ -34,13 +34,39 @@ class Timings(NamedTuple):
     generation_seconds: float
     cached_tokens: int
     """Tokens of the prompt that were in the session already and took no time."""
+    drafted_tokens: int = 0
+    """Tokens that were guessed ahead, see ``speculative`` of :meth:`Model.generate`."""
+    accepted_tokens: int = 0
+    """How many of them were right."""
+
+
+class TopLogprob(NamedTuple):
+    """A token that might have come, and the natural logarithm of its probability."""
+
+    token_id: int
+    token: str
+    """Its text; bytes that are no whole characters are U+FFFD."""
+    logprob: float
+    bytes: bytes
+
+
+class TokenLogprob(NamedTuple):
+    """How likely a token of an answer was to the model: before penalties, temperature, grammar and whatever else."""
+
+    token_id: int
+    token: str
+    logprob: float
+    bytes: bytes
+    top_logprobs: list[TopLogprob]
+    """The most likely tokens in its place, as many as were asked for."""
 
 
 class Completion(NamedTuple):
     """An answer.
 
-    ``finish_reason`` is ``"stop"`` if the model or a stop string ended it, ``"length"`` at ``max_tokens`` or at the end
-    of the context. ``seed`` is the one given, or the one drawn: with it the same answer comes again.
+    ``finish_reason`` is ``"stop"`` if the model, a stop string or a grammar ended it, ``"length"`` at ``max_tokens`` or
+    at the end of the context. ``seed`` is the one given, or the one drawn: with it the same answer comes again.
+    ``logprobs`` are those of ``token_ids``, if they were asked for.
     """
 
     text: str
@@ -49,6 +75,7 @@ class Completion(NamedTuple):
     prompt_tokens: int
     timings: Timings
     seed: int
+    logprobs: list[TokenLogprob] | None = None
 
 
 _ALIKE = 16
@@ -63,8 +90,10 @@ class Session:
     be used meanwhile.
     """
 
-    def __init__(self, model: _model.Model, core: _core.Session) -> None:
+    def __init__(self, model: _model.Model, core: _core.Session, lora: tuple[tuple[str, float], ...]) -> None:
         self.model = model
+        self.lora = lora
+        """The adapters that it computes with, each with how strong it is."""
         self._handle = core
         self._forgotten: Forgotten | None = None  # of the conversation
 
@@ -118,6 +147,7 @@ class Session:
         prompt: str | Sequence[int],
         *,
         sampling: SamplingParams | None = None,
+        speculative: Literal["prompt-lookup"] | _model.Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
         """Answers a prompt, as :meth:`Model.generate` does, with the same options.
@@ -126,13 +156,14 @@ class Session:
         rest of the session is forgotten. So in a conversation each prompt is the one before, its answer, and what comes
         next. Without a seed the random numbers go on where the last answer left off.
         """
-        return self.stream(prompt, sampling=sampling, **options)._completion()
+        return self.stream(prompt, sampling=sampling, speculative=speculative, **options)._completion()
 
     def stream(
         self,
         prompt: str | Sequence[int],
         *,
         sampling: SamplingParams | None = None,
+        speculative: Literal["prompt-lookup"] | _model.Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Stream:
         """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text.
@@ -140,7 +171,7 @@ class Session:
         Whoever uses the session for something else before the last piece ends the stream: its next piece is a
         :class:`SessionBusyError`.
         """
-        return self._stream(prompt, merged(sampling, options), owned=False)
+        return self._stream(prompt, merged(sampling, options), owned=False, speculative=speculative)
 
     def chat(
         self, messages: Messages, *, sampling: SamplingParams | None = None, **options: Unpack[ChatOptions]
@@ -188,23 +219,42 @@ class Session:
         *,
         owned: bool,
         prompt_cache: PromptCache | None = None,
+        speculative: Literal["prompt-lookup"] | _model.Model | None = None,
         **more: Any,
     ) -> Stream:
         tokenizer = self.model.tokenizer
         if isinstance(prompt, str):
             # A text that is far too long is not read to its end.
             prompt = tokenizer._encode(prompt, params.add_special, params.parse_special, self.context_length)
-        generation = _core.Generation(self._handle, tokenizer._core, prompt, dict(params), **more)
+        options = dict(params)
+        if params.logits_processor:
+            options["logits_processor"] = [_with_arrays(function) for function in params.logits_processor]
+        draft = self._draft(speculative)
+        is_lookup = speculative == "prompt-lookup"
+        generation = _core.Generation(self._handle, tokenizer._core, prompt, options, is_lookup, draft, **more)
         stream = Stream(self, generation, owned=owned)
+        stream._has_logprobs = params.logprobs or params.top_logprobs > 0
         if prompt_cache:
             stream._prompt_cache = prompt_cache
             if params.max_tokens == 0:
                 prompt_cache.compute(self, prompt)
         return stream
 
+    def _draft(self, speculative: Literal["prompt-lookup"] | _model.Model | None) -> _core.Session | None:
+        """A session of the model that guesses, if one does."""
+        if speculative is None or speculative == "prompt-lookup":
+            return None
+        if isinstance(speculative, str) or not hasattr(speculative, "session"):
+            raise ValueError(f'speculative is {speculative!r}, it must be "prompt-lookup" or a smaller Model')
+        if not self.model._handle.has_tokens_of(speculative._handle):
+            raise ValueError(
+                f"{speculative.path}: cannot guess tokens for {self.model.path}, whose vocabulary is another"
+            )
+        return speculative.session(context_length=self.context_length)._handle
+
     def fork(self) -> Session:
         """Another session with the same tokens, at no cost: they share what was computed, and each goes on alone."""
-        session = Session(self.model, self._handle.fork())
+        session = Session(self.model, self._handle.fork(), self.lora)
         self.model._sessions.add(session)
         return session
 
@@ -276,6 +326,8 @@ class Stream(Iterator[str]):
         self._owned = owned  # the session is this stream's alone
         self._closed = False
         self._prompt_cache: PromptCache | None = None
+        self._has_logprobs = False
+        self._logprobs: list[TokenLogprob] = []  # as far as they were asked for
 
     def __next__(self) -> str:
         if self._closed:
@@ -314,7 +366,9 @@ class Stream(Iterator[str]):
             note(self.prompt_cache_error)
         finish_reason = self.finish_reason
         assert finish_reason is not None, "the stream has ended"
-        return Completion(self.text, self.token_ids, finish_reason, self.prompt_tokens, self.timings, self.seed)
+        return Completion(
+            self.text, self.token_ids, finish_reason, self.prompt_tokens, self.timings, self.seed, self.logprobs
+        )
 
     @property
     def text(self) -> str:
@@ -325,6 +379,17 @@ class Stream(Iterator[str]):
     def token_ids(self) -> list[int]:
         """The tokens of the answer so far, without an end token. While a piece is computed, as they were before it."""
         return self._generation.token_ids
+
+    @property
+    def logprobs(self) -> list[TokenLogprob] | None:
+        """How likely each of ``token_ids`` was, if that was asked for; None else."""
+        if not self._has_logprobs:
+            return None
+        token_bytes = self._session.model.tokenizer.token_bytes
+        for token_id, logprob, top in self._generation.logprobs[len(self._logprobs) :]:
+            others = [TopLogprob(other, *_spelt(token_bytes(other), x)) for other, x in top]
+            self._logprobs.append(TokenLogprob(token_id, *_spelt(token_bytes(token_id), logprob), others))
+        return list(self._logprobs)
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -365,3 +430,19 @@ class Stream(Iterator[str]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _spelt(text: bytes, logprob: float) -> tuple[str, float, bytes]:
+    return text.decode(errors="replace"), logprob, text
+
+
+def _with_arrays(function: LogitsProcessor) -> Callable[[list[int], Any], None]:
+    """A function of arrays as one that the compiled part can call."""
+
+    def call(token_ids: list[int], logits: Any) -> None:
+        array = np.asarray(logits)
+        others: Any = function(np.asarray(token_ids), array)
+        if others is not None and others is not array:
+            array[:] = others
+
+    return call

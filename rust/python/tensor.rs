@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use super::floats::{fill_buffer, release_buffer};
-use super::{Floats, run};
+use super::{Floats, dlpack, run};
 use crate::error::Error;
 use crate::quant::{self, DType};
 use crate::tensor::TensorView;
@@ -74,6 +74,24 @@ impl Tensor {
         Ok(Floats::new(data, shape))
     }
 
+    /// A view of it for other frameworks; BF16 is bfloat16.
+    #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
+    fn __dlpack__(
+        slf: &Bound<'_, Self>,
+        stream: Option<&Bound<'_, PyAny>>,
+        max_version: Option<(u32, u32)>,
+        dl_device: Option<(i32, i32)>,
+        copy: Option<bool>,
+    ) -> PyResult<Py<PyAny>> {
+        let _ = stream; // the processor has none
+        dlpack::check(max_version, dl_device, copy)?;
+        dlpack::capsule(slf.as_any(), dlpack::data_type(slf.get().view.dtype()))
+    }
+
+    fn __dlpack_device__(&self) -> (i32, i32) {
+        dlpack::CPU
+    }
+
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let this = slf.get();
         let mut shape: Vec<usize> = this.view.shape().iter().rev().copied().collect();
@@ -94,7 +112,7 @@ impl Tensor {
         this.views.fetch_add(1, Ordering::AcqRel);
         let bytes = &this.view.bytes();
         // SAFETY: the bytes live as long as the tensor, which the buffer holds.
-        let filled = unsafe { fill_buffer(slf.clone().into_any(), view, flags, bytes, format, size, &shape) };
+        let filled = unsafe { fill_buffer(slf.clone().into_any(), view, flags, bytes, format, size, &shape, true) };
         if filled.is_err() {
             this.views.fetch_sub(1, Ordering::AcqRel);
         }

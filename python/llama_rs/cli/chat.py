@@ -49,7 +49,7 @@ MOST_HISTORY = 1000
     is_flag=True,
     help="For programs: a request a line on standard input, the answers in lines on standard output, all in JSON.",
 )
-@parameters("max_tokens", "sampling", "stop", "session")
+@parameters("max_tokens", "json_schema", "grammar", "regex", "choices", "sampling", "stop", "session")
 @verbose_option
 def command(
     prompt: str | None,

@@ -10,19 +10,22 @@ from typing import Any, Literal
 
 import click
 
-from .. import Model, Stream
+from .. import Model, Stream, TokenLogprob, TopLogprob
 from .._core import cpu
 from ..errors import ModelFileError, SavedSessionError
 from ..notes import counted
-from ..output import harmless, is_watched, say, say_in_place, warn, write, write_json
+from ..output import harmless, is_watched, percent, say, say_in_place, warn, write, write_json
 from . import Command
 from .arguments import (
     doubts_of_length,
     find_model,
     json_option,
+    lora_option,
     model_option,
     parameters,
     read_text,
+    speculative,
+    speculative_options,
     text_option,
     verbose_option,
 )
@@ -40,7 +43,8 @@ from .arguments import (
 @click.option(
     "--system", metavar="TEXT", help="What the model is told before the message; with --chat, which it means."
 )
-@parameters("max_tokens", "sampling", "stop", "ignore_eos", "on_overflow", "n_keep", "prompt")
+@parameters("max_tokens", "json_schema", "grammar", "regex", "choices")
+@parameters("sampling", "stop", "ignore_eos", "logprobs", "top_logprobs", "on_overflow", "n_keep", "prompt")
 @click.option(
     "--prompt-cache",
     type=click.Path(dir_okay=False),
@@ -53,6 +57,8 @@ from .arguments import (
     is_flag=True,
     help="Use the prompt cache without ever writing to it; the file must exist.",
 )
+@lora_option
+@speculative_options
 @parameters("session")
 @click.option(
     "--load",
@@ -74,6 +80,9 @@ def command(
     context_length: int | None,
     kv_type: Literal["f16", "q8_0"],
     threads: int | None,
+    lora: tuple[tuple[str, float], ...],
+    draft: str | None,
+    lookup: bool,
     load: Literal["mmap", "read"],
     prefault: bool,
     lock: bool,
@@ -95,10 +104,13 @@ def command(
       llama-rs generate -m model.gguf -n 64 --temperature 0 < prompt.txt
       git diff | llama-rs generate "A summary of these changes:"
       llama-rs generate --prompt-cache rules.kv -f rules-and-question.txt
+      llama-rs generate --json-schema person.json "Ada Lovelace as JSON: "
       llama-rs generate --system "You translate to French." --chat "Good morning"
     """
     if options["prompt_cache_readonly"] and not options["prompt_cache"]:
         raise click.UsageError("--prompt-cache-ro needs --prompt-cache FILE")
+    if (options["logprobs"] or options["top_logprobs"]) and not as_json:
+        raise click.UsageError("--logprobs and --top-logprobs need --json, which is where they are written")
     path = find_model(model)
     text = read_text(prompt, file)
     start = time.perf_counter()
@@ -110,13 +122,15 @@ def command(
         load=load,
         prefault=prefault,
         lock=lock,
+        lora=lora,
     )
+    guesser = speculative(draft, lookup, threads=threads, context_length=context_length)
     opened = time.perf_counter()
     is_chat = chat or system is not None
     system_message = [{"role": "system", "content": system}] if system else []
     asked = llama.chat_prompt([*system_message, {"role": "user", "content": text}]) if is_chat else []
     try:
-        stream = llama.stream(asked if is_chat else text, **options)
+        stream = llama.stream(asked if is_chat else text, speculative=guesser, **options)
     except (ModelFileError, SavedSessionError) as e:  # of the prompt cache: the model is open
         raise click.ClickException(str(e)) from e
     if verbose:
@@ -147,6 +161,7 @@ def command(
     if stream.prompt_cache_error and not unsaved:
         warn(stream.prompt_cache_error)
     if as_json:
+        logprobs = {} if stream.logprobs is None else {"logprobs": [_of_token(token) for token in stream.logprobs]}
         write_json(
             {
                 "text": "".join(answer.pieces),
@@ -155,6 +170,7 @@ def command(
                 "prompt_tokens": stream.prompt_tokens,
                 "seed": stream.seed,
                 "timings": stream.timings._asdict(),
+                **logprobs,
             }
         )
     if verbose:
@@ -166,6 +182,15 @@ def command(
             "the model ended its answer at once: it is trained for conversations, whose form is in the metadata key "
             "tokenizer.chat_template, and the prompt does not have it; llama-rs chat writes it"
         )
+
+
+def _of_token(token: TokenLogprob) -> dict[str, Any]:
+    """A token as JSON, in the form of OpenAI's API."""
+
+    def shown(token: TokenLogprob | TopLogprob) -> dict[str, Any]:
+        return {"token": token.token, "logprob": token.logprob, "bytes": list(token.bytes)}
+
+    return {**shown(token), "top_logprobs": [shown(other) for other in token.top_logprobs]}
 
 
 class _Answer:
@@ -228,6 +253,9 @@ def _report(stream: Stream, first: float | None, *, interrupted: bool) -> None:
         speed = f", {tokens / seconds:.1f} tokens/s" if seconds else ""
         from_cache = f", {cached} from the cache" if cached else ""
         say(f"{name}: {counted(tokens, 'token')} in {seconds:.3f} s{speed}{from_cache}")
+    if timings.drafted_tokens:
+        right, share = timings.accepted_tokens, percent(timings.accepted_tokens, timings.drafted_tokens)
+        say(f"guessed ahead: {counted(timings.drafted_tokens, 'token')}, {right} of them right ({share})")
     if first is not None:
         say(f"first token: {first:.2f} s after the start of this process")
     say(f"seed {stream.seed}; ended by {'Ctrl-C' if interrupted else stream.finish_reason}")

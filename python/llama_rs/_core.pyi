@@ -9,6 +9,7 @@ __all__ = [
     "Array",
     "Bell",
     "Chat",
+    "ChatParser",
     "Checkpoint",
     "Collector",
     "Engine",
@@ -201,12 +202,45 @@ class Session:
 
 @final
 class Chat:
-    def __new__(cls, tokenizer: Tokenizer, source: str | None, path: str) -> Chat: ...
+    def __new__(
+        cls,
+        tokenizer: Tokenizer,
+        source: str | None,
+        path: str | os.PathLike[str],
+        for_tools: str | None = None,
+    ) -> Chat: ...
     def render(self, trusted: dict[str, Any], written: dict[str, Any], now: int) -> str: ...
     def encode(self, trusted: dict[str, Any], written: dict[str, Any], now: int, at_most: int) -> list[int]: ...
     def encode_each(
         self, trusted: dict[str, Any], written: dict[str, Any], now: int, at_most: int, beginnings: Sequence[str]
     ) -> list[list[int]]: ...
+    def prompt(
+        self,
+        messages: Any,
+        tools: Any | None,
+        variables: dict[str, Any],
+        now: int,
+        at_most: int,
+        add_generation_prompt: bool,
+        continue_final: bool,
+    ) -> tuple[list[int], str]: ...
+    def parser(
+        self,
+        tools: Any | None,
+        calls: str,
+        reasoning: bool,
+        family: str | None,
+        end: str,
+        seed: int,
+    ) -> ChatParser: ...
+    def marks(self, with_tools: bool, family: str | None) -> tuple[list[int], str | None]: ...
+
+@final
+class ChatParser:
+    def push(self, text: str) -> list[tuple[str, int, str, str]]: ...
+    def finish(self, cut_off: bool) -> list[tuple[str, int, str, str]]: ...
+    @property
+    def in_reasoning(self) -> bool: ...
 
 @final
 class Generation:
@@ -219,6 +253,8 @@ class Generation:
         lookup: bool = False,
         draft: Session | None = None,
         free_until: tuple[Sequence[str], bool] | None = None,
+        marks: Sequence[int] = [],
+        moved: bool = False,
     ) -> Generation: ...
     def next(self, session: Session) -> str | None: ...
     def finish(self, session: Session) -> None: ...

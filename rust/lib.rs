@@ -14,6 +14,7 @@
 //! # Ok::<(), llama_rs::Error>(())
 //! ```
 
+mod adapter;
 mod arch;
 mod chat;
 mod checkpoint;
@@ -27,6 +28,7 @@ mod grammar;
 mod hash;
 mod kernels;
 mod kv;
+mod likelihood;
 mod mapping;
 mod measure;
 mod model;
@@ -35,12 +37,14 @@ mod python;
 mod quant;
 mod quantize;
 mod sampling;
+mod scheduler;
 mod session;
 mod tensor;
 mod threads;
 mod tokenizer;
 mod weights;
 
+pub use adapter::Adapter;
 pub use arch::{Config, Pooling};
 pub use checkpoint::{Checkpoint, Metadata, Value};
 pub use convert::convert;
@@ -66,7 +70,8 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     rooms! {
-        arch chat checkpoint embedding engine formats generate grammar hash mapping measure quant quantize sampling tensor threads tokenizer weights
+        arch chat checkpoint embedding engine formats generate grammar hash likelihood mapping measure quant quantize sampling
+        scheduler tensor threads tokenizer weights
     }
 
     pub mod kernels {

@@ -14,19 +14,33 @@ from .checkpoint import Checkpoint, Metadata, Tensor, Tensors
 from .errors import ModelChangedError, ModelClosedError, ModelNotFoundError
 from .lazy import Lazy
 from .notes import counted, note
-from .options import GenerateOptions, KvType, Load, Messages, Pooling, SamplingParams, default_threads, merged
+from .options import (
+    GenerateOptions,
+    KvType,
+    Load,
+    Lora,
+    Messages,
+    Pooling,
+    SamplingParams,
+    adapters,
+    default_threads,
+    merged,
+)
 from .prompt_cache import PromptCache
-from .session import Completion, Session, Stream
+from .session import Completion, Session, Stream, Timings
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from . import classify as _classify
+    from . import engine as _engine
     from . import residency as _residency
     from .chat import ChatTemplate
 else:
-    np, npt, _residency = Lazy("numpy"), Lazy("numpy.typing"), Lazy("llama_rs.residency")
+    np, npt = Lazy("numpy"), Lazy("numpy.typing")
+    _classify, _engine, _residency = Lazy("llama_rs.classify"), Lazy("llama_rs.engine"), Lazy("llama_rs.residency")
 
 DEFAULT_CONTEXT_LENGTH = 4096
 """Positions of a session, unless asked for otherwise or the model was trained for fewer."""
@@ -56,7 +70,7 @@ class Perplexity(NamedTuple):
     stderr: float
     """Its standard error."""
     tokens: int
-    """Tokens that were scored: the second half of each window."""
+    """Tokens that were scored: the second half of each window, or its last ``stride`` ones."""
     windows: int
     context_length: int
     """Tokens per window."""
@@ -115,6 +129,7 @@ class Model:
             file cannot be mapped at all that happens by itself, and the logger ``llama_rs`` says so.
         prefault: read the file now, so that a disk error is an exception here.
         lock: keep the file in memory for as long as the model is open (mlock); it is read now.
+        lora: adapters, as ``lora`` of :meth:`session` takes them: what every session has unless asked for others.
 
     A model can be pickled, as its path, these arguments and a fingerprint of the file: whoever unpickles it maps the
     same file, in milliseconds. Copies share the map.
@@ -140,6 +155,7 @@ class Model:
         load: Load = "mmap",
         prefault: bool = False,
         lock: bool = False,
+        lora: Lora = (),
     ) -> None:
         self.path = os.fspath(path)
         self._open: _core.Model | None = _core.Model(path, load, prefault, lock)
@@ -154,6 +170,11 @@ class Model:
         self.context_length = context_length
         self.kv_type = kv_type
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._adapters: dict[str, _core.Adapter] = {}  # those that were opened, by their paths
+        self.lora = adapters(lora)
+        self._lora(None)  # opened now: who has a bad one hears of it here
+        self._engines: weakref.WeakSet[_engine.AsyncEngine] = weakref.WeakSet()
+        self._engine: _engine.AsyncEngine | None = None  # of the asynchronous methods
         self._tokenizer: Tokenizer | None = None
         self._templates: dict[bool, ChatTemplate] = {}  # for tools, and without
 
@@ -186,29 +207,59 @@ class Model:
             self._tokenizer = Tokenizer._of(core.tokenizer(), self.path)
         return self._tokenizer
 
-    def session(self, *, context_length: int | None = None) -> Session:
-        """Starts an empty session: an explicit key-value cache."""
+    def session(self, *, context_length: int | None = None, lora: Lora | None = None) -> Session:
+        """Starts an empty session: an explicit key-value cache.
+
+        Args:
+            context_length: positions there is room for; default that of the model.
+            lora: adapters (LoRA) of this model: the path of one, a GGUF file or a directory as PEFT writes it; a pair
+                of a path and how strong it is, 1 as it was trained; or a list of such. Default those of the model;
+                ``[]`` is none. They are mapped and never merged: sessions with different ones share the model's
+                weights. A file is opened once a model.
+
+        Raises:
+            ModelFormatError: if a file is no adapter, or not one of this model.
+            UnsupportedModelError: if it changes what cannot be changed: embeddings, the output, experts.
+        """
         length = self.context_length if context_length is None else context_length
-        session = Session(self, self._handle.session(length, self.threads, self.kv_type))
+        core = self._handle.session(length, self.threads, self.kv_type, self._lora(lora))
+        session = Session(self, core, self.lora if lora is None else adapters(lora))
         self._sessions.add(session)
         return session
 
-    def load_session(self, path: str | os.PathLike[str], *, context_length: int | None = None) -> Session:
+    def _lora(self, lora: Lora | None) -> list[tuple[_core.Adapter, float]]:
+        """Adapters, open."""
+        handle, found = self._handle, []
+        for path, scale in self.lora if lora is None else adapters(lora):
+            key = os.path.abspath(path)
+            if key not in self._adapters:
+                self._adapters[key] = handle.adapter(path)
+            found.append((self._adapters[key], scale))
+        return found
+
+    def load_session(
+        self, path: str | os.PathLike[str], *, context_length: int | None = None, lora: Lora | None = None
+    ) -> Session:
         """Brings back a session that :meth:`Session.save` saved, ready to go on.
 
         Nothing is read: the file is mapped, and its pages are in memory once for all sessions that come from it, in
         whatever process. What a session adds is its own; the file never changes by it.
 
         Raises:
-            SavedSessionError: if the file is not a saved session, or one of another model.
+            SavedSessionError: if the file is not a saved session, or one of another model or with other adapters.
             ContextOverflowError: if it is longer than ``context_length``.
             ModelFileError: if it cannot be read.
         """
         length = self.context_length if context_length is None else context_length
-        return self._load_session(path, length, prefix=False)
+        return self._load_session(path, length, prefix=False, lora=lora)
 
-    def _load_session(self, path: str | os.PathLike[str], context_length: int, *, prefix: bool) -> Session:
-        session = Session(self, self._handle.load_session(path, context_length, self.threads, self.kv_type, prefix))
+    def _load_session(
+        self, path: str | os.PathLike[str], context_length: int, *, prefix: bool, lora: Lora | None
+    ) -> Session:
+        core = self._handle.load_session(
+            path, context_length, self.threads, self.kv_type, prefix, self._lora(lora)
+        )  # fmt: skip
+        session = Session(self, core, self.lora if lora is None else adapters(lora))
         self._sessions.add(session)
         return session
 
@@ -219,6 +270,8 @@ class Model:
         sampling: SamplingParams | None = None,
         prompt_cache: str | os.PathLike[str] | None = None,
         prompt_cache_readonly: bool = False,
+        lora: Lora | None = None,
+        speculative: Literal["prompt-lookup"] | Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
         """Answers a prompt. The same seed, file and build give the same answer.
@@ -233,6 +286,12 @@ class Model:
                 it is left as it is, the answer comes all the same, and the logger ``llama_rs`` says so, or
                 :attr:`Stream.prompt_cache_error`.
             prompt_cache_readonly: use the file as it is: it has to be there, and to be a cache of this model.
+            lora: adapters, see :meth:`session`; default those of the model.
+            speculative: guess tokens ahead, and compute several in one pass: ``"prompt-lookup"`` guesses that what
+                followed the last tokens before follows them again, as in summaries, edits and code; a smaller
+                :class:`Model` of the same vocabulary guesses what it finds most likely. It changes the time and nothing
+                else: the answer is the same, to the token, also with sampling. :class:`Timings` say how many guesses
+                were right.
             options: the fields of :class:`SamplingParams`, which says what they mean: ``max_tokens``, ``temperature``,
                 ``seed``, ``stop`` and so on. They override ``sampling``.
 
@@ -246,6 +305,8 @@ class Model:
             sampling=sampling,
             prompt_cache=prompt_cache,
             prompt_cache_readonly=prompt_cache_readonly,
+            lora=lora,
+            speculative=speculative,
             **options,
         )
         return stream._completion()
@@ -257,14 +318,101 @@ class Model:
         sampling: SamplingParams | None = None,
         prompt_cache: str | os.PathLike[str] | None = None,
         prompt_cache_readonly: bool = False,
+        lora: Lora | None = None,
+        speculative: Literal["prompt-lookup"] | Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Stream:
         """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text."""
         params = merged(sampling, options)
         if prompt_cache is None:
-            return self.session()._stream(prompt, params, owned=True)
+            return self.session(lora=lora)._stream(prompt, params, owned=True, speculative=speculative)
         cache = PromptCache(prompt_cache, readonly=prompt_cache_readonly)
-        return cache.open(self)._stream(prompt, params, owned=True, prompt_cache=cache)
+        return cache.open(self, lora)._stream(prompt, params, owned=True, prompt_cache=cache, speculative=speculative)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        parallel: int = 16,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Completion]:
+        """Answers several prompts together: one pass over the weights gives each answer a token.
+
+        Each answer is the one that :meth:`generate` gives, to the bit. What prompts have in common from the first token
+        on is computed once.
+
+        Args:
+            prompts: texts, or lists of token ids.
+            sampling: how the answers are made, or how each of them is.
+            parallel: how many answers are made at the same time. More take more memory.
+            options: the fields of :class:`SamplingParams`. They override ``sampling``.
+
+        Raises:
+            ContextOverflowError: if a prompt does not fit in the context.
+            ValueError: if a prompt is empty, or an argument is out of range.
+        """
+        if isinstance(prompts, str):
+            raise TypeError("prompts is a str, it must be a sequence of texts: generate(prompt) answers one")
+        if not 1 <= parallel < 1 << 32:
+            raise ValueError(f"parallel is {parallel}, it must be from 1 to {(1 << 32) - 1}")
+        if sampling is None or isinstance(sampling, SamplingParams):
+            params = [merged(sampling, options)] * len(prompts)
+        else:
+            params = [merged(each, options) for each in sampling]
+            if len(params) != len(prompts):
+                raise ValueError(f"sampling has {len(params)} items for {counted(len(prompts), 'prompt')}")
+        ids: list[Sequence[int]] = []
+        for prompt, given in zip(prompts, params, strict=True):
+            if isinstance(prompt, str):
+                room = self.context_length
+                prompt = self.tokenizer._encode(prompt, given.add_special, given.parse_special, room)
+            ids.append(prompt)
+        done = _core.generate_batch(
+            self._handle,
+            ids,
+            [dict(given) for given in params],
+            self.context_length,
+            self.threads,
+            self.kv_type,
+            parallel,
+            self._lora(None),
+        )
+        return [
+            Completion(text, token_ids, reason, timings[0], Timings(*timings), seed)
+            for text, token_ids, reason, timings, seed in done
+        ]
+
+    async def agenerate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Answers a prompt, for programs with an event loop, which goes on meanwhile.
+
+        Answers that are asked for at the same time are made together, by an :class:`AsyncEngine` that the model keeps;
+        one of your own has limits, priorities and timeouts. Cancelling the task frees what it uses.
+        """
+        return await self.astream(prompt, sampling=sampling, **options)._completion()
+
+    def astream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> _engine.AsyncStream:
+        """Answers a prompt piece by piece, as :meth:`agenerate` does: ``async for piece in model.astream(prompt)``."""
+        return self._async_engine().stream(prompt, sampling=sampling, **options)
+
+    def _async_engine(self) -> _engine.AsyncEngine:
+        _ = self._handle  # raises if it is closed
+        if self._engine is None:
+            # As many as are asked for wait: whoever wants limits has an engine of their own.
+            self._engine = _engine.AsyncEngine(self, max_queue=1 << 40, max_queued_tokens=1 << 40)
+        return self._engine
 
     def chat(
         self,
@@ -273,6 +421,8 @@ class Model:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_options: Mapping[str, Any] | None = None,
         sampling: SamplingParams | None = None,
+        lora: Lora | None = None,
+        speculative: Literal["prompt-lookup"] | Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
         """Answers a conversation, in the form that the model was trained for: by the chat template in its file.
@@ -286,6 +436,8 @@ class Model:
             tools: descriptions of functions, as the template takes them.
             template_options: other variables of the template, such as ``enable_thinking``.
             sampling: how the answer is made.
+            lora: adapters, see :meth:`session`; default those of the model.
+            speculative: guess tokens ahead, see :meth:`generate`.
             options: the fields of :class:`SamplingParams`. They override ``sampling``.
 
         Raises:
@@ -294,7 +446,13 @@ class Model:
             ValueError: if the template refuses the messages, or an argument is out of range.
         """
         stream = self.stream_chat(
-            messages, tools=tools, template_options=template_options, sampling=sampling, **options
+            messages,
+            tools=tools,
+            template_options=template_options,
+            sampling=sampling,
+            lora=lora,
+            speculative=speculative,
+            **options,
         )
         return stream._completion()
 
@@ -305,12 +463,14 @@ class Model:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_options: Mapping[str, Any] | None = None,
         sampling: SamplingParams | None = None,
+        lora: Lora | None = None,
+        speculative: Literal["prompt-lookup"] | Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Stream:
         """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of text."""
         params = merged(sampling, options)
         prompt = self._chat_prompt(messages, tools, template_options, self.context_length)
-        return self.session()._stream(prompt, params, owned=True)
+        return self.session(lora=lora)._stream(prompt, params, owned=True, speculative=speculative)
 
     def chat_prompt(
         self,
@@ -400,7 +560,15 @@ class Model:
         """
         several: list[str | Sequence[int]] = [texts] if isinstance(texts, str) else [*texts]
         data, counts = self._handle.embed(
-            several, pooling, normalize, dimensions, truncate, self.context_length, self.threads, self.kv_type
+            several,
+            pooling,
+            normalize,
+            dimensions,
+            truncate,
+            self.context_length,
+            self.threads,
+            self.kv_type,
+            self._lora(None),
         )
         vectors = np.asarray(data)
         if pooling != "none":
@@ -421,7 +589,76 @@ class Model:
 
         handle = self._handle
         ids = pairs(self, query, documents)
-        return [scores[0] for scores in handle.rank(ids, self.context_length, self.threads, self.kv_type)]
+        return [
+            scores[0] for scores in handle.rank(ids, self.context_length, self.threads, self.kv_type, self._lora(None))
+        ]
+
+    def classify(
+        self,
+        texts: str | Sequence[str],
+        labels: Sequence[str] | Mapping[str, str],
+        **options: Unpack[_classify.ClassifyOptions],
+    ) -> list[_classify.Classification]:
+        """Which of some labels each text has, by how likely the model finds them as the answer.
+
+        The options are the arguments of :meth:`classifier`, which is faster for more than one call: it keeps what all
+        prompts have in common.
+
+        >>> model.classify(["The food was cold."], ["positive", "negative"])[0].label
+        'negative'
+
+        Raises:
+            ContextOverflowError: if a text is too long; nothing is cut.
+            UnsupportedModelError: if the model makes no text, or with ``chat=True`` has no chat template.
+            ValueError: if an argument is out of range.
+        """
+        with self.classifier(labels, **options) as classifier:
+            return classifier([texts] if isinstance(texts, str) else texts)
+
+    def classifier(
+        self,
+        labels: Sequence[str] | Mapping[str, str],
+        *,
+        instructions: str | None = None,
+        template: str | None = None,
+        examples: Sequence[tuple[str, str]] = (),
+        chat: bool | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        calibration: Literal["content_free", "batch", "none"] | _classify.Calibration = "content_free",
+        normalize: Literal["mean", "sum"] = "mean",
+    ) -> _classify.Classifier:
+        """What classifies any number of texts: call it with a list of them.
+
+        Args:
+            labels: at least two names; or names and the answers that stand for them.
+            instructions: what the model is told to do; ``{labels}`` in it is all of them. Default: to classify.
+            template: what it is asked about a text, with ``{text}`` in it once. Without a chat it ends where the answer
+                begins. Default ``"Text: {text}"``, and then without a chat ``"\\nLabel:"``.
+            examples: texts with their labels, which are shown to the model first.
+            chat: whether to ask as a conversation; by default if the model has a template for it.
+            template_options: other variables of the chat template.
+            calibration: what of the model's preferences is taken out: ``"content_free"``, what it says to texts without
+                content; ``"batch"``, what it says on average to the texts of a call; ``"none"``; or what
+                :meth:`Classifier.fit` gave.
+            normalize: whether the score of a label is the ``"mean"`` of the log-probabilities of its tokens, or their
+                ``"sum"``.
+
+        Raises:
+            UnsupportedModelError, ValueError: as for :meth:`classify`.
+        """
+        from .classify import Classifier
+
+        return Classifier(
+            self,
+            labels,
+            instructions=instructions,
+            template=template,
+            examples=examples,
+            chat=chat,
+            template_options=template_options,
+            calibration=calibration,
+            normalize=normalize,
+        )
 
     def score(self, prompt: str | Sequence[int], continuation: str | Sequence[int]) -> Score:
         """How likely ``continuation`` is after ``prompt``. Nothing is drawn: options of sampling play no part.
@@ -453,6 +690,7 @@ class Model:
         text: str | Sequence[int],
         *,
         context_length: int = 512,
+        stride: int | None = None,
         on_window: Callable[[int, int, float], object] | None = None,
     ) -> Perplexity:
         """Measures how well the model predicts a text, as llama.cpp's llama-perplexity does.
@@ -463,6 +701,10 @@ class Model:
         Args:
             text: text, in which nothing is read as a special token, or token ids.
             context_length: tokens per window.
+            stride: a window begins so many tokens after the one before, and its last ``stride`` tokens are scored: each
+                token of the text once, but for those of the first window, given at least ``context_length - stride``
+                before it. Half of ``context_length`` scores every token as the windows of the default score half of
+                them; less takes longer, and is closer to what the model knows with a full context.
             on_window: called after each window with its number, from 1, the number of windows, and the perplexity up to
                 there.
 
@@ -474,18 +716,21 @@ class Model:
         ids = tokenizer.encode(text, parse_special=False) if isinstance(text, str) else text
         if context_length < 4:
             raise ValueError(f"context_length is {context_length}, it must be 4 or more")
+        if stride is not None and not 1 <= stride < context_length:
+            raise ValueError(f"stride is {stride}, it must be from 1 to {context_length - 1}")
         if len(ids) < context_length:
             raise ValueError(
                 f"the text has {counted(len(ids), 'token')}, too few for a window of {context_length}: "
                 "choose a smaller one"
             )
         begin = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.encode("")[:1] == [tokenizer.bos] else []
-        n_windows = len(ids) // context_length
+        step, first = (context_length, context_length // 2 + 1) if stride is None else (stride, context_length - stride)
+        n_windows = (len(ids) - context_length) // step + 1
         scores: list[float] = []
         with self.session(context_length=context_length) as session:
             for i in range(n_windows):
-                window = [*begin, *ids[i * context_length + len(begin) : (i + 1) * context_length]]
-                scores += session._handle.negative_log_likelihood(window, context_length // 2 + 1)
+                window = [*begin, *ids[i * step + len(begin) : i * step + context_length]]
+                scores += session._handle.negative_log_likelihood(window, first)
                 if on_window:
                     on_window(i + 1, n_windows, _exp(sum(scores) / len(scores)))
         n, mean = len(scores), sum(scores) / len(scores)
@@ -536,6 +781,7 @@ class Model:
             "threads": self.threads,
             "context_length": self.context_length,
             "kv_type": self.kv_type,
+            "lora": [(os.path.abspath(path), scale) for path, scale in self.lora],
             **self._load,
         }
         return _reopen, (os.path.abspath(self.path), options, self._handle.checkpoint().fingerprint())
@@ -543,7 +789,8 @@ class Model:
     def __copy__(self) -> Model:
         handle = self._handle
         copy = Model.__new__(Model)
-        copy.__dict__.update(self.__dict__, _open=handle, _sessions=weakref.WeakSet(), _templates={})
+        own: dict[str, Any] = {"_sessions": weakref.WeakSet(), "_engines": weakref.WeakSet(), "_engine": None}
+        copy.__dict__.update(self.__dict__, _open=handle, _templates={}, **own)
         return copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
@@ -566,7 +813,10 @@ class Model:
                 raise BufferError(f"{self.path}: cannot close the model, {what}")
             for session in list(self._sessions):
                 session._handle.close(True)
-            self._open = None
+            for engine in list(self._engines):
+                engine.close()
+            self._open = self._engine = None
+            self._adapters = {}
             self._tokenizer = None
             self._templates = {}
 

@@ -95,6 +95,20 @@ pub struct TokenLogprobs {
     pub top: Vec<(u32, f32)>,
 }
 
+impl<D: Decode + ?Sized> Decode for Box<D> {
+    fn push(&mut self, id: u32) -> Result<String> {
+        (**self).push(id)
+    }
+
+    fn finish(&mut self) -> String {
+        (**self).finish()
+    }
+
+    fn token_bytes(&self, id: u32) -> Vec<u8> {
+        (**self).token_bytes(id)
+    }
+}
+
 /// One answer in the making.
 ///
 /// ```no_run
@@ -325,6 +339,11 @@ impl<D> Answer<D> {
     /// The tokens of the answer so far, without an end token.
     pub fn generated(&self) -> &[u32] {
         &self.tokens[self.prompt_len..]
+    }
+
+    /// The most tokens that it may have; `usize::MAX` for any number.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
     }
 
     /// How likely each of [`Answer::generated`] was, if that was asked for. Those of text that is held back are among them.

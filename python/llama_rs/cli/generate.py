@@ -14,15 +14,19 @@ from .. import Model, Stream, TokenLogprob, TopLogprob
 from .._core import cpu
 from ..errors import ModelFileError, SavedSessionError
 from ..notes import counted
-from ..output import harmless, is_watched, say, say_in_place, warn, write, write_json
-from . import Command
+from ..output import harmless, is_watched, percent, say, say_in_place, warn, write, write_json
+from . import EXIT_FAILURE, Command
 from .arguments import (
+    Number,
     doubts_of_length,
     find_model,
     json_option,
+    lora_option,
     model_option,
     parameters,
     read_text,
+    speculative,
+    speculative_options,
     text_option,
     verbose_option,
 )
@@ -46,6 +50,8 @@ from .arguments import (
     is_flag=True,
     help="Use the prompt cache without ever writing to it; the file must exist.",
 )
+@lora_option
+@speculative_options
 @parameters("session")
 @click.option(
     "--load",
@@ -56,6 +62,17 @@ from .arguments import (
 @click.option("--prefault", is_flag=True, help="Read the whole model before starting.")
 @click.option("--lock", is_flag=True, help="Keep the model in memory while this runs, even if memory gets scarce.")
 @click.option("--raw", is_flag=True, help="Print the answer exactly, without adding a newline at its end.")
+@click.option(
+    "--jsonl", is_flag=True, help="Answer many prompts: read a line of JSON for each, and write one for each answer."
+)
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="With --jsonl, write the answers to this file.")
+@click.option("--resume", is_flag=True, help="With --jsonl and --output, go on where that file ends.")
+@click.option(
+    "--parallel",
+    type=Number(int, 1, 2**32 - 1),
+    default=16,
+    help="With --jsonl, make so many answers at the same time.",
+)
 @json_option
 @verbose_option
 def command(
@@ -65,10 +82,17 @@ def command(
     context_length: int | None,
     kv_type: Literal["f16", "q8_0"],
     threads: int | None,
+    lora: tuple[tuple[str, float], ...],
+    draft: str | None,
+    lookup: bool,
     load: Literal["mmap", "read"],
     prefault: bool,
     lock: bool,
     raw: bool,
+    jsonl: bool,
+    output: str | None,
+    resume: bool,
+    parallel: int,
     as_json: bool,
     verbose: bool,
     **options: Any,
@@ -81,6 +105,10 @@ def command(
     The answer, and nothing else, is written to standard output as it comes, and ends with a newline. Control characters
     are shown as \\x1b and the like at a terminal, and written as they are to a pipe or a file. Ctrl-C ends the answer.
 
+    With --jsonl each line of the input is an object with "prompt" (or "messages", for a chat), and may have "id" and
+    options by their names in the library: {"id": 7, "prompt": "Once", "max_tokens": 5}. Each line written has "id" and
+    "text", or "error". Prompts that begin alike share what was computed.
+
     \b
       llama-rs generate "Once upon a time"
       llama-rs generate -m model.gguf -n 64 --temperature 0 < prompt.txt
@@ -92,8 +120,12 @@ def command(
         raise click.UsageError("--prompt-cache-ro needs --prompt-cache FILE")
     if (options["logprobs"] or options["top_logprobs"]) and not as_json:
         raise click.UsageError("--logprobs and --top-logprobs need --json, which is where they are written")
+    if not jsonl and (output is not None or resume):
+        raise click.UsageError("--output and --resume are for --jsonl")
+    if jsonl and (prompt is not None or as_json or options["prompt_cache"]):
+        raise click.UsageError("with --jsonl there is no PROMPT, no --json and no --prompt-cache")
     path = find_model(model)
-    text = read_text(prompt, file)
+    text = "" if jsonl else read_text(prompt, file)
     start = time.perf_counter()
     llama = Model(
         path,
@@ -103,10 +135,20 @@ def command(
         load=load,
         prefault=prefault,
         lock=lock,
+        lora=lora,
     )
+    guesser = speculative(draft, lookup, threads=threads, context_length=context_length)
     opened = time.perf_counter()
+    if jsonl:
+        from . import bulk
+        from .lines import lines_of
+
+        options = {name: value for name, value in options.items() if not name.startswith("prompt_cache")}
+        if bulk.run(llama, lines_of(file), options, parallel=parallel, output=output, resume=resume):
+            raise click.exceptions.Exit(EXIT_FAILURE)
+        return
     try:
-        stream = llama.stream(text, **options)
+        stream = llama.stream(text, speculative=guesser, **options)
     except (ModelFileError, SavedSessionError) as e:  # of the prompt cache: the model is open
         raise click.ClickException(str(e)) from e
     if verbose:
@@ -229,6 +271,9 @@ def _report(stream: Stream, first: float | None, *, interrupted: bool) -> None:
         speed = f", {tokens / seconds:.1f} tokens/s" if seconds else ""
         from_cache = f", {cached} from the cache" if cached else ""
         say(f"{name}: {counted(tokens, 'token')} in {seconds:.3f} s{speed}{from_cache}")
+    if timings.drafted_tokens:
+        right, share = timings.accepted_tokens, percent(timings.accepted_tokens, timings.drafted_tokens)
+        say(f"guessed ahead: {counted(timings.drafted_tokens, 'token')}, {right} of them right ({share})")
     if first is not None:
         say(f"first token: {first:.2f} s after the start of this process")
     say(f"seed {stream.seed}; ended by {'Ctrl-C' if interrupted else stream.finish_reason}")

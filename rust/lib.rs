@@ -34,6 +34,7 @@ mod python;
 mod quant;
 mod quantize;
 mod sampling;
+mod scheduler;
 mod session;
 mod tensor;
 mod threads;
@@ -64,7 +65,7 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     rooms! {
-        arch chat checkpoint embedding engine formats generate hash mapping measure quant quantize sampling tensor threads tokenizer weights
+        arch chat checkpoint embedding engine formats generate hash mapping measure quant quantize sampling scheduler tensor threads tokenizer weights
     }
 
     pub mod kernels {

@@ -68,6 +68,16 @@ impl<T: Borrow<Tokenizer>> Decode for StreamDecoder<T> {
     }
 }
 
+impl<D: Decode + ?Sized> Decode for Box<D> {
+    fn push(&mut self, id: u32) -> Result<String> {
+        (**self).push(id)
+    }
+
+    fn finish(&mut self) -> String {
+        (**self).finish()
+    }
+}
+
 /// One answer in the making.
 ///
 /// ```no_run

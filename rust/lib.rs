@@ -24,6 +24,7 @@ mod error;
 mod formats;
 mod generate;
 mod hash;
+mod http;
 mod kernels;
 mod kv;
 mod mapping;

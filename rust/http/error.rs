@@ -94,12 +94,12 @@ impl Refusal {
 }
 
 /// What the engine says, to a client. What is none of its business is said without the paths of this machine.
-impl From<Error> for Refusal {
-    fn from(e: Error) -> Self {
+impl From<&Error> for Refusal {
+    fn from(e: &Error) -> Self {
         match e {
             Error::Argument(message) => Self::invalid(message),
-            Error::ContextOverflow { tokens, context_length } => Self::too_long(tokens, context_length),
-            Error::TooManyTokens { at_least, at_most } => Self::too_long(at_least, at_most),
+            Error::ContextOverflow { tokens, context_length } => Self::too_long(*tokens, *context_length),
+            Error::TooManyTokens { at_least, at_most } => Self::too_long(*at_least, *at_most),
             Error::Unsupported { what, .. } => Self::new(400, "unsupported", format!("not supported: {what}")),
             Error::Numeric { what, .. } => Self::new(500, "numeric", what),
             Error::Changed { what, .. } => {
@@ -110,8 +110,14 @@ impl From<Error> for Refusal {
                 Self::new(503, "out_of_memory", message).retry_after(Duration::from_secs(1))
             }
             Error::Interrupted => Self::new(503, "draining", "the server is shutting down"),
-            e => Self::new(500, "internal", internal(&e)),
+            e => Self::new(500, "internal", internal(e)),
         }
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(e: Error) -> Self {
+        (&e).into()
     }
 }
 

@@ -1,0 +1,142 @@
+//! What can be asked without giving the engine anything to do: answered at once, however busy it is.
+
+use hyper::Response;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+
+use super::body::Body;
+use super::error::Refusal;
+use super::json::{Json, object};
+use super::metrics::Page;
+use super::native::tokenizer_info;
+use super::registry::Registry;
+use super::route::Handler;
+use super::service::{Call, Phase, Reply, Shared, json};
+use super::version::Version;
+use crate::mapping::guarded;
+
+pub fn answer(handler: Handler, call: &Call) -> Reply {
+    let _guarded = guarded();
+    let shared = &*call.service.shared;
+    let name = call.captures.first().map(String::as_str);
+    Ok(match handler {
+        Handler::Health | Handler::Ready => health(call)?,
+        Handler::Models => models(&shared.registry),
+        Handler::Model => json(&model(&*shared.registry.find(name, true)?)),
+        Handler::TokenizerInfo => json(&tokenizer_info(&*call.version(None)?)?),
+        Handler::Props => json(&props(&*call.version(None)?, shared)),
+        Handler::Slots => json(&slots(call)),
+        Handler::Metrics => metrics(call),
+        _ => return Err(Refusal::new(405, "method_not_allowed", "this path is for POST")),
+    })
+}
+
+fn health(call: &Call) -> Reply {
+    if *call.service.phase.borrow() > Phase::Open {
+        return Err(Refusal::draining());
+    }
+    if call.service.scheduler.has_crashed() {
+        return Err(Refusal::new(503, "crashed", "the engine has stopped because of an error in it"));
+    }
+    if call.service.shared.registry.versions().is_empty() {
+        return Err(Refusal::new(503, "loading", "no model is loaded"));
+    }
+    Ok(json(&object! { "status" => "ok" }))
+}
+
+fn models(registry: &Registry) -> Response<Body> {
+    let data = registry.versions().iter().map(|version| model(version)).collect::<Vec<_>>();
+    json(&object! { "object" => "list", "data" => data })
+}
+
+fn model(version: &Version) -> Json {
+    let config = version.model.config();
+    let n_params: usize = version.model.checkpoint().tensors().iter().map(|t| t.view.shape().iter().product::<usize>()).sum();
+    object! {
+        "id" => version.name.as_str(),
+        "object" => "model",
+        "created" => version.created,
+        "owned_by" => "llama_rs",
+        "max_model_len" => version.context_length(),
+        "meta" => object! {
+            "architecture" => config.architecture.as_str(),
+            "n_vocab" => config.vocab_size,
+            "n_ctx_train" => config.context_length,
+            "n_embd" => config.dim,
+            "n_params" => n_params,
+            "size" => version.model.checkpoint().size(),
+        },
+        "versions" => vec![object! { "version" => version.number.as_str(), "state" => "ready", "default" => true }],
+        "status" => object! { "value" => "loaded" },
+    }
+}
+
+/// What clients of llama.cpp's server read. Of the path only the name of the file.
+fn props(version: &Version, shared: &Shared) -> Json {
+    let name = version.model.checkpoint().path().file_name().map(|name| name.to_string_lossy().into_owned());
+    let s = &version.defaults.sampling;
+    object! {
+        "default_generation_settings" => object! {
+            "n_ctx" => version.context_length(),
+            "params" => object! {
+                "temperature" => s.temperature, "top_k" => s.top_k, "top_p" => s.top_p, "min_p" => s.min_p,
+                "n_predict" => version.defaults.max_tokens.map_or(Json::Int(-1), Json::from),
+            },
+        },
+        "total_slots" => shared.config.limits.parallel,
+        "model_path" => name,
+        "model_alias" => version.name.as_str(),
+        "chat_template" => version.chat().map_or(String::new(), |chat| chat.source().into()),
+        "bos_token" => version.tokenizer().ok().and_then(|t| t.bos()).map(|id| super::shapes::token_text(version, id)),
+        "eos_token" => version.tokenizer().ok().and_then(|t| t.eos()).map(|id| super::shapes::token_text(version, id)),
+        "modalities" => object! { "vision" => false, "audio" => false },
+        "build_info" => version.fingerprint.as_str(),
+    }
+}
+
+/// A slot for each answer that can be made at the same time. No prompts: they are their askers'.
+fn slots(call: &Call) -> Json {
+    let stats = call.service.scheduler.stats();
+    let n_ctx = call.version(None).map_or(0, |version| version.context_length());
+    let slot = |id| object! { "id" => id, "n_ctx" => n_ctx, "is_processing" => id < stats.running };
+    Json::List((0..call.service.shared.config.limits.parallel.min(256)).map(slot).collect())
+}
+
+fn metrics(call: &Call) -> Response<Body> {
+    let (shared, stats) = (&call.service.shared, call.service.scheduler.stats());
+    let mut page = Page::new();
+    page.add(&shared.metrics);
+    page.gauge("requests_running", "Answers that are being made.", &[("", stats.running as f64)]);
+    page.gauge("requests_waiting", "Answers that wait for their turn.", &[("", stats.waiting as f64)]);
+    page.gauge("queued_prompt_tokens", "Tokens of their prompts.", &[("", stats.queued_tokens as f64)]);
+    let bytes = [
+        ("state=\"used\"", stats.kv_used as f64),
+        ("state=\"cached\"", stats.kv_cached as f64),
+        ("state=\"budget\"", stats.kv_budget as f64),
+    ];
+    page.gauge("kv_bytes", "Memory of keys and values.", &bytes);
+    page.counter("preemptions_total", "Answers that made room for others for a while.", stats.preemptions);
+    page.counter("prefix_evicted_tokens_total", "Tokens that were kept and had to go.", stats.evicted_tokens);
+    let versions = shared.registry.versions();
+    let labels: Vec<(String, f64)> = versions
+        .iter()
+        .map(|v| {
+            let labels = format!("model=\"{}\",version=\"{}\",kind=\"file\"", label(&v.name), label(&v.number));
+            (labels, v.model.checkpoint().size() as f64)
+        })
+        .collect();
+    let labels: Vec<(&str, f64)> = labels.iter().map(|(labels, size)| (labels.as_str(), *size)).collect();
+    page.gauge("model_bytes", "Bytes of model files.", &labels);
+    let build = format!("version=\"{}\"", env!("CARGO_PKG_VERSION"));
+    page.gauge("build_info", "Which build this is.", &[(&build, 1.0)]);
+    let connections = super::service::CONNECTIONS.get() as f64;
+    page.gauge("connections", "Connections that are open.", &[("", connections)]);
+    let mut response = Response::new(Body::whole(page.text()));
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+/// A value of a label, escaped.
+fn label(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}

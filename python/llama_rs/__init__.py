@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .options import OnOverflow as OnOverflow
     from .options import Pooling as Pooling
     from .quantization import Importance, Quantized, QuantizedTensor, imatrix, quantize
+    from .server import Server
     from .session import Completion, Session, Stream, Timings
     from .tokenizer import Tokenizer
 
@@ -59,6 +60,7 @@ __all__ = [
     "SamplingParams",
     "SavedSessionError",
     "Score",
+    "Server",
     "Session",
     "SessionBusyError",
     "Stream",
@@ -78,7 +80,7 @@ __all__ = [
 _LITERALS = ("FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType", "Pooling")
 
 # Where those names are, the quickest to import first.
-_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model", "quantization")
+_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model", "quantization", "server")
 
 
 def __getattr__(name: str) -> object:

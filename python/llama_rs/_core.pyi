@@ -14,6 +14,7 @@ __all__ = [
     "Generation",
     "Model",
     "Quantizer",
+    "Server",
     "Session",
     "Tensor",
     "Tokenizer",
@@ -160,6 +161,38 @@ class Session:
     def forward_all(self, tokens: Sequence[int]) -> Floats: ...
     def bench(self, n: int, generate: bool, rounds: int) -> list[float]: ...
     def negative_log_likelihood(self, tokens: Sequence[int], first: int) -> list[float]: ...
+
+@final
+class Server:
+    def __new__(
+        cls,
+        models: Sequence[tuple[str, str, Model, int, int, str]],
+        *,
+        host: str,
+        port: int,
+        unix: str | os.PathLike[str] | None,
+        api_keys: Sequence[str],
+        cors: Sequence[str],
+        allowed_hosts: Sequence[str],
+        strict: bool,
+        strict_model: bool,
+        share_prefixes: bool,
+        access_log: bool,
+        request_timeout: float | None,
+        parallel: int,
+        max_queue: int,
+        max_queued_tokens: int,
+        kv_bytes: int,
+        step: float,
+        defaults: dict[str, Any],
+    ) -> Server: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def has_crashed(self) -> bool: ...
+    def wait(self, seconds: float) -> bool: ...
+    def drain(self, grace: float, patience: float) -> None: ...
+    def stop(self) -> None: ...
 
 @final
 class Chat:

@@ -37,8 +37,8 @@ use std::time::Duration;
 
 use crate::scheduler::Limits;
 
-pub use server::{Address, Server};
-pub use version::{Defaults, Version};
+pub use server::Server;
+pub use version::Version;
 
 /// How to serve.
 #[derive(Debug, Clone)]

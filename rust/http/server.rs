@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::task::Poll;
 use std::time::Duration;
@@ -43,7 +43,8 @@ pub struct Server {
     scheduler: Arc<Scheduler>,
     phase: Arc<watch::Sender<Phase>>,
     address: Address,
-    done: Receiver<()>,
+    done: Mutex<Receiver<()>>,
+    process: u32,
 }
 
 /// Where a server listens.
@@ -89,7 +90,8 @@ impl Server {
             run(listener, &of_thread, &engine, &watched);
         })
         .map_err(no_thread)?;
-        Ok(Self { shared, scheduler, phase: Arc::new(phase), address, done })
+        let (done, process) = (Mutex::new(done), std::process::id());
+        Ok(Self { shared, scheduler, phase: Arc::new(phase), address, done, process })
     }
 
     /// Where it listens.
@@ -99,7 +101,8 @@ impl Server {
 
     /// Waits for the end, at most so long. Gives whether it has come.
     pub fn wait(&self, at_most: Duration) -> bool {
-        !matches!(self.done.recv_timeout(at_most), Err(RecvTimeoutError::Timeout))
+        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        !matches!(done.recv_timeout(at_most), Err(RecvTimeoutError::Timeout))
     }
 
     /// Begins the end: who asks whether requests should be sent here is told no; after `grace` nobody new is listened to;
@@ -138,6 +141,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if self.process != std::process::id() {
+            return; // its threads are those of the process that this one was forked from
+        }
         self.stop();
         let _ = self.wait(2 * LAST_WORDS);
         if let Address::Unix(path) = &self.address {

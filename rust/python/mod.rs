@@ -16,6 +16,7 @@ mod lend;
 mod model;
 mod parameters;
 mod quantize;
+mod server;
 mod session;
 mod tensor;
 mod tokenizer;
@@ -55,6 +56,8 @@ mod _core {
     use super::parameters::{check, parameters};
     #[pymodule_export]
     use super::quantize::{Collector, Quantizer, encodable_types, mixes};
+    #[pymodule_export]
+    use super::server::Server;
     #[pymodule_export]
     use super::{Checkpoint, Floats, Session, Tensor, Tokenizer, available_threads, cpu};
 

@@ -33,6 +33,11 @@ impl Model {
     pub fn inner(&self) -> &model::Model {
         &self.inner
     }
+
+    /// The model, to be kept.
+    pub fn shared(&self) -> Arc<model::Model> {
+        Arc::clone(&self.inner)
+    }
 }
 
 #[pymethods]
@@ -198,6 +203,11 @@ impl Model {
         layout.and_then(|layout| Sequence::new(&layout, context_length)).map_err(|e| raise(py, e))?;
         Ok(SessionOptions { context_length, threads, kv_type })
     }
+}
+
+/// What sessions are made with, already checked.
+pub fn session_options(context_length: usize, threads: usize, kv_type: &str) -> PyResult<SessionOptions> {
+    Ok(SessionOptions { context_length, threads, kv_type: to_kv_type(kv_type)? })
 }
 
 fn to_pooling(name: &str) -> PyResult<Pooling> {

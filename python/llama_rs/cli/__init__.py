@@ -24,6 +24,7 @@ from .arguments import in_options
 COMMANDS = (
     "chat",
     "generate",
+    "serve",
     "tokenize",
     "embed",
     "inspect",
@@ -78,6 +79,7 @@ def cli(context: click.Context) -> None:
     \b
       llama-rs chat                             talk with a model
       llama-rs generate "Once upon a time"      continue a text
+      llama-rs serve                            answer programs over HTTP
       llama-rs inspect model.gguf               show what a model file contains
       llama-rs status model.gguf                show how much of it is in memory
       llama-rs COMMAND --help                   show more about a command

@@ -66,7 +66,7 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     rooms! {
-        arch chat checkpoint embedding engine formats generate hash mapping measure quant quantize sampling scheduler tensor threads tokenizer weights
+        arch chat checkpoint embedding engine formats generate hash http mapping measure quant quantize sampling scheduler tensor threads tokenizer weights
     }
 
     pub mod kernels {

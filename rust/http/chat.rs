@@ -30,11 +30,11 @@ pub enum Delta {
 pub struct Parser;
 
 impl Parser {
-    fn push(&mut self, text: &str) -> Vec<Delta> {
+    pub fn push(&mut self, text: &str) -> Vec<Delta> {
         if text.is_empty() { Vec::new() } else { vec![Delta::Content(text.into())] }
     }
 
-    fn finish(&mut self) -> Vec<Delta> {
+    pub fn finish(&mut self) -> Vec<Delta> {
         Vec::new()
     }
 }
@@ -250,8 +250,7 @@ impl Dialect for Writer {
             self.chunk(vec![choice(index, delta, logprobs, None)], out);
         }
         if let Some(finish) = self.finish(&event) {
-            let logprobs =
-                if self.answers[index].logprobs.is_empty() { Json::Null } else { self.take_logprobs(index) };
+            let logprobs = if self.answers[index].logprobs.is_empty() { Json::Null } else { self.take_logprobs(index) };
             self.chunk(vec![choice(index, Json::Map(Vec::new()), logprobs, Some(finish))], out);
         }
         Ok(())

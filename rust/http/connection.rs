@@ -223,11 +223,7 @@ impl HttpBody for Sent {
 struct Watched(Rc<State>);
 
 impl Read for Watched {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        mut buffer: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let mut bytes = [0; READ];
         let room = buffer.remaining().min(READ);
         let n = ready!(self.read(cx, &mut bytes[..room]))?;

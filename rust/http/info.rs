@@ -8,7 +8,10 @@ use super::error::Refusal;
 use super::json::{Json, object};
 use super::metrics::Page;
 use super::native::tokenizer_info;
+use super::oip;
+use super::openapi::openapi;
 use super::registry::Registry;
+use super::residency::residency;
 use super::route::Handler;
 use super::service::{Call, Phase, Reply, Shared, json};
 use super::version::Version;
@@ -26,6 +29,16 @@ pub fn answer(handler: Handler, call: &Call) -> Reply {
         Handler::Props => json(&props(&*call.version(None)?, shared)),
         Handler::Slots => json(&slots(call)),
         Handler::Metrics => metrics(call),
+        Handler::Residency => json(&residency(&*call.version(None)?)),
+        Handler::OpenApi => json(&openapi()),
+        Handler::V2Server => json(&oip::server()),
+        Handler::V2Live => json(&object! { "live" => true }),
+        Handler::V2Ready => {
+            health(call)?;
+            json(&object! { "ready" => true })
+        }
+        Handler::V2Model => json(&oip::model(call)?),
+        Handler::V2ModelReady => json(&oip::ready(call)?),
         _ => return Err(Refusal::new(405, "method_not_allowed", "this path is for POST")),
     })
 }
@@ -50,7 +63,8 @@ fn models(registry: &Registry) -> Response<Body> {
 
 fn model(version: &Version) -> Json {
     let config = version.model.config();
-    let n_params: usize = version.model.checkpoint().tensors().iter().map(|t| t.view.shape().iter().product::<usize>()).sum();
+    let n_params: usize =
+        version.model.checkpoint().tensors().iter().map(|t| t.view.shape().iter().product::<usize>()).sum();
     object! {
         "id" => version.name.as_str(),
         "object" => "model",

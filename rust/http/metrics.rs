@@ -200,6 +200,8 @@ mod tests {
         let mut page = Page::new();
         page.add(&Metrics::default());
         let text = page.text();
-        assert!(text.contains("llama_rs_generated_tokens_total 0\n") && text.contains("# TYPE llama_rs_requests_total"));
+        assert!(
+            text.contains("llama_rs_generated_tokens_total 0\n") && text.contains("# TYPE llama_rs_requests_total")
+        );
     }
 }

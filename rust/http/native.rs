@@ -16,7 +16,7 @@ use crate::scheduler::{Choice, Event, Generate, TokenLogprob, Work};
 use crate::threads::Interrupt;
 
 /// Has `work` prepare what a request asks of its version.
-async fn for_version<T: Send + 'static>(
+pub async fn for_version<T: Send + 'static>(
     call: &Call,
     body: Bytesful,
     work: impl FnOnce(&Arc<Version>, &Fields<'_>, &Interrupt) -> Answer<T> + Send + 'static,

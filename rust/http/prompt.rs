@@ -121,9 +121,7 @@ fn to_value(json: &Json, guard: Option<&Guard>) -> Answer<Value> {
         Json::Large(n) => Value::from(*n),
         Json::Float(x) => Value::from(*x),
         Json::Text(t) => text(t)?,
-        Json::List(list) => {
-            Value::from(list.iter().map(|item| to_value(item, guard)).collect::<Answer<Vec<Value>>>()?)
-        }
+        Json::List(list) => Value::from(list.iter().map(|item| to_value(item, guard)).collect::<Answer<Vec<Value>>>()?),
         Json::Map(pairs) => {
             let pairs = pairs.iter().map(|(name, value)| Ok((text(name)?, to_value(value, guard)?)));
             Value::from_pairs(pairs.collect::<Answer<Vec<(Value, Value)>>>()?)

@@ -20,6 +20,20 @@ pub enum Handler {
     Props,
     Slots,
     Metrics,
+    Residency,
+    OpenApi,
+    Responses,
+    Score,
+    Classify,
+    Rerank,
+    V2Server,
+    V2Live,
+    V2Ready,
+    V2Model,
+    V2ModelReady,
+    Infer,
+    Generate,
+    GenerateStream,
 }
 
 /// Who may ask.
@@ -89,6 +103,45 @@ pub const ROUTES: &[Route] = &[
     with_key(get("/props", &[], Handler::Props, "What the server runs with")),
     with_key(get("/slots", &[], Handler::Slots, "What it is doing")),
     get("/metrics", &[], Handler::Metrics, "Metrics for Prometheus"),
+    with_key(get("/residency", &[], Handler::Residency, "Which layers of the model are in memory")),
+    get("/openapi.json", &[], Handler::OpenApi, "This list, for programs"),
+    compute("/v1/responses", &["/responses"], Handler::Responses, "An answer, as OpenAI's Responses API has it"),
+    compute("/v1/score", &["/score"], Handler::Score, "How likely texts are behind a prompt"),
+    compute("/v1/classify", &["/classify"], Handler::Classify, "Which of some labels fits a text"),
+    compute("/v1/rerank", &["/rerank"], Handler::Rerank, "Documents by how well they answer a query"),
+    get("/v2", &[], Handler::V2Server, "Open Inference Protocol: the server"),
+    get("/v2/health/live", &[], Handler::V2Live, "Open Inference Protocol: whether it lives"),
+    get("/v2/health/ready", &[], Handler::V2Ready, "Open Inference Protocol: whether it takes requests"),
+    with_key(get(
+        "/v2/models/{model}",
+        &["/v2/models/{model}/versions/{version}"],
+        Handler::V2Model,
+        "Open Inference Protocol: a model",
+    )),
+    with_key(get(
+        "/v2/models/{model}/ready",
+        &["/v2/models/{model}/versions/{version}/ready"],
+        Handler::V2ModelReady,
+        "Open Inference Protocol: whether a model can be used",
+    )),
+    compute(
+        "/v2/models/{model}/infer",
+        &["/v2/models/{model}/versions/{version}/infer"],
+        Handler::Infer,
+        "Open Inference Protocol: texts continued, or their vectors",
+    ),
+    compute(
+        "/v2/models/{model}/generate",
+        &["/v2/models/{model}/versions/{version}/generate"],
+        Handler::Generate,
+        "Triton's generate: a text, continued",
+    ),
+    compute(
+        "/v2/models/{model}/generate_stream",
+        &["/v2/models/{model}/versions/{version}/generate_stream"],
+        Handler::GenerateStream,
+        "Triton's generate_stream: the same as a stream",
+    ),
 ];
 
 /// What a request line leads to.
@@ -154,8 +207,10 @@ mod tests {
 
     #[test]
     fn a_path_leads_to_one_route() {
-        let mut paths: Vec<_> =
-            ROUTES.iter().flat_map(|r| [r.path].into_iter().chain(r.aliases.iter().copied()).map(move |p| (r.method, p))).collect();
+        let mut paths: Vec<_> = ROUTES
+            .iter()
+            .flat_map(|r| [r.path].into_iter().chain(r.aliases.iter().copied()).map(move |p| (r.method, p)))
+            .collect();
         let n = paths.len();
         paths.sort_unstable();
         paths.dedup();

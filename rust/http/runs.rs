@@ -148,9 +148,7 @@ impl From<&Finish> for Refusal {
             Finish::Deadline => Self::new(504, "deadline_exceeded", "the answer was not complete in time"),
             Finish::SlowReader => Self::new(408, "slow_client", "the answer was not read for too long"),
             Finish::Failed(error) => (&**error).into(),
-            Finish::Crashed => {
-                Self::new(500, "internal", "something went wrong in the server while this was computed")
-            }
+            Finish::Crashed => Self::new(500, "internal", "something went wrong in the server while this was computed"),
         }
     }
 }

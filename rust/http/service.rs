@@ -27,7 +27,7 @@ use super::record::Record;
 use super::registry::Registry;
 use super::route::{self, Access, Found, Handler, Route};
 use super::version::Version;
-use super::{Config, chat, completions, embeddings, info, native};
+use super::{Config, chat, completions, embeddings, info, native, oip, responses, scores};
 use crate::mapping::guarded;
 use crate::scheduler::Scheduler;
 use crate::threads::Interrupt;
@@ -98,8 +98,21 @@ pub struct Bytesful {
 
 impl Bytesful {
     pub fn json(&self) -> Answer<Json> {
-        let bytes: &[u8] = if self.bytes.is_empty() { b"{}" } else { &self.bytes };
-        let json = Json::parse(bytes).map_err(|e| Refusal::new(400, "invalid_json", format!("the body is no JSON: {e}")))?;
+        Self::object(&self.bytes)
+    }
+
+    /// JSON of so many bytes, and what lies behind it.
+    pub fn split(&self, header: Option<usize>) -> Answer<(Json, &[u8])> {
+        let header = header.unwrap_or(self.bytes.len());
+        let what = "Inference-Header-Content-Length is more than the body has";
+        let (head, rest) = self.bytes.split_at_checked(header).ok_or_else(|| Refusal::invalid(what))?;
+        Ok((Self::object(head)?, rest))
+    }
+
+    fn object(bytes: &[u8]) -> Answer<Json> {
+        let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { bytes };
+        let json =
+            Json::parse(bytes).map_err(|e| Refusal::new(400, "invalid_json", format!("the body is no JSON: {e}")))?;
         match json {
             Json::Map(_) => Ok(json),
             other => Err(At { value: &other, pointer: String::new() }.must_be("an object").coded("invalid_json")),
@@ -160,7 +173,9 @@ impl Service {
         if route.method == "GET" {
             return info::answer(route.handler, &call);
         }
-        check_type(&head.headers)?;
+        if route.handler != Handler::Infer {
+            check_type(&head.headers)?; // that may be binary
+        }
         let body = self.read(&head.headers, body).await?;
         match route.handler {
             Handler::ChatCompletions => chat::answer(call, body).await,
@@ -171,7 +186,21 @@ impl Service {
             Handler::Detokenize => native::detokenize(call, body).await,
             Handler::ApplyTemplate => native::apply_template(call, body).await,
             Handler::InputTokens => native::input_tokens(call, body).await,
-            Handler::Health
+            Handler::Responses => responses::answer(call, body).await,
+            Handler::Score => scores::score(call, body).await,
+            Handler::Classify => scores::classify(call, body).await,
+            Handler::Rerank => scores::rerank(call, body).await,
+            Handler::Generate => oip::generate(call, body, false).await,
+            Handler::GenerateStream => oip::generate(call, body, true).await,
+            Handler::Infer => oip::infer(call, body).await,
+            Handler::Residency
+            | Handler::OpenApi
+            | Handler::V2Server
+            | Handler::V2Live
+            | Handler::V2Ready
+            | Handler::V2Model
+            | Handler::V2ModelReady
+            | Handler::Health
             | Handler::Ready
             | Handler::Models
             | Handler::Model
@@ -195,7 +224,8 @@ impl Service {
             && !is_socket_file
             && !is_ours(host, &config.allowed_hosts)
         {
-            let what = "the host that the request names is not known here: allow it with --allow-host, or set --api-key";
+            let what =
+                "the host that the request names is not known here: allow it with --allow-host, or set --api-key";
             return Err(Refusal::new(403, "host_not_allowed", what));
         }
         if let Some(origin) = text(headers.get(ORIGIN))
@@ -429,9 +459,7 @@ pub fn refused(refusal: &Refusal, as_text: bool) -> Response<Body> {
 
 /// Does what may take longer than a moment (JSON, templates, tokens) on a thread of its own, one after the other. Whoever
 /// drops this has it stop.
-pub async fn prepare<T: Send + 'static>(
-    work: impl FnOnce(&Interrupt) -> Answer<T> + Send + 'static,
-) -> Answer<T> {
+pub async fn prepare<T: Send + 'static>(work: impl FnOnce(&Interrupt) -> Answer<T> + Send + 'static) -> Answer<T> {
     struct Stop(Arc<AtomicBool>);
     impl Drop for Stop {
         fn drop(&mut self) {
@@ -476,10 +504,13 @@ mod tests {
 
     #[test]
     fn a_name_that_can_be_made_to_lead_here_is_not_ours() {
-        for host in ["127.0.0.1:8080", "127.0.0.1", "localhost", "localhost:80", "a.localhost:1", "[::1]:8080", "10.0.0.7"] {
+        for host in
+            ["127.0.0.1:8080", "127.0.0.1", "localhost", "localhost:80", "a.localhost:1", "[::1]:8080", "10.0.0.7"]
+        {
             assert!(is_ours(host, &[]), "{host}");
         }
-        for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "[x]", ""] {
+        for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "[x]", ""]
+        {
             assert!(!is_ours(host, &[]), "{host}");
         }
         assert!(is_ours("llama:8080", &["llama".into()]) && is_ours("any", &["*".into()]));

@@ -46,13 +46,7 @@ impl Version {
     ///
     /// # Errors
     /// As for [`Model::tokenizer`].
-    pub fn of(
-        name: &str,
-        number: &str,
-        model: Arc<Model>,
-        session: SessionOptions,
-        set: &Defaults,
-    ) -> Result<Self> {
+    pub fn of(name: &str, number: &str, model: Arc<Model>, session: SessionOptions, set: &Defaults) -> Result<Self> {
         model.tokenizer()?;
         let mut defaults = of_file(&model);
         for (name, value) in set {
@@ -82,7 +76,13 @@ impl Version {
     }
 
     /// The tokens of a text, which must leave room for an answer.
-    pub fn encode(&self, text: &str, add_special: bool, parse_special: bool, interrupt: &Interrupt) -> Answer<Vec<u32>> {
+    pub fn encode(
+        &self,
+        text: &str,
+        add_special: bool,
+        parse_special: bool,
+        interrupt: &Interrupt,
+    ) -> Answer<Vec<u32>> {
         let most = self.context_length();
         Ok(self.tokenizer()?.encode_at_most(most, text, add_special, parse_special, interrupt)?)
     }

@@ -8,8 +8,8 @@ use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::parameters::from_settings;
 use super::model::{Model, session_options};
+use super::parameters::from_settings;
 use super::run;
 use crate::error::Error;
 use crate::http::{self, Config, Listen, Version};
@@ -56,14 +56,8 @@ impl Server {
     ) -> PyResult<Self> {
         let defaults = from_settings(defaults)?;
         let seconds = |x: f64| Duration::try_from_secs_f64(x).unwrap_or(Duration::MAX);
-        let limits = Limits {
-            parallel,
-            max_queue,
-            max_queued_tokens,
-            kv_bytes,
-            step: seconds(step),
-            ..Limits::default()
-        };
+        let limits =
+            Limits { parallel, max_queue, max_queued_tokens, kv_bytes, step: seconds(step), ..Limits::default() };
         let listen = unix.map_or(Listen::Tcp(host, port), Listen::Unix);
         let config = Config {
             listen,
@@ -83,9 +77,9 @@ impl Server {
             opened.push((name.clone(), number.clone(), model.shared(), session));
         }
         let start = || {
-            let versions = opened.into_iter().map(|(name, number, model, session)| {
-                Version::of(&name, &number, model, session, &defaults)
-            });
+            let versions = opened
+                .into_iter()
+                .map(|(name, number, model, session)| Version::of(&name, &number, model, session, &defaults));
             let versions = versions.collect::<crate::Result<Vec<_>>>()?;
             http::Server::start(config, versions)
         };

@@ -13,6 +13,7 @@ __all__ = [
     "Floats",
     "Generation",
     "Model",
+    "Order",
     "Quantizer",
     "Server",
     "Session",
@@ -172,6 +173,7 @@ class Server:
         port: int,
         unix: str | os.PathLike[str] | None,
         api_keys: Sequence[str],
+        admin_key: str | None,
         cors: Sequence[str],
         allowed_hosts: Sequence[str],
         strict: bool,
@@ -193,6 +195,30 @@ class Server:
     def wait(self, seconds: float) -> bool: ...
     def drain(self, grace: float, patience: float) -> None: ...
     def stop(self) -> None: ...
+    def put(
+        self,
+        name: str,
+        number: str,
+        model: Model,
+        context_length: int,
+        threads: int,
+        kv_type: str,
+        defaults: dict[str, Any],
+        is_default: bool,
+    ) -> None: ...
+    def remove(self, name: str, number: str | None) -> bool: ...
+    def fail(self, name: str, number: str, why: str) -> None: ...
+    def next_order(self, seconds: float) -> Order | None: ...
+
+@final
+class Order:
+    @property
+    def load(self) -> bool: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def number(self) -> str | None: ...
+    def done(self, error: str | None) -> None: ...
 
 @final
 class Chat:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from . import _core
 from .model import Model
 from .options import GenerateOptions
+
+if TYPE_CHECKING:
+    from .repository import Repository
 
 LEAST_KV_BYTES = 64 << 20
 
@@ -24,13 +27,18 @@ class Server:
     ...     server.wait()                 # http://127.0.0.1:8080/v1/chat/completions
 
     Args:
-        model: the model; its ``context_length``, ``threads`` and ``kv_type`` are those of every answer.
+        model: the model; its ``context_length``, ``threads`` and ``kv_type`` are those of every answer. None for those
+            of ``repository``.
         name: what clients call it; by default the name of its file.
+        repository: a folder of models, each a folder of numbered versions or a file, see :mod:`llama_rs.repository`.
+            They can be loaded, unloaded and rolled back while requests are answered.
+        reload: look every so many seconds for what is new there.
         host: the address to listen on. With one that others can reach, set ``api_keys``.
         port: the port; 0 for one that is free, see :attr:`url`.
         unix: a socket file to listen on, instead of host and port.
         api_keys: a client must have one of them; by default everybody may ask who can reach it, but no page of another
             site in a browser.
+        admin_key: who has it may load and unload models; without any keys everybody may.
         cors: origins whose pages may ask, ``"*"`` for all.
         allowed_hosts: names by which clients reach it, besides ``localhost`` and addresses, if there are no keys.
         parallel: answers that are made at the same time.
@@ -44,6 +52,7 @@ class Server:
         strict_model: requests must name the model as it is called.
         share_prefixes: what was computed of a prompt is found by clients with other keys, too. They could tell from the
             time that it takes what others have asked.
+        threads: workers of the models of a repository.
         access_log: write a line of JSON for each request to standard error.
         options: sampling and generation, for requests that do not say.
 
@@ -54,13 +63,16 @@ class Server:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | None = None,
         *,
         name: str | None = None,
+        repository: str | os.PathLike[str] | None = None,
+        reload: float | None = None,
         host: str = "127.0.0.1",
         port: int = 8080,
         unix: str | os.PathLike[str] | None = None,
         api_keys: Sequence[str] = (),
+        admin_key: str | None = None,
         cors: Sequence[str] = (),
         allowed_hosts: Sequence[str] = (),
         parallel: int = 8,
@@ -73,6 +85,7 @@ class Server:
         strict_model: bool = False,
         share_prefixes: bool = False,
         access_log: bool = False,
+        threads: int | None = None,
         **options: Unpack[GenerateOptions],
     ) -> None:
         for what, number in (("parallel", parallel), ("port", port + 1)):
@@ -80,15 +93,20 @@ class Server:
                 raise ValueError(f"{what} is {number}, it is out of range")
         if any(not key or not key.isascii() or not key.isprintable() for key in api_keys):
             raise ValueError("an API key is empty or has characters that a header cannot carry")
-        if name is None:
-            name = os.path.basename(os.path.abspath(model.path)).removesuffix(".gguf")
+        if (model is None) == (repository is None):
+            raise ValueError("give a model or a repository of models, one of them")
         given: dict[str, Any] = dict(options)
+        models = []
+        if model is not None:
+            name = name or os.path.basename(os.path.abspath(model.path)).removesuffix(".gguf")
+            models.append((name, "1", model._handle, model.context_length, model.threads, model.kv_type))
         self._core = _core.Server(
-            [(name, "1", model._handle, model.context_length, model.threads, model.kv_type)],
+            models,
             host=host,
             port=port,
             unix=unix,
             api_keys=list(api_keys),
+            admin_key=admin_key,
             cors=list(cors),
             allowed_hosts=list(allowed_hosts),
             strict=strict,
@@ -104,7 +122,19 @@ class Server:
             defaults=given,
         )
         self.model = model
-        self.name = name
+        self.name = name or ""
+        self.repository: Repository | None = None
+        if repository is not None:
+            from .repository import Repository
+
+            try:
+                self.repository = Repository(repository, self._core, given, threads=threads)
+                self.repository.load_all()
+            except BaseException:
+                self.close()
+                raise
+            self.name = ", ".join(self.repository.names)
+            self.repository.keep(reload)
 
     @property
     def url(self) -> str:
@@ -128,6 +158,8 @@ class Server:
         """Ends it at once. What is being answered ends with an error."""
         self._core.stop()
         self._core.wait(5.0)
+        if self.repository is not None:
+            self.repository.close()
 
     def __enter__(self) -> Server:
         return self

@@ -10,7 +10,7 @@ use super::metrics::Page;
 use super::native::tokenizer_info;
 use super::oip;
 use super::openapi::openapi;
-use super::registry::Registry;
+use super::registry::{Entry, Registry, State};
 use super::residency::residency;
 use super::route::Handler;
 use super::service::{Call, Phase, Reply, Shared, json};
@@ -23,8 +23,11 @@ pub fn answer(handler: Handler, call: &Call) -> Reply {
     let name = call.captures.first().map(String::as_str);
     Ok(match handler {
         Handler::Health | Handler::Ready => health(call)?,
-        Handler::Models => models(&shared.registry),
-        Handler::Model => json(&model(&*shared.registry.find(name, true)?)),
+        Handler::Models => json(&object! { "object" => "list", "data" => models(&shared.registry) }),
+        Handler::Model => {
+            let found = models(&shared.registry).into_iter().find(|model| model.get("id").and_then(Json::str) == name);
+            json(&found.ok_or_else(|| Refusal::new(404, "model_not_found", "there is no such model"))?)
+        }
         Handler::TokenizerInfo => json(&tokenizer_info(&*call.version(None)?)?),
         Handler::Props => json(&props(&*call.version(None)?, shared)),
         Handler::Slots => json(&slots(call)),
@@ -56,32 +59,54 @@ fn health(call: &Call) -> Reply {
     Ok(json(&object! { "status" => "ok" }))
 }
 
-fn models(registry: &Registry) -> Response<Body> {
-    let data = registry.versions().iter().map(|version| model(version)).collect::<Vec<_>>();
-    json(&object! { "object" => "list", "data" => data })
+/// A model for each name, with its versions.
+fn models(registry: &Registry) -> Vec<Json> {
+    let entries = registry.entries();
+    let mut names: Vec<&str> = Vec::new();
+    for entry in &entries {
+        if !names.contains(&entry.name.as_str()) {
+            names.push(&entry.name);
+        }
+    }
+    names.iter().map(|name| model(name, &entries)).collect()
 }
 
-fn model(version: &Version) -> Json {
-    let config = version.model.config();
-    let n_params: usize =
-        version.model.checkpoint().tensors().iter().map(|t| t.view.shape().iter().product::<usize>()).sum();
-    object! {
-        "id" => version.name.as_str(),
-        "object" => "model",
-        "created" => version.created,
-        "owned_by" => "llama_rs",
-        "max_model_len" => version.context_length(),
-        "meta" => object! {
-            "architecture" => config.architecture.as_str(),
-            "n_vocab" => config.vocab_size,
-            "n_ctx_train" => config.context_length,
-            "n_embd" => config.dim,
-            "n_params" => n_params,
-            "size" => version.model.checkpoint().size(),
-        },
-        "versions" => vec![object! { "version" => version.number.as_str(), "state" => "ready", "default" => true }],
-        "status" => object! { "value" => "loaded" },
+fn model(name: &str, entries: &[Entry]) -> Json {
+    let own = || entries.iter().filter(|entry| entry.name == name);
+    let ready = own().filter_map(|entry| match &entry.state {
+        State::Ready(version) => Some((entry.is_default, version)),
+        _ => None,
+    });
+    let version = ready.max_by_key(|(is_default, _)| *is_default).map(|(_, version)| version);
+    let versions = own().map(|entry| {
+        let mut json = object! {
+            "version" => entry.number.as_str(), "state" => entry.state.name(), "default" => entry.is_default,
+        };
+        if let State::Failed(why) = &entry.state {
+            json.push("reason", why.as_str());
+        }
+        json
+    });
+    let mut json = object! { "id" => name, "object" => "model", "created" => version.map_or(0, |v| v.created), "owned_by" => "llama_rs" };
+    if let Some(version) = version {
+        let config = version.model.config();
+        let sizes = version.model.checkpoint().tensors().iter().map(|t| t.view.shape().iter().product::<usize>());
+        json.push("max_model_len", version.context_length());
+        json.push(
+            "meta",
+            object! {
+                "architecture" => config.architecture.as_str(),
+                "n_vocab" => config.vocab_size,
+                "n_ctx_train" => config.context_length,
+                "n_embd" => config.dim,
+                "n_params" => sizes.sum::<usize>(),
+                "size" => version.model.checkpoint().size(),
+            },
+        );
     }
+    json.push("versions", versions.collect::<Vec<_>>());
+    json.push("status", object! { "value" => if version.is_some() { "loaded" } else { "failed" } });
+    json
 }
 
 /// What clients of llama.cpp's server read. Of the path only the name of the file.
@@ -131,6 +156,17 @@ fn metrics(call: &Call) -> Response<Body> {
     page.counter("preemptions_total", "Answers that made room for others for a while.", stats.preemptions);
     page.counter("prefix_evicted_tokens_total", "Tokens that were kept and had to go.", stats.evicted_tokens);
     let versions = shared.registry.versions();
+    let states: Vec<(String, f64)> = shared
+        .registry
+        .entries()
+        .iter()
+        .map(|e| {
+            let (name, number, state) = (label(&e.name), label(&e.number), e.state.name());
+            (format!("model=\"{name}\",version=\"{number}\",state=\"{state}\""), 1.0)
+        })
+        .collect();
+    let states: Vec<(&str, f64)> = states.iter().map(|(labels, one)| (labels.as_str(), *one)).collect();
+    page.gauge("model_state", "Versions of models by what became of them.", &states);
     let labels: Vec<(String, f64)> = versions
         .iter()
         .map(|v| {

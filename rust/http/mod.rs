@@ -42,6 +42,7 @@ use std::time::Duration;
 
 use crate::scheduler::Limits;
 
+pub use registry::{Change, Order};
 pub use server::Server;
 pub use version::Version;
 
@@ -52,6 +53,8 @@ pub struct Config {
     pub listen: Listen,
     /// Keys, any of which a client must have; none: everybody on this machine may ask.
     pub api_keys: Vec<String>,
+    /// The key of those who may load and unload models.
+    pub admin_key: Option<String>,
     /// Origins whose pages may ask, `*` for all.
     pub cors: Vec<String>,
     /// Names of this machine besides `localhost` that a client may use if there are no keys.

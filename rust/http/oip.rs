@@ -9,6 +9,7 @@ use super::completions::check_room;
 use super::embeddings::inputs;
 use super::error::{Answer, Refusal};
 use super::json::{At, Fields, Json, object};
+use super::registry::{Change, Entry, Registry, State};
 use super::runs::{Runs, Total, Whole, finish_reason};
 use super::service::{Bytesful, Call, Reply, json, prepare};
 use super::shapes::finite;
@@ -62,6 +63,38 @@ pub fn model(call: &Call) -> Answer<Json> {
 pub fn ready(call: &Call) -> Answer<Json> {
     let version = version(call)?;
     Ok(object! { "name" => version.name.as_str(), "ready" => true })
+}
+
+/// `POST /v2/repository/index`.
+pub fn index(registry: &Registry) -> Json {
+    let entry = |entry: &Entry| {
+        let state = if matches!(entry.state, State::Ready(_)) { "READY" } else { "UNAVAILABLE" };
+        let reason = if let State::Failed(why) = &entry.state { why.as_str() } else { "" };
+        object! {
+            "name" => entry.name.as_str(), "version" => entry.number.as_str(), "state" => state, "reason" => reason,
+        }
+    };
+    Json::List(registry.entries().iter().map(entry).collect())
+}
+
+/// `POST /v2/repository/models/{m}/load` and `unload`. A load may name the version that is to be the default.
+pub async fn change(call: Call, body: Bytesful, what: Change) -> Reply {
+    let json = body.json()?;
+    let fields = At { value: &json, pointer: String::new() }.object()?;
+    let number = match fields.get("parameters") {
+        Some(at) => at.object()?.get("version").map(|at| match at.value {
+            Json::Int(n) => Ok(n.to_string()),
+            _ => at.str().map(String::from),
+        }),
+        None => None,
+    };
+    let name = call.captures.first().cloned().unwrap_or_default();
+    let (shared, number) = (&call.service.shared, number.transpose()?);
+    let result = shared.registry.order(what, name, number).await;
+    let word = if result.is_ok() { "ok" } else { "failed" };
+    shared.metrics.reloads.add(format!("result=\"{word}\""), 1);
+    result?;
+    Ok(super::service::json(&Json::Map(Vec::new())))
 }
 
 /// The parameters of an answer, in an object of their own.

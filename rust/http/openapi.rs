@@ -53,7 +53,7 @@ fn operation(route: &Route, path: &str) -> Json {
             "5XX" => error,
         },
     };
-    if route.access == Access::Key {
+    if route.access != Access::Everybody {
         operation.push("security", vec![object! { "key" => Json::List(Vec::new()) }, Json::Map(Vec::new())]);
     }
     if let Some(schema) = body(route.handler) {
@@ -142,6 +142,8 @@ fn body(handler: Handler) -> Option<Json> {
         Handler::Generate | Handler::GenerateStream => {
             (vec!["text_input"], vec![("text_input", text()), ("parameters", typed("object"))])
         }
+        Handler::RepositoryIndex => (vec![], vec![("ready", typed("boolean"))]),
+        Handler::RepositoryLoad | Handler::RepositoryUnload => (vec![], vec![("parameters", typed("object"))]),
         _ => return None,
     };
     if matches!(handler, Handler::ChatCompletions | Handler::Completions | Handler::Completion) {

@@ -34,6 +34,9 @@ pub enum Handler {
     Infer,
     Generate,
     GenerateStream,
+    RepositoryIndex,
+    RepositoryLoad,
+    RepositoryUnload,
 }
 
 /// Who may ask.
@@ -42,6 +45,8 @@ pub enum Access {
     Everybody,
     /// Those who have a key, if keys are set.
     Key,
+    /// Those who may change what is served.
+    Admin,
 }
 
 /// A route.
@@ -142,7 +147,14 @@ pub const ROUTES: &[Route] = &[
         Handler::GenerateStream,
         "Triton's generate_stream: the same as a stream",
     ),
+    admin("/v2/repository/index", Handler::RepositoryIndex, "Triton's repository: all versions of all models"),
+    admin("/v2/repository/models/{model}/load", Handler::RepositoryLoad, "Load a model anew, or another version of it"),
+    admin("/v2/repository/models/{model}/unload", Handler::RepositoryUnload, "Take a model out"),
 ];
+
+const fn admin(path: &'static str, handler: Handler, summary: &'static str) -> Route {
+    Route { method: "POST", path, aliases: &[], access: Access::Admin, handler, summary, computes: false }
+}
 
 /// What a request line leads to.
 pub enum Found {

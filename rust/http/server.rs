@@ -133,9 +133,9 @@ impl Server {
         self.scheduler.has_crashed()
     }
 
-    /// The models that are served.
-    pub fn models(&self) -> Vec<String> {
-        self.shared.registry.versions().iter().map(|version| version.name.clone()).collect()
+    /// What is served, to be changed.
+    pub fn registry(&self) -> &Registry {
+        &self.shared.registry
     }
 }
 

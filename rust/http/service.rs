@@ -24,7 +24,7 @@ use super::limits;
 use super::log::Log;
 use super::metrics::Metrics;
 use super::record::Record;
-use super::registry::Registry;
+use super::registry::{Change, Registry};
 use super::route::{self, Access, Found, Handler, Route};
 use super::version::Version;
 use super::{Config, chat, completions, embeddings, info, native, oip, responses, scores};
@@ -164,6 +164,9 @@ impl Service {
         };
         record.route.set(route.path);
         let client = self.client(route, &head.headers)?;
+        if route.access == Access::Admin {
+            self.check_admin(&head.headers)?;
+        }
         if route.computes {
             self.check_load()?;
         }
@@ -193,6 +196,9 @@ impl Service {
             Handler::Generate => oip::generate(call, body, false).await,
             Handler::GenerateStream => oip::generate(call, body, true).await,
             Handler::Infer => oip::infer(call, body).await,
+            Handler::RepositoryIndex => Ok(json(&oip::index(&self.shared.registry))),
+            Handler::RepositoryLoad => oip::change(call, body, Change::Load).await,
+            Handler::RepositoryUnload => oip::change(call, body, Change::Unload).await,
             Handler::Residency
             | Handler::OpenApi
             | Handler::V2Server
@@ -262,25 +268,31 @@ impl Service {
         if keys.is_empty() {
             return Ok(0);
         }
-        let bearer = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
-            let (scheme, key) = value.split_at_checked(7)?;
-            scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
-        });
-        let given = bearer.or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes)).unwrap_or_default();
+        let given = given_key(headers);
         let mut found = 0;
         for (i, key) in keys.iter().enumerate() {
-            let differs = key.bytes().enumerate().fold(key.len() ^ given.len(), |differs, (at, byte)| {
-                differs | usize::from(byte ^ given.get(at).copied().unwrap_or_default())
-            });
-            if differs == 0 {
+            if is_equal(key, given) {
                 found = i as u64 + 1;
             }
         }
-        if found == 0 && route.access == Access::Key {
+        if found == 0 && route.access != Access::Everybody && !self.is_admin(headers) {
             let what = "the API key is missing or wrong: send Authorization: Bearer KEY";
             return Err(Refusal::new(401, "invalid_api_key", what));
         }
         Ok(found)
+    }
+
+    fn is_admin(&self, headers: &HeaderMap) -> bool {
+        self.shared.config.admin_key.as_ref().is_some_and(|key| is_equal(key, given_key(headers)))
+    }
+
+    /// What is served may be changed by who has the key for that; where there are no keys at all, by whoever may ask.
+    fn check_admin(&self, headers: &HeaderMap) -> Answer<()> {
+        let config = &self.shared.config;
+        if self.is_admin(headers) || (config.admin_key.is_none() && config.api_keys.is_empty()) {
+            return Ok(());
+        }
+        Err(Refusal::new(403, "not_allowed", "this needs the key that was set with --admin-key"))
     }
 
     /// Refuses before anything is read when too many wait already.
@@ -352,6 +364,21 @@ impl Service {
         let mut phase = self.phase.clone();
         let _ = phase.wait_for(|phase| *phase == Phase::Over).await;
     }
+}
+
+/// The key that a client sends, by either header.
+fn given_key(headers: &HeaderMap) -> &[u8] {
+    let bearer = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
+        let (scheme, key) = value.split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
+    });
+    bearer.or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes)).unwrap_or_default()
+}
+
+/// Compares all of it, so that the time does not tell how much was right.
+fn is_equal(key: &str, given: &[u8]) -> bool {
+    let differs = |(i, byte): (usize, u8)| usize::from(byte ^ given.get(i).copied().unwrap_or_default());
+    key.bytes().enumerate().map(differs).fold(key.len() ^ given.len(), |all, one| all | one) == 0
 }
 
 async fn next_chunk(body: &mut Incoming) -> Answer<Option<Bytes>> {

@@ -57,7 +57,7 @@ mod _core {
     #[pymodule_export]
     use super::quantize::{Collector, Quantizer, encodable_types, mixes};
     #[pymodule_export]
-    use super::server::Server;
+    use super::server::{Order, Server};
     #[pymodule_export]
     use super::{Checkpoint, Floats, Session, Tensor, Tokenizer, available_threads, cpu};
 

@@ -1,7 +1,7 @@
 //! `Server`: an HTTP server at work.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::exceptions::PyOSError;
@@ -29,7 +29,7 @@ impl Server {
     /// Listens, and serves `models`: each its name, its number, the model, and what its sessions are made with.
     #[new]
     #[pyo3(signature = (
-        models, *, host, port, unix, api_keys, cors, allowed_hosts, strict, strict_model, share_prefixes, access_log,
+        models, *, host, port, unix, api_keys, admin_key, cors, allowed_hosts, strict, strict_model, share_prefixes, access_log,
         request_timeout, parallel, max_queue, max_queued_tokens, kv_bytes, step, defaults
     ))]
     #[allow(clippy::too_many_arguments)] // as Python has them
@@ -40,6 +40,7 @@ impl Server {
         port: u16,
         unix: Option<PathBuf>,
         api_keys: Vec<String>,
+        admin_key: Option<String>,
         cors: Vec<String>,
         allowed_hosts: Vec<String>,
         strict: bool,
@@ -62,6 +63,7 @@ impl Server {
         let config = Config {
             listen,
             api_keys,
+            admin_key,
             cors,
             allowed_hosts,
             strict,
@@ -128,10 +130,79 @@ impl Server {
         self.0.stop();
     }
 
+    /// Adds a version of a model; with `is_default` its name means it from now on.
+    #[allow(clippy::too_many_arguments)] // as Python has them
+    fn put(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        number: &str,
+        model: &Model,
+        context_length: usize,
+        threads: usize,
+        kv_type: &str,
+        defaults: &Bound<'_, PyDict>,
+        is_default: bool,
+    ) -> PyResult<()> {
+        let (session, defaults) = (session_options(context_length, threads, kv_type)?, from_settings(defaults)?);
+        let model = model.shared();
+        let version = run(py, |_| Version::of(name, number, model, session, &defaults))?;
+        self.0.registry().put(Arc::new(version), is_default);
+        Ok(())
+    }
+
+    /// Takes a version out, or all of a model; answers that hold it go on.
+    #[pyo3(signature = (name, number))]
+    fn remove(&self, name: &str, number: Option<&str>) -> bool {
+        self.0.registry().remove(name, number)
+    }
+
+    /// Says why a version cannot be used.
+    fn fail(&self, name: &str, number: &str, why: String) {
+        self.0.registry().fail(name, number, why);
+    }
+
+    /// What somebody asks over HTTP to be changed, if somebody does in so many seconds.
+    fn next_order(&self, py: Python<'_>, seconds: f64) -> PyResult<Option<Order>> {
+        let at_most = Duration::try_from_secs_f64(seconds).unwrap_or(LOOK);
+        let order = run(py, |_| Ok(self.0.registry().next_order(at_most)))?;
+        Ok(order.map(|order| Order {
+            load: order.what == http::Change::Load,
+            model: order.model.clone(),
+            number: order.number.clone(),
+            done: Mutex::new(Some(order)),
+        }))
+    }
+
     /// Whether the engine has ended because of a bug of ours.
     #[getter]
     fn has_crashed(&self) -> bool {
         self.0.has_crashed()
+    }
+}
+
+/// What somebody asks over HTTP to be changed.
+#[pyclass(frozen)]
+pub struct Order {
+    /// Whether a model is to be loaded, or taken out.
+    #[pyo3(get)]
+    load: bool,
+    #[pyo3(get)]
+    model: String,
+    #[pyo3(get)]
+    number: Option<String>,
+    done: Mutex<Option<http::Order>>,
+}
+
+#[pymethods]
+impl Order {
+    /// Tells who asked that it is done, or why not.
+    #[pyo3(signature = (error))]
+    fn done(&self, error: Option<String>) {
+        let order = self.done.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(order) = order {
+            let _ = order.done.send(error.map_or(Ok(()), Err));
+        }
     }
 }
 

@@ -38,12 +38,17 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]
 
 @click.command("serve", cls=Command)
 @model_argument
+@click.option("--repository", type=click.Path(exists=True, file_okay=False), metavar="DIR",
+              help="Serve the models in this folder: DIR/NAME/1/model.gguf, DIR/NAME/2/model.gguf, DIR/OTHER.gguf.")
+@click.option("--reload", type=Number(float, 0, 86400, above=True), metavar="SECONDS",
+              help="Look so often for what is new there; SIGHUP has it look at once.")
 @click.option("--host", default="127.0.0.1", help="The address to listen on; 0.0.0.0 for every one of this machine.")
 @click.option("--port", type=Number(int, 0, 65535), default=8080, help="The port; 0 for one that is free.")
 @click.option("--unix", type=click.Path(), metavar="PATH", help="Listen on this socket file instead.")
 @click.option("--api-key", "api_keys", multiple=True, help="Clients must have this key. May be given several times.  "
               "[default: $LLAMA_RS_API_KEY, else none]", show_default=False)
 @click.option("--api-key-file", type=click.File("r"), help="Keys, one a line.")
+@click.option("--admin-key", help="Who has this key may load and unload models.")
 @click.option("--alias", metavar="NAME", help="What clients call the model.  [default: the name of its file]")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Pages of this origin may ask; * for all.")
 @click.option("--allow-host", "allowed_hosts", multiple=True, metavar="NAME",
@@ -74,6 +79,8 @@ def command(
     api_keys: tuple[str, ...],
     api_key_file: Any,
     alias: str | None,
+    repository: str | None,
+    reload: float | None,
     kv_memory: int | None,
     context_length: int | None,
     kv_type: Literal["f16", "q8_0"],
@@ -92,17 +99,30 @@ def command(
       llama-rs serve model.gguf --port 8000 --api-key secret
       curl http://localhost:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hello!"}]}'
     """
-    path = find_model(model, file)
+    if repository and (file or model):
+        raise click.UsageError("give a model or --repository, not both")
     keys = [*api_keys, *_keys_of(api_key_file)] or [key for key in [os.environ.get("LLAMA_RS_API_KEY", "")] if key]
-    llama = Model(path, threads=threads, context_length=context_length, kv_type=kv_type)
-    for warning in doubts_of_length(llama, context_length or 0):
-        warn(warning)
+    llama = None
+    if repository is None:
+        llama = Model(find_model(model, file), threads=threads, context_length=context_length, kv_type=kv_type)
+        for warning in doubts_of_length(llama, context_length or 0):
+            warn(warning)
     host = options["host"]
     if not keys and not options["unix"] and not LOOPBACK.fullmatch(host):
         warn(f"others can reach {host}, and no --api-key is set: whoever does may use the model")
     settings = {name: options.pop(name) for name in _SETTINGS}
     given = {name: value for name, value in options.items() if _is_given(context, name)}
-    server = Server(llama, name=alias, api_keys=keys, kv_bytes=kv_memory, **settings, **given)
+    server = Server(
+        llama,
+        name=alias,
+        repository=repository,
+        reload=reload,
+        threads=threads,
+        api_keys=keys,
+        kv_bytes=kv_memory,
+        **settings,
+        **given,
+    )
     say(f"serving {server.name} at {server.url}")
     code = until_signalled(server, drain=drain, grace=drain_grace)
     if code:
@@ -113,6 +133,7 @@ _SETTINGS = (
     "host",
     "port",
     "unix",
+    "admin_key",
     "cors",
     "allowed_hosts",
     "parallel",
@@ -152,6 +173,9 @@ def until_signalled(server: Server, *, drain: float, grace: float) -> int:
             code = 128 + number
             server._core.stop()
 
+    if server.repository is not None:
+        looks = server.repository.look
+        signal.signal(signal.SIGHUP, lambda *_: looks())
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in before.items():
         if handler != signal.SIG_IGN:

@@ -27,6 +27,7 @@ __all__ = [
     "merge",
     "mixes",
     "parameters",
+    "perf",
     "split",
 ]
 
@@ -43,6 +44,20 @@ def convert_directory(
     n_threads: int | None,
     on_progress: Callable[[int, int], object] | None,
 ) -> None: ...
+def perf(
+    host: str,
+    port: int,
+    path: str,
+    key: str | None,
+    bodies: Sequence[str],
+    requests: int,
+    *,
+    clients: int | None,
+    rate: float | None,
+    cancel: float,
+    timeout: float,
+    seed: int,
+) -> list[tuple[float, list[float], float, int, int, int, int, bool, str | None]]: ...
 def split(
     source: str | os.PathLike[str],
     prefix: str | os.PathLike[str],

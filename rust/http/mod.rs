@@ -22,6 +22,7 @@ mod native;
 mod oip;
 mod openapi;
 mod options;
+pub mod perf;
 mod prompt;
 mod record;
 mod registry;

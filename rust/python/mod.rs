@@ -15,6 +15,7 @@ mod ids;
 mod lend;
 mod model;
 mod parameters;
+mod perf;
 mod quantize;
 mod server;
 mod session;
@@ -54,6 +55,8 @@ mod _core {
     use super::model::Model;
     #[pymodule_export]
     use super::parameters::{check, parameters};
+    #[pymodule_export]
+    use super::perf::perf;
     #[pymodule_export]
     use super::quantize::{Collector, Quantizer, encodable_types, mixes};
     #[pymodule_export]

@@ -10,6 +10,7 @@ use super::metrics::Page;
 use super::native::tokenizer_info;
 use super::oip;
 use super::openapi::openapi;
+use super::page::page;
 use super::registry::{Entry, Registry, State};
 use super::residency::residency;
 use super::route::Handler;
@@ -22,6 +23,7 @@ pub fn answer(handler: Handler, call: &Call) -> Reply {
     let shared = &*call.service.shared;
     let name = call.captures.first().map(String::as_str);
     Ok(match handler {
+        Handler::Page => page(),
         Handler::Health | Handler::Ready => health(call)?,
         Handler::Models => json(&object! { "object" => "list", "data" => models(&shared.registry) }),
         Handler::Model => {

@@ -22,6 +22,7 @@ mod native;
 mod oip;
 mod openapi;
 mod options;
+mod page;
 pub mod perf;
 mod prompt;
 mod record;

@@ -70,6 +70,7 @@ fn operation(route: &Route, path: &str) -> Json {
 
 fn kind_of(handler: Handler) -> &'static str {
     match handler {
+        Handler::Page => "text/html",
         Handler::Metrics => "text/plain",
         Handler::GenerateStream => "text/event-stream",
         _ => "application/json",

@@ -3,6 +3,7 @@
 /// What answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handler {
+    Page,
     Health,
     Ready,
     Models,
@@ -86,6 +87,7 @@ const fn with_key(route: Route) -> Route {
 
 /// All of them.
 pub const ROUTES: &[Route] = &[
+    get("/", &[], Handler::Page, "A page to talk with the model"),
     get("/health", &["/v1/health", "/livez"], Handler::Health, "Whether the server lives and takes requests"),
     get("/readyz", &[], Handler::Ready, "Whether new requests should be sent here"),
     with_key(get("/v1/models", &["/models"], Handler::Models, "The models that are served")),

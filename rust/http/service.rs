@@ -206,6 +206,7 @@ impl Service {
             | Handler::V2Ready
             | Handler::V2Model
             | Handler::V2ModelReady
+            | Handler::Page
             | Handler::Health
             | Handler::Ready
             | Handler::Models

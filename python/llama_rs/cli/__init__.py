@@ -25,6 +25,7 @@ COMMANDS = (
     "chat",
     "generate",
     "serve",
+    "perf",
     "tokenize",
     "embed",
     "inspect",

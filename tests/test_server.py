@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import hashlib
 import http.client
 import json
 import os
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from llama_rs import Model, Server
+from llama_rs import Model, Server, cli
 
 LONG = {"prompt": "the", "max_tokens": 100_000, "temperature": 0, "ignore_eos": True}
 """An answer that goes on for as long as the context has room."""
@@ -393,7 +395,13 @@ def test_health_is_answered_while_a_prompt_is_read(smollm2: Path) -> None:
         ("/v1/completions", {"prompt": "a", "stop": ["x"] * 17}, 400, "invalid_value", "/stop"),
         ("/v1/completions", {"prompt": "a", "stop": "x" * 1025}, 400, "invalid_value", "/stop"),
         ("/v1/completions", {"prompt": "a", "logprobs": 21}, 400, "invalid_value", "/logprobs"),
-        ("/v1/completions", {"prompt": "a", "logit_bias": {"99999999": 1}}, 400, "invalid_value", "/logit_bias/99999999"),
+        (
+            "/v1/completions",
+            {"prompt": "a", "logit_bias": {"99999999": 1}},
+            400,
+            "invalid_value",
+            "/logit_bias/99999999",
+        ),
         ("/v1/completions", {"prompt": "a", "best_of": 3}, 400, "unsupported_parameter", "/best_of"),
         ("/v1/completions", {"prompt": "a", "suffix": "b"}, 400, "unsupported_parameter", "/suffix"),
         ("/v1/completions", {"prompt": "a", "stream_options": {}}, 400, "invalid_value", "/stream_options"),
@@ -496,8 +504,13 @@ def test_pages_of_others_may_not_ask(server: Server, model: Model) -> None:
     with Server(model, port=0, cors=["https://app.example"], allowed_hosts=["llama"]) as open_server:
         answer = get(open_server, "/health", Origin="https://app.example", Host="llama:1")
         assert answer.headers["access-control-allow-origin"] == "https://app.example"
-        asked = ask(open_server, "OPTIONS", "/v1/completions", Origin="https://app.example",
-                    Access_Control_Request_Headers="authorization")
+        asked = ask(
+            open_server,
+            "OPTIONS",
+            "/v1/completions",
+            Origin="https://app.example",
+            Access_Control_Request_Headers="authorization",
+        )
         assert asked.headers["access-control-allow-headers"] == "authorization"
         assert get(open_server, "/health", Origin="https://evil.example").status == 403
 
@@ -813,3 +826,402 @@ def test_options_of_the_command_are_for_requests_that_do_not_say(tiny: Path) -> 
         assert (one["usage"]["completion_tokens"], one["model"]) == (7, "mine")
         more = good(served, "/v1/completions", {"prompt": "the", "max_tokens": 9})  # type: ignore[arg-type]
         assert more["usage"]["completion_tokens"] == 9
+
+
+# Scores
+
+
+def test_scores_are_those_of_the_library(server: Server, model: Model) -> None:
+    expected = model.score("the sea", " gives")
+    answer = good(server, "/v1/score", {"prompt": "the sea", "completion": [" gives", " takes"]})
+    one = answer["data"][0]
+    assert one["token_ids"] == expected.token_ids
+    np.testing.assert_allclose(one["logprobs"], expected.logprobs, rtol=1e-4, atol=1e-5)
+    assert one["score"] == pytest.approx(expected.total, rel=1e-4)
+    assert "".join(one["tokens"]) == " gives"
+    ids = model.tokenizer.encode("the sea")
+    by_ids = good(server, "/v1/score", {"prompt": ids, "completion": expected.token_ids})["data"][0]
+    assert by_ids["logprobs"] == one["logprobs"]
+    assert post(server, "/v1/score", {"prompt": "a", "completion": ""}).status == 400
+
+
+def test_labels_are_as_likely_as_their_tokens(server: Server, model: Model) -> None:
+    labels = ["sea", "wind", "harbour"]
+    body = {
+        "input": ["the boats", "rain"],
+        "labels": labels,
+        "template": "{input} is about",
+        "calibration": "none",
+        "normalize": "sum",
+    }
+    answer = good(server, "/v1/classify", body)
+    assert [row["index"] for row in answer["data"]] == [0, 1]
+    for row, text in zip(answer["data"], body["input"], strict=True):
+        assert sum(row["probs"].values()) == pytest.approx(1)
+        assert row["label"] == max(row["probs"], key=row["probs"].get) and row["margin"] >= 0
+        eos = model.tokenizer.eos
+        for label in labels:
+            ids = model.tokenizer.encode(f"{text} is about{label}")
+            before = model.tokenizer.encode(f"{text} is about")
+            n = next(i for i, (a, b) in enumerate(zip([*before, None], [*ids, None], strict=False)) if a != b)
+            expected = model.score(ids[:n], [*ids[n:], eos]).total
+            assert row["scores"][label] == pytest.approx(expected, rel=1e-3), label
+    calibrated = good(server, "/v1/classify", {**body, "calibration": "content_free"})["data"][0]
+    assert calibrated["scores"] == answer["data"][0]["scores"] and calibrated["probs"] != answer["data"][0]["probs"]
+    free = good(server, "/v1/classify", {**body, "input": "N/A", "calibration": "batch"})["data"][0]
+    assert max(free["probs"].values()) == pytest.approx(1 / 3)  # nothing is left of a batch of one
+    chat = good(server, "/v1/classify", {"input": "rain", "labels": {"s": "sea", "w": "wind"}})["data"][0]
+    assert set(chat["probs"]) == {"s", "w"}
+    assert post(server, "/v1/classify", {"input": "a", "labels": ["x"]}).error["param"] == "/labels"
+
+
+def test_a_reranker_orders_documents(tmp_path: Path) -> None:
+    from oracle.cases import ENCODERS
+    from test_embeddings import with_words
+
+    names = [name for name in ENCODERS if "rank" in name]
+    assert names
+    path = tmp_path / "reranker.gguf"
+    with_words(ENCODERS[names[0]].make(), path)
+    reranker = Model(path)
+    documents = ["the sea", "wind and rain", "a lamp"]
+    expected = reranker.rerank("the keeper", documents)
+    with Server(reranker, port=0) as server:
+        answer = good(server, "/v1/rerank", {"query": "the keeper", "documents": documents})
+        found = {row["index"]: row["relevance_score"] for row in answer["results"]}
+        np.testing.assert_allclose([found[i] for i in range(3)], expected, rtol=1e-5)
+        assert [row["relevance_score"] for row in answer["results"]] == sorted(found.values(), reverse=True)
+        top = good(server, "/rerank", {"query": "a", "documents": documents, "top_n": 1, "return_documents": True})
+        assert len(top["results"]) == 1 and top["results"][0]["document"]["text"] in documents
+        refused = post(server, "/v1/completions", {"prompt": "a"})
+        assert (refused.status, refused.error["code"]) == (400, "unsupported")
+
+
+def test_residency_is_that_of_the_file(server: Server, model: Model) -> None:
+    found = get(server, "/residency").json
+    expected = model.residency()
+    assert found["bytes"] == expected.bytes
+    assert [(layer["name"], layer["bytes"]) for layer in found["layers"]] == [
+        (p.name, p.bytes) for p in expected.layers
+    ]
+    assert 0 < found["resident"] <= found["bytes"]
+
+
+# Open Inference Protocol
+
+
+def test_the_open_inference_protocol(server: Server, model: Model) -> None:
+    name = server.name
+    assert get(server, "/v2").json["name"] == "llama_rs"
+    assert get(server, "/v2/health/live").json == {"live": True}
+    assert get(server, "/v2/health/ready").json == {"ready": True}
+    assert get(server, f"/v2/models/{name}/ready").json == {"name": name, "ready": True}
+    assert get(server, f"/v2/models/{name}").json["versions"] == ["1"]
+    assert get(server, "/v2/models/none/ready").status == 404
+    expected = model.generate("the sea", max_tokens=8, temperature=0)
+    parameters = {"max_tokens": 8, "temperature": 0}
+    body: dict[str, Any] = {"text_input": "the sea", "parameters": {**parameters, "details": True}}
+    for path in (f"/v2/models/{name}/generate", f"/v2/models/{name}/versions/1/generate"):
+        answer = good(server, path, body)
+        assert answer["text_output"] == expected.text
+        assert answer["details"]["finish_reason"] == {"length": "length", "stop": "eos_token"}[expected.finish_reason]
+    text = post(server, f"/v2/models/{name}/generate_stream", body).text
+    pieces = [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if line]
+    assert "".join(piece["text_output"] for piece in pieces) == expected.text
+
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [2]}
+    asked = {"id": "7", "inputs": [{**tensor, "data": ["the sea", "a"]}], "parameters": parameters}
+    answer = good(server, f"/v2/models/{name}/infer", asked)
+    (output,) = answer["outputs"]
+    assert (answer["id"], output["shape"], output["data"][0]) == ("7", [2], expected.text)
+    binary = b"".join(struct.pack("<I", len(text)) + text for text in (b"the sea", b"a"))
+    head = {"inputs": [{**tensor, "parameters": {"binary_data_size": len(binary)}}], "parameters": parameters}
+    header = json.dumps(head).encode()
+    answer = ask(
+        server,
+        "POST",
+        f"/v2/models/{name}/infer",
+        header + binary,
+        Inference_Header_Content_Length=str(len(header)),
+        Content_Type="application/octet-stream",
+    )
+    assert answer.json["outputs"] == [output]
+    asked = {"inputs": [{**tensor, "data": ["the sea", "a"]}], "outputs": [{"name": "embedding"}]}
+    (output,) = good(server, f"/v2/models/{name}/infer", asked)["outputs"]
+    vectors = model.embed(["the sea", "a"])
+    assert output["shape"] == list(vectors.shape)
+    np.testing.assert_allclose(np.reshape(output["data"], vectors.shape), vectors, rtol=1e-6)
+    for bad in ({"inputs": []}, {"inputs": [{**tensor, "data": ["one"]}]}, {"inputs": [tensor]}):
+        assert list(post(server, f"/v2/models/{name}/infer", bad).json) == ["error"]
+
+
+# Responses
+
+
+def test_a_response_and_its_events(server: Server, model: Model) -> None:
+    expected = model.chat(HELLO, max_tokens=12, **GREEDY)
+    body = {"input": "the sea", "max_output_tokens": 12, **GREEDY}
+    response = good(server, "/v1/responses", body)
+    (message,) = response["output"]
+    assert message["content"][0]["text"] == expected.text
+    status = {"length": "incomplete", "stop": "completed"}[expected.finish_reason]
+    assert (response["status"], response["object"]) == (status, "response")
+    assert response["usage"]["output_tokens"] == len(expected.token_ids)
+    items = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "the sea"}]}]
+    assert good(server, "/v1/responses", {**body, "input": items})["output"][0]["content"] == message["content"]
+
+    answer = post(server, "/v1/responses", {**body, "stream": True})
+    found = []
+    for block in answer.text.split("\n\n")[:-1]:
+        name, data = block.split("\n")
+        found.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {found[-1]['type']}"
+    assert [event["sequence_number"] for event in found] == list(range(len(found)))
+    kinds = [event["type"].removeprefix("response.") for event in found]
+    assert kinds[:4] == ["created", "in_progress", "output_item.added", "content_part.added"]
+    assert kinds[-4:] == ["output_text.done", "content_part.done", "output_item.done", status]
+    assert set(kinds[4:-4]) == {"output_text.delta"}
+    assert "".join(event["delta"] for event in found[4:-4]) == expected.text
+    for name in ("previous_response_id", "conversation"):
+        assert post(server, "/v1/responses", {**body, name: "x"}).error["code"] == "unsupported_parameter"
+    assert post(server, "/v1/responses", {**body, "input": [{"type": "image"}]}).error["param"] == "/input/0/type"
+
+
+def test_the_list_of_routes_is_true(server: Server) -> None:
+    spec = get(server, "/openapi.json").json
+    assert spec["openapi"] == "3.1.0"
+    n = 0
+    for path, methods in spec["paths"].items():
+        for method, operation in methods.items():
+            real = path.replace("{model}", server.name).replace("{version}", "1").replace("{id}", server.name)
+            answer = ask(server, method.upper(), real, {} if method == "post" else None)
+            assert answer.status not in (404, 405, 500), (path, answer)
+            kind = answer.headers["content-type"].split(";")[0]
+            assert answer.status != 200 or kind in operation["responses"]["200"]["content"], path
+            n += 1
+    assert n > 50
+
+
+# A repository of models
+
+
+def versions(server: Server, name: str = "tiny") -> dict[str, tuple[str, bool]]:
+    (found,) = [model for model in get(server, "/v1/models").json["data"] if model["id"] == name]
+    return {version["version"]: (version["state"], version["default"]) for version in found["versions"]}
+
+
+def test_versions_change_and_no_request_fails(tiny_models: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    for number, dtype in (("1", "Q8_0"), ("2", "F16")):
+        (folder / "tiny" / number).mkdir(parents=True)
+        os.link(tiny_models(dtype), folder / "tiny" / number / "model.gguf")
+    (folder / "tiny" / "llama-rs.toml").write_text('probe = "the sea"\ncontext_length = 2048\n')
+    os.link(tiny_models("Q4_0"), folder / "other.gguf")
+    texts = {n: Model(folder / "tiny" / n / "model.gguf").generate("the", max_tokens=20, **GREEDY).text for n in "12"}
+    body = {"prompt": "the", "max_tokens": 20, **GREEDY}
+
+    def say(model: str) -> str:
+        text: str = good(server, "/v1/completions", {**body, "model": model})["choices"][0]["text"]
+        return text
+
+    with Server(repository=folder, port=0, kv_bytes=256 << 20) as server:
+        assert sorted(model["id"] for model in get(server, "/v1/models").json["data"]) == ["other", "tiny"]
+        assert versions(server) == {"2": ("ready", True)}
+        assert say("tiny") == say("tiny@2") == texts["2"] != texts["1"]
+        assert post(server, "/v1/completions", {**body, "model": "tiny@1"}).error["code"] == "version_not_found"
+        assert post(server, "/v1/completions", {**body, "model": "none"}).error["code"] == "model_not_found"
+
+        answers: list[tuple[int, str]] = []
+        is_over = threading.Event()
+
+        def client() -> None:
+            while not is_over.is_set():
+                answer = post(server, "/v1/completions", {**body, "model": "tiny"})
+                answers.append(
+                    (answer.status, answer.json["choices"][0]["text"] if answer.status == 200 else answer.text)
+                )
+
+        clients = [threading.Thread(target=client) for _ in range(3)]
+        for thread in clients:
+            thread.start()
+        load = "/v2/repository/models/tiny/load"
+        for number in "1212":
+            assert post(server, load, {"parameters": {"version": number}}).status == 200
+            assert say("tiny") == texts[number]
+        is_over.set()
+        for thread in clients:
+            thread.join()
+        assert {status for status, _ in answers} == {200}
+        assert {text for _, text in answers} <= set(texts.values())
+
+        # What is bad changes nothing, and is seen.
+        bad = folder / "tiny" / "3"
+        bad.mkdir()
+        (bad / "model.gguf").write_bytes(b"GGUF nonsense")
+        answer = post(server, load, {"parameters": {"version": 3}})
+        assert answer.status == 400 and str(tmp_path) not in answer.text
+        assert versions(server)["3"] == ("failed", False)
+        assert say("tiny") == texts["2"]
+        assert metric(server, "reloads_total") == 5
+        assert post(server, "/v2/repository/models/tiny/unload", {}).status == 200
+        assert post(server, "/v1/completions", {**body, "model": "tiny"}).status == 404
+        assert post(server, "/v2/repository/models/tiny/unload", {}).status == 400
+        index = post(server, "/v2/repository/index", {}).json
+        assert {"name": "other", "version": "1", "state": "READY", "reason": ""} in index
+
+
+def test_a_file_written_over_fails_its_version_and_not_the_process(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "2").mkdir()
+    for number in "12":
+        (tmp_path / "m" / number / "model.gguf").write_bytes(tiny.read_bytes())
+    (tmp_path / "m" / "llama-rs.toml").write_text('policy = "all"\n')
+    with Server(repository=tmp_path, port=0) as server:
+        assert versions(server, "m") == {"1": ("ready", False), "2": ("ready", True)}
+        (tmp_path / "m" / "2" / "model.gguf").write_bytes(b"")
+        answer = post(server, "/v1/completions", {"prompt": "the", "model": "m"})
+        assert (answer.status, answer.error["code"]) == (500, "model_changed")
+        assert versions(server, "m") == {"1": ("ready", True), "2": ("failed", False)}
+        assert post(server, "/v1/completions", {"prompt": "the", "model": "m"}).status == 200
+
+
+def test_who_may_change_what_is_served(tiny: Path, model: Model, tmp_path: Path) -> None:
+    os.link(tiny, tmp_path / "m.gguf")
+    path = "/v2/repository/models/m/load"
+    with Server(repository=tmp_path, port=0, api_keys=["k"], admin_key="a") as server:
+        assert post(server, path, {}).status == 401
+        assert post(server, path, {}, X_Api_Key="k").status == 403
+        assert post(server, path, {}, X_Api_Key="a").status == 200
+        assert post(server, "/tokenize", {"content": "a"}, X_Api_Key="a").status == 200
+    with Server(model, port=0) as server:
+        assert post(server, path, {}).status == 409
+
+
+def test_a_repository_that_says_nonsense_is_refused(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there are no models"):
+        Server(repository=tmp_path, port=0)
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    os.link(tiny, tmp_path / "m" / "1" / "model.gguf")
+    for text in ("policy = 'newest'", "policy = 'latest:0'", "polici = 'all'", "context_length = '5'", "x"):
+        (tmp_path / "m" / "llama-rs.toml").write_text(text)
+        with pytest.raises(ValueError, match=r"llama-rs\.toml"):
+            Server(repository=tmp_path, port=0)
+
+
+def test_a_new_version_is_found_when_it_is_complete(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    os.link(tiny, tmp_path / "m" / "1" / "model.gguf")
+    with Server(repository=tmp_path, port=0, reload=0.1) as server:
+        new = tmp_path / "m" / "2"
+        new.mkdir()
+        content = tiny.read_bytes()
+        with open(new / "model.gguf", "wb") as f:
+            f.write(content[:1000])
+        (new / "READY").touch()
+        becomes(lambda: versions(server, "m").get("2", ("", False))[0] == "failed")
+        third = tmp_path / "3"
+        third.mkdir()
+        (third / "model.gguf").write_bytes(content)
+        third.rename(tmp_path / "m" / "3")
+        becomes(lambda: versions(server, "m").get("3") == ("ready", True))
+
+
+# The page, and other doors
+
+
+def test_the_page_may_run_its_own_script_and_nothing_else(server: Server) -> None:
+    answer = get(server, "/")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert len(answer.text.encode()) <= 40 << 10
+    policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
+    for tag in ("script", "style"):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", answer.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert policy[f"{tag}-src"] == f"'sha256-{digest}'"
+    assert (policy["default-src"], policy["frame-ancestors"]) == ("'none'", "'none'")
+    assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|\beval\(|https?://", answer.text)
+
+
+def test_an_application_for_other_servers(model: Model) -> None:
+    from llama_rs.asgi import App
+
+    async def ask_app(app: App, path: str, body: object, *, leaves: bool = False) -> list[Any]:
+        content = json.dumps(body).encode()
+        halves = [content[:5], content[5:]]
+        sent: list[Any] = []
+        is_gone = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            if halves:
+                return {"type": "http.request", "body": halves.pop(0), "more_body": bool(halves)}
+            await is_gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+            if leaves and message["type"] == "http.response.body":
+                is_gone.set()
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": f"/llm{path}",
+            "root_path": "/llm",
+            "headers": [
+                (b"host", b"whatever.example"),
+                (b"content-type", b"application/json"),
+            ],
+        }
+        await app(scope, receive, send)
+        return sent
+
+    async def all_of_it() -> None:
+        app = App(model, kv_bytes=64 << 20)
+        try:
+            body = {"prompt": "the", "max_tokens": 12, **GREEDY}
+            start, *parts = await ask_app(app, "/v1/completions", body)
+            assert start["status"] == 200
+            answer = json.loads(b"".join(part["body"] for part in parts))
+            assert answer["choices"][0]["text"] == model.generate("the", max_tokens=12, **GREEDY).text
+            assert [part["more_body"] for part in parts] == [True] * (len(parts) - 1) + [False]
+            start, *parts = await ask_app(app, "/v1/completions", {**body, "stream": True})
+            assert (b"content-type", b"text/event-stream; charset=utf-8") in start["headers"]
+            assert b"".join(part["body"] for part in parts).endswith(b"data: [DONE]\n\n")
+            assert len(parts) > 2
+            assert (await ask_app(app, "/none", {}))[0]["status"] == 404
+            start, *parts = await ask_app(app, "/v1/completions", {**LONG, "stream": True}, leaves=True)
+            assert b"[DONE]" not in b"".join(part["body"] for part in parts)
+
+            lifespan = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+            said: list[str] = []
+
+            async def receive() -> dict[str, Any]:
+                return next(lifespan)
+
+            async def send(message: Any) -> None:
+                said.append(message["type"])
+
+            await app({"type": "lifespan"}, receive, send)
+            assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        finally:
+            app.close()
+
+    asyncio.run(all_of_it())
+
+
+def test_perf_counts_what_the_server_does(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    before = metric(server, "generated_tokens_total")
+    assert cli.main(["perf", server.url, "-c", "2", "-n", "6", "-o", "10", "-p", "20", "--completions", "--json"]) == 0
+    (of,) = json.loads(capsys.readouterr().out)["rounds"]
+    assert (of["requests"], of["answered"], of["errors"], of["tokens"]) == (6, 6, {}, 60)
+    assert metric(server, "generated_tokens_total") == before + 60
+    assert 0 < of["first_token_seconds"]["p50"] <= of["first_token_seconds"]["max"] <= of["request_seconds"]["max"]
+    assert of["tokens_per_second"] > 0
+    assert cli.main(["perf", server.url, "--rate", "200", "-n", "5", "-o", "4", "-p", "8", "--slo", "ttft=60s"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert "good/s" in table[0] and table[1].startswith("200/s")
+    assert cli.main(["perf", server.url, "-c", "1", "-n", "4", "-o", "500", "-p", "4", "--cancel", "1"]) == 0
+    capsys.readouterr()
+    assert cli.main(["perf", "http://127.0.0.1:1", "-n", "1", "-c", "1"]) == 1
+    assert cli.main(["perf", server.url, "--search"]) == 2
+    becomes(lambda: is_idle(server))

@@ -5,9 +5,9 @@
 >>> app = App(Model("model.gguf"))                    # uvicorn module:app
 >>> api.mount("/llm", App(Model("model.gguf")))       # or a part of another application
 
-It is a :class:`llama_rs.Server` on a socket file of its own, to which requests are passed on as they are, byte by byte: so
-there is one service, with one set of limits, whichever way a client comes. A client that goes away closes the connection
-behind it, which cancels what was being computed for it.
+It is a :class:`llama_rs.Server` on a socket file of its own, to which requests are passed on as they are: so there is one
+service, with one set of limits, whichever way a client comes. A client that goes away closes the connection behind it,
+which cancels what was being computed for it.
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ async def _ask(scope: MutableMapping[str, Any], receive: Receive, writer: asynci
 
 def _quoted(path: bytes) -> bytes:
     """A path without what would end it."""
-    return b"".join(b"%%%02X" % byte if byte <= 32 or byte >= 127 or byte in b"?#%" else bytes((byte,)) for byte in path)
+    return b"".join(
+        b"%%%02X" % byte if byte <= 32 or byte >= 127 or byte in b"?#%" else bytes((byte,)) for byte in path
+    )
 
 
 async def _answer(reader: asyncio.StreamReader, send: Send) -> None:

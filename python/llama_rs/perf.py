@@ -16,7 +16,27 @@ from urllib.parse import urlsplit
 
 from . import _core
 
-WORDS = "the sea gives and takes while a keeper of some lighthouse writes every morning about wind rain ships boats".split()
+WORDS = [
+    "the",
+    "sea",
+    "gives",
+    "and",
+    "takes",
+    "while",
+    "a",
+    "keeper",
+    "of",
+    "some",
+    "lighthouse",
+    "writes",
+    "every",
+    "morning",
+    "about",
+    "wind",
+    "rain",
+    "ships",
+    "boats",
+]
 
 
 class Sample(NamedTuple):
@@ -125,9 +145,7 @@ def prompts(n: int, words: int, shared: float, seed: int) -> list[str]:
     """Texts of some words, which begin alike for the share ``shared`` of their length."""
     rng = random.Random(seed)
     prefix = [rng.choice(WORDS) for _ in range(int(words * shared))]
-    return [
-        " ".join([*prefix, *(rng.choice(WORDS) for _ in range(words - len(prefix))), f"({i})"]) for i in range(n)
-    ]
+    return [" ".join([*prefix, *(rng.choice(WORDS) for _ in range(words - len(prefix))), f"({i})"]) for i in range(n)]
 
 
 def bodies(
@@ -144,7 +162,9 @@ def bodies(
     if model:
         common["model"] = model
     return [
-        json.dumps({**common, "messages": [{"role": "user", "content": text}]} if is_chat else {**common, "prompt": text})
+        json.dumps(
+            {**common, "messages": [{"role": "user", "content": text}]} if is_chat else {**common, "prompt": text}
+        )
         for text in texts
     ]
 

@@ -89,7 +89,9 @@ class Repository:
         """
         folders = self.scan()
         if not folders:
-            raise ValueError(f"{self.folder}: there are no models: a model is a folder with numbered folders, or a .gguf")
+            raise ValueError(
+                f"{self.folder}: there are no models: a model is a folder with numbered folders, or a .gguf"
+            )
         for name in folders:
             self.load(name)
             self.names.append(name)

@@ -45,18 +45,34 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 
 @click.command("perf", cls=Command)
 @click.argument("url")
-@click.option("-c", "--concurrency", type=Numbers(Number(int, 1, 512)), default="1,2,4,8",
-              help="Clients, each with a request at a time: a round for each number.")
-@click.option("--rate", type=Numbers(Number(float, 0, 1e6, above=True)),
-              help="Instead, requests that come at random times, so many a second: a round for each number.")
-@click.option("-n", "--requests", type=Number(int, 1, 1 << 24),
-              help="Requests of a round.  [default: four a client, and at least eight]")
+@click.option(
+    "-c",
+    "--concurrency",
+    type=Numbers(Number(int, 1, 512)),
+    default="1,2,4,8",
+    help="Clients, each with a request at a time: a round for each number.",
+)
+@click.option(
+    "--rate",
+    type=Numbers(Number(float, 0, 1e6, above=True)),
+    help="Instead, requests that come at random times, so many a second: a round for each number.",
+)
+@click.option(
+    "-n",
+    "--requests",
+    type=Number(int, 1, 1 << 24),
+    help="Requests of a round.  [default: four a client, and at least eight]",
+)
 @click.option("-p", "--prompt-words", type=Number(int, 1, 1 << 20), default=64, help="Words of a prompt.")
 @click.option("-o", "--max-tokens", type=Number(int, 1, 1 << 20), default=64, help="Tokens of an answer.")
 @click.option("--shared", type=Number(float, 0, 1), default=0.0, help="The share of a prompt that all have in common.")
 @click.option("--cancel", type=Number(float, 0, 1), default=0.0, help="The share of clients that go away meanwhile.")
-@click.option("--slo", type=Limits(), metavar="LIMITS",
-              help="What is good: ttft=200ms,itl=50ms (first token, mean between tokens).")
+@click.option(
+    "--slo",
+    type=Limits(),
+    metavar="LIMITS",
+    help="What is good: ttft=200ms,itl=50ms (first token, mean between tokens).",
+)
 @click.option("--search", is_flag=True, help="Find the most requests per second of which 95 % are within --slo.")
 @click.option("--completions", is_flag=True, help="Ask /v1/completions, without the chat template.")
 @click.option("--model", help="The name of the model in requests.")
@@ -162,7 +178,18 @@ def show(loads: list[Load], *, has_limits: bool) -> None:
         return "-" if value is None else f"{1000 * value:.1f}"
 
     good = ["good/s"] if has_limits else []
-    heads = ["load", "requests/s", *good, "tokens/s", "first ms p50", "p99", "between ms p50", "p99", "request ms p50", "p99"]
+    heads = [
+        "load",
+        "requests/s",
+        *good,
+        "tokens/s",
+        "first ms p50",
+        "p99",
+        "between ms p50",
+        "p99",
+        "request ms p50",
+        "p99",
+    ]
     rows = [heads]
     for load in loads:
         of = load.summary()

@@ -38,34 +38,74 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]
 
 @click.command("serve", cls=Command)
 @model_argument
-@click.option("--repository", type=click.Path(exists=True, file_okay=False), metavar="DIR",
-              help="Serve the models in this folder: DIR/NAME/1/model.gguf, DIR/NAME/2/model.gguf, DIR/OTHER.gguf.")
-@click.option("--reload", type=Number(float, 0, 86400, above=True), metavar="SECONDS",
-              help="Look so often for what is new there; SIGHUP has it look at once.")
+@click.option(
+    "--repository",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="Serve the models in this folder: DIR/NAME/1/model.gguf, DIR/NAME/2/model.gguf, DIR/OTHER.gguf.",
+)
+@click.option(
+    "--reload",
+    type=Number(float, 0, 86400, above=True),
+    metavar="SECONDS",
+    help="Look so often for what is new there; SIGHUP has it look at once.",
+)
 @click.option("--host", default="127.0.0.1", help="The address to listen on; 0.0.0.0 for every one of this machine.")
 @click.option("--port", type=Number(int, 0, 65535), default=8080, help="The port; 0 for one that is free.")
 @click.option("--unix", type=click.Path(), metavar="PATH", help="Listen on this socket file instead.")
-@click.option("--api-key", "api_keys", multiple=True, help="Clients must have this key. May be given several times.  "
-              "[default: $LLAMA_RS_API_KEY, else none]", show_default=False)
+@click.option(
+    "--api-key",
+    "api_keys",
+    multiple=True,
+    help="Clients must have this key. May be given several times.  [default: $LLAMA_RS_API_KEY, else none]",
+    show_default=False,
+)
 @click.option("--api-key-file", type=click.File("r"), help="Keys, one a line.")
 @click.option("--admin-key", help="Who has this key may load and unload models.")
 @click.option("--alias", metavar="NAME", help="What clients call the model.  [default: the name of its file]")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Pages of this origin may ask; * for all.")
-@click.option("--allow-host", "allowed_hosts", multiple=True, metavar="NAME",
-              help="Clients may reach the server by this name, besides localhost and addresses. With a key, by any.")
+@click.option(
+    "--allow-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Clients may reach the server by this name, besides localhost and addresses. With a key, by any.",
+)
 @click.option("--parallel", type=Number(int, 1, 4096), default=8, help="Answers that are made at the same time.")
 @click.option("--max-queue", type=Number(int, 0, 1 << 20), default=64, help="Answers that wait; more are refused.")
 @click.option("--max-queued-tokens", type=Number(int, 1, 1 << 40), default=65536, help="Tokens of their prompts.")
-@click.option("--kv-memory", type=Bytes(), metavar="SIZE",
-              help="Memory for keys and values, such as 4G.  [default: half of what is free]")
-@click.option("--step-ms", type=Number(float, 0, 60000), default=50.0,
-              help="How long a step may take while answers flow; 0 for the most tokens per second.")
-@click.option("--request-timeout", type=Number(float, 0, None, above=True), metavar="SECONDS",
-              help="The longest that an answer may take.")
-@click.option("--drain", type=Number(float, 0, 86400), default=30.0, metavar="SECONDS",
-              help="At the end, how long answers have to be finished.")
-@click.option("--drain-grace", type=Number(float, 0, 3600), default=2.0, metavar="SECONDS",
-              help="At SIGTERM, how long requests are still taken while /readyz says no.")
+@click.option(
+    "--kv-memory",
+    type=Bytes(),
+    metavar="SIZE",
+    help="Memory for keys and values, such as 4G.  [default: half of what is free]",
+)
+@click.option(
+    "--step-ms",
+    type=Number(float, 0, 60000),
+    default=50.0,
+    help="How long a step may take while answers flow; 0 for the most tokens per second.",
+)
+@click.option(
+    "--request-timeout",
+    type=Number(float, 0, None, above=True),
+    metavar="SECONDS",
+    help="The longest that an answer may take.",
+)
+@click.option(
+    "--drain",
+    type=Number(float, 0, 86400),
+    default=30.0,
+    metavar="SECONDS",
+    help="At the end, how long answers have to be finished.",
+)
+@click.option(
+    "--drain-grace",
+    type=Number(float, 0, 3600),
+    default=2.0,
+    metavar="SECONDS",
+    help="At SIGTERM, how long requests are still taken while /readyz says no.",
+)
 @click.option("--strict", is_flag=True, help="Fields of requests that are not known are errors.")
 @click.option("--strict-model", is_flag=True, help="Requests must name the model as it is called.")
 @click.option("--share-prefixes", is_flag=True, help="Clients with different keys share what is computed of prompts.")

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from llama_rs import Model, Server, cli
 LONG = {"prompt": "the", "max_tokens": 100_000, "temperature": 0, "ignore_eos": True}
 """An answer that goes on for as long as the context has room."""
 
-GREEDY = {"temperature": 0}
+GREEDY: dict[str, Any] = {"temperature": 0}
 HELLO = [{"role": "user", "content": "the sea"}]
 
 
@@ -46,12 +46,19 @@ class Answer(NamedTuple):
         return self.json["error"]
 
 
-def address(server: Server) -> tuple[str, int]:
+class Listening(Protocol):
+    """What can be asked: a server, or a process that is one."""
+
+    @property
+    def url(self) -> str: ...
+
+
+def address(server: Listening) -> tuple[str, int]:
     host, port = server.url.removeprefix("http://").split(":")
     return host, int(port)
 
 
-def ask(server: Server, method: str, path: str, body: object = None, **headers: str) -> Answer:
+def ask(server: Listening, method: str, path: str, body: object = None, **headers: str) -> Answer:
     """One request on a connection of its own."""
     connection = http.client.HTTPConnection(*address(server), timeout=60)
     try:
@@ -65,21 +72,21 @@ def ask(server: Server, method: str, path: str, body: object = None, **headers: 
         connection.close()
 
 
-def get(server: Server, path: str, **headers: str) -> Answer:
+def get(server: Listening, path: str, **headers: str) -> Answer:
     return ask(server, "GET", path, **headers)
 
 
-def post(server: Server, path: str, body: object, **headers: str) -> Answer:
+def post(server: Listening, path: str, body: object, **headers: str) -> Answer:
     return ask(server, "POST", path, body, **headers)
 
 
-def good(server: Server, path: str, body: object) -> Any:
+def good(server: Listening, path: str, body: object) -> Any:
     answer = post(server, path, body)
     assert answer.status == 200, answer.text
     return answer.json
 
 
-def events(server: Server, path: str, body: dict[str, Any]) -> list[str]:
+def events(server: Listening, path: str, body: dict[str, Any]) -> list[str]:
     """The data of all events of a stream."""
     answer = post(server, path, {**body, "stream": True})
     assert answer.status == 200, answer.text
@@ -89,14 +96,14 @@ def events(server: Server, path: str, body: dict[str, Any]) -> list[str]:
     return [line.removeprefix("data: ") for line in lines if not line.startswith(":")]
 
 
-def chunks(server: Server, path: str, body: dict[str, Any]) -> list[Any]:
+def chunks(server: Listening, path: str, body: dict[str, Any]) -> list[Any]:
     """The chunks of a stream in OpenAI's shape."""
     *all_but_last, last = events(server, path, body)
     assert last == "[DONE]"
     return [json.loads(chunk) for chunk in all_but_last]
 
 
-def metric(server: Server, name: str) -> float:
+def metric(server: Listening, name: str) -> float:
     """The sum of a metric over its labels."""
     text = get(server, "/metrics").text
     return sum(float(x) for x in re.findall(rf"^llama_rs_{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
@@ -110,11 +117,11 @@ def becomes(fact: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
-def is_idle(server: Server) -> bool:
+def is_idle(server: Listening) -> bool:
     return metric(server, "requests_running") == metric(server, "requests_waiting") == 0
 
 
-def connect(server: Server) -> socket.socket:
+def connect(server: Listening) -> socket.socket:
     return socket.create_connection(address(server), timeout=30)
 
 
@@ -151,7 +158,7 @@ def small(tiny: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def busy(server: Server, n: int = 1) -> Iterator[list[socket.socket]]:
+def busy(server: Listening, n: int = 1) -> Iterator[list[socket.socket]]:
     """While somebody has the server make answers that take long."""
     clients = []
     for i in range(n):
@@ -331,7 +338,7 @@ def test_what_a_message_says_is_no_control_token(server: Server, model: Model) -
     assert spelt.count(end) == plain.count(end)
 
 
-def test_an_answer_that_was_begun_goes_on(server: Server, model: Model) -> None:
+def test_an_answer_that_was_begun_goes_on(server: Server) -> None:
     begun = [*HELLO, {"role": "assistant", "content": "There was"}]
     prompt = good(server, "/apply-template", {"messages": begun})["prompt"]
     assert prompt.endswith("There was")
@@ -581,7 +588,7 @@ def test_a_full_queue_is_said_at_once(small: Server) -> None:
         assert get(small, "/health").status == 200
 
 
-def test_a_slow_reader_holds_up_nobody(small: Server, server: Server) -> None:
+def test_a_slow_reader_holds_up_nobody(server: Server) -> None:
     slow = connect(server)
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     slow.sendall(request("/v1/completions", {**LONG, "max_tokens": 3000, "stream": True}))
@@ -713,7 +720,11 @@ class Process:
         while not (line := self.process.stderr.readline()).startswith("serving "):
             self.lines.append(line)
             assert line, "".join(self.lines)
-        self.url = line.split(" at ")[1].strip()
+        self.address = line.split(" at ")[1].strip()
+
+    @property
+    def url(self) -> str:
+        return self.address
 
     def end(self, seconds: float = 30) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=seconds)
@@ -739,12 +750,12 @@ def test_a_signal_lets_answers_be_finished(tiny: Path, number: int) -> None:
 
         def long() -> None:
             body = {"prompt": "the", "max_tokens": 3000, "temperature": 0, "ignore_eos": True}
-            answers.append(post(served, "/v1/completions", body))  # type: ignore[arg-type]
+            answers.append(post(served, "/v1/completions", body))
 
         threads = [threading.Thread(target=long) for _ in range(3)]
         for thread in threads:
             thread.start()
-        becomes(lambda: metric(served, "requests_running") >= 1)  # type: ignore[arg-type]
+        becomes(lambda: metric(served, "requests_running") >= 1)
         served.process.send_signal(number)
         for thread in threads:
             thread.join(60)
@@ -759,7 +770,7 @@ def test_a_signal_lets_answers_be_finished(tiny: Path, number: int) -> None:
 def test_what_is_not_finished_in_time_ends_with_an_error(tiny: Path) -> None:
     arguments = ["--port", "0", "-t", "1", "-c", str(1 << 20), "--drain-grace", "0", "--drain", "0.2"]
     with process(tiny, *arguments) as served:
-        client = connect(served)  # type: ignore[arg-type]
+        client = connect(served)
         client.sendall(request("/v1/completions", {**LONG, "stream": True}))
         assert b"200 OK" in client.recv(1 << 16)
         served.process.terminate()
@@ -771,9 +782,9 @@ def test_what_is_not_finished_in_time_ends_with_an_error(tiny: Path) -> None:
 
 def test_a_second_signal_ends_it_at_once(tiny: Path) -> None:
     with process(tiny, "--port", "0", "-t", "1", "-c", str(1 << 20), "--drain-grace", "0") as served:
-        client = connect(served)  # type: ignore[arg-type]
+        client = connect(served)
         client.sendall(request("/v1/completions", LONG))
-        becomes(lambda: metric(served, "requests_running") == 1)  # type: ignore[arg-type]
+        becomes(lambda: metric(served, "requests_running") == 1)
         served.process.terminate()
         time.sleep(1.2)  # one that comes sooner means the same
         served.process.terminate()
@@ -821,10 +832,10 @@ def test_a_socket_file(tiny: Path, tmp_path: Path) -> None:
 
 def test_options_of_the_command_are_for_requests_that_do_not_say(tiny: Path) -> None:
     with process(tiny, "--port", "0", "--temperature", "0", "-n", "7", "--alias", "mine") as served:
-        one, other = (good(served, "/v1/chat/completions", {"messages": HELLO}) for _ in range(2))  # type: ignore[arg-type]
+        one, other = (good(served, "/v1/chat/completions", {"messages": HELLO}) for _ in range(2))
         assert one["choices"] == other["choices"]
         assert (one["usage"]["completion_tokens"], one["model"]) == (7, "mine")
-        more = good(served, "/v1/completions", {"prompt": "the", "max_tokens": 9})  # type: ignore[arg-type]
+        more = good(served, "/v1/completions", {"prompt": "the", "max_tokens": 9})
         assert more["usage"]["completion_tokens"] == 9
 
 
@@ -860,6 +871,7 @@ def test_labels_are_as_likely_as_their_tokens(server: Server, model: Model) -> N
         assert sum(row["probs"].values()) == pytest.approx(1)
         assert row["label"] == max(row["probs"], key=row["probs"].get) and row["margin"] >= 0
         eos = model.tokenizer.eos
+        assert eos is not None
         for label in labels:
             ids = model.tokenizer.encode(f"{text} is about{label}")
             before = model.tokenizer.encode(f"{text} is about")
@@ -951,7 +963,8 @@ def test_the_open_inference_protocol(server: Server, model: Model) -> None:
     vectors = model.embed(["the sea", "a"])
     assert output["shape"] == list(vectors.shape)
     np.testing.assert_allclose(np.reshape(output["data"], vectors.shape), vectors, rtol=1e-6)
-    for bad in ({"inputs": []}, {"inputs": [{**tensor, "data": ["one"]}]}, {"inputs": [tensor]}):
+    wrong: list[object] = [{"inputs": []}, {"inputs": [{**tensor, "data": ["one"]}]}, {"inputs": [tensor]}]
+    for bad in wrong:
         assert list(post(server, f"/v2/models/{name}/infer", bad).json) == ["error"]
 
 
@@ -1005,7 +1018,7 @@ def test_the_list_of_routes_is_true(server: Server) -> None:
 # A repository of models
 
 
-def versions(server: Server, name: str = "tiny") -> dict[str, tuple[str, bool]]:
+def versions(server: Listening, name: str = "tiny") -> dict[str, tuple[str, bool]]:
     (found,) = [model for model in get(server, "/v1/models").json["data"] if model["id"] == name]
     return {version["version"]: (version["state"], version["default"]) for version in found["versions"]}
 
@@ -1021,22 +1034,22 @@ def test_versions_change_and_no_request_fails(tiny_models: Callable[[str], Path]
     body = {"prompt": "the", "max_tokens": 20, **GREEDY}
 
     def say(model: str) -> str:
-        text: str = good(server, "/v1/completions", {**body, "model": model})["choices"][0]["text"]
+        text: str = good(served, "/v1/completions", {**body, "model": model})["choices"][0]["text"]
         return text
 
-    with Server(repository=folder, port=0, kv_bytes=256 << 20) as server:
-        assert sorted(model["id"] for model in get(server, "/v1/models").json["data"]) == ["other", "tiny"]
-        assert versions(server) == {"2": ("ready", True)}
+    with Server(repository=folder, port=0, kv_bytes=256 << 20) as served:
+        assert sorted(model["id"] for model in get(served, "/v1/models").json["data"]) == ["other", "tiny"]
+        assert versions(served) == {"2": ("ready", True)}
         assert say("tiny") == say("tiny@2") == texts["2"] != texts["1"]
-        assert post(server, "/v1/completions", {**body, "model": "tiny@1"}).error["code"] == "version_not_found"
-        assert post(server, "/v1/completions", {**body, "model": "none"}).error["code"] == "model_not_found"
+        assert post(served, "/v1/completions", {**body, "model": "tiny@1"}).error["code"] == "version_not_found"
+        assert post(served, "/v1/completions", {**body, "model": "none"}).error["code"] == "model_not_found"
 
         answers: list[tuple[int, str]] = []
         is_over = threading.Event()
 
         def client() -> None:
             while not is_over.is_set():
-                answer = post(server, "/v1/completions", {**body, "model": "tiny"})
+                answer = post(served, "/v1/completions", {**body, "model": "tiny"})
                 answers.append(
                     (answer.status, answer.json["choices"][0]["text"] if answer.status == 200 else answer.text)
                 )
@@ -1046,7 +1059,7 @@ def test_versions_change_and_no_request_fails(tiny_models: Callable[[str], Path]
             thread.start()
         load = "/v2/repository/models/tiny/load"
         for number in "1212":
-            assert post(server, load, {"parameters": {"version": number}}).status == 200
+            assert post(served, load, {"parameters": {"version": number}}).status == 200
             assert say("tiny") == texts[number]
         is_over.set()
         for thread in clients:
@@ -1058,15 +1071,15 @@ def test_versions_change_and_no_request_fails(tiny_models: Callable[[str], Path]
         bad = folder / "tiny" / "3"
         bad.mkdir()
         (bad / "model.gguf").write_bytes(b"GGUF nonsense")
-        answer = post(server, load, {"parameters": {"version": 3}})
+        answer = post(served, load, {"parameters": {"version": 3}})
         assert answer.status == 400 and str(tmp_path) not in answer.text
-        assert versions(server)["3"] == ("failed", False)
+        assert versions(served)["3"] == ("failed", False)
         assert say("tiny") == texts["2"]
-        assert metric(server, "reloads_total") == 5
-        assert post(server, "/v2/repository/models/tiny/unload", {}).status == 200
-        assert post(server, "/v1/completions", {**body, "model": "tiny"}).status == 404
-        assert post(server, "/v2/repository/models/tiny/unload", {}).status == 400
-        index = post(server, "/v2/repository/index", {}).json
+        assert metric(served, "reloads_total") == 5
+        assert post(served, "/v2/repository/models/tiny/unload", {}).status == 200
+        assert post(served, "/v1/completions", {**body, "model": "tiny"}).status == 404
+        assert post(served, "/v2/repository/models/tiny/unload", {}).status == 400
+        index = post(served, "/v2/repository/index", {}).json
         assert {"name": "other", "version": "1", "state": "READY", "reason": ""} in index
 
 

@@ -2,12 +2,12 @@
 
 >>> from llama_rs import Model
 >>> from llama_rs.asgi import App
->>> app = App(Model("model.gguf"))                    # uvicorn module:app
->>> api.mount("/llm", App(Model("model.gguf")))       # or a part of another application
+>>> app = App(Model("model.gguf"))               # uvicorn module:app
+>>> api.mount("/llm", App(Model("model.gguf")))  # or a part of another application
 
-It is a :class:`llama_rs.Server` on a socket file of its own, to which requests are passed on as they are: so there is one
-service, with one set of limits, whichever way a client comes. A client that goes away closes the connection behind it,
-which cancels what was being computed for it.
+It is a :class:`llama_rs.Server` on a socket file of its own, to which requests are passed on as they are: so there is
+one service, with one set of limits, whichever way a client comes. A client that goes away closes the connection behind
+it, which cancels what was being computed for it.
 """
 
 from __future__ import annotations

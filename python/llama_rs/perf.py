@@ -1,8 +1,8 @@
 """Measures a server that speaks OpenAI's API: this one or any other.
 
-The client is written in Rust and is one thread, since it often shares the machine with what it measures. Of each answer it
-keeps when which piece came. Latencies of an open loop count from when a request should have been sent: a server that is
-late makes itself look no better by delaying the questions.
+The client is written in Rust and is one thread, since it often shares the machine with what it measures. Of each
+answer it keeps when which piece came. Latencies of an open loop count from when a request should have been sent: a
+server that is late makes itself look no better by delaying the questions.
 """
 
 from __future__ import annotations

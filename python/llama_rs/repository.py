@@ -5,8 +5,8 @@
         3/model.gguf  5/model.gguf  versions: numbers, of which the highest is the default
     models/other.gguf               a file is version 1 of its name
 
-A version is opened beside the one that is in use and tried before it takes the name: what cannot be opened changes nothing,
-and what is being answered goes on with the version that it began with.
+A version is opened beside the one that is in use and tried before it takes the name: what cannot be opened changes
+nothing, and what is being answered goes on with the version that it began with.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .notes import note
 
 SETTINGS = ("policy", "alias", "context_length", "kv_type", "warm", "probe")
 """Of ``llama-rs.toml``: ``policy`` is "latest", "latest:2", "all" or a list of numbers: which versions are loaded;
-``alias`` another name; ``context_length`` and ``kv_type`` are those of answers; ``warm = true`` reads the file before the
-version is used; ``probe`` is a text that it must be able to continue."""
+``alias`` another name; ``context_length`` and ``kv_type`` are those of answers; ``warm = true`` reads the file before
+the version is used; ``probe`` is a text that it must be able to continue."""
 
 READY = "READY"
 """A version with a file of this name is complete; others are when nothing in them has changed for a while."""

@@ -114,6 +114,7 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     file: str | None,
     model: str | None,
     api_keys: tuple[str, ...],

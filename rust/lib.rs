@@ -27,6 +27,7 @@ mod hash;
 mod http;
 mod kernels;
 mod kv;
+mod likelihood;
 mod mapping;
 mod measure;
 mod model;
@@ -66,7 +67,8 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     rooms! {
-        arch chat checkpoint embedding engine formats generate hash http mapping measure quant quantize sampling scheduler tensor threads tokenizer weights
+        arch chat checkpoint embedding engine formats generate hash http likelihood mapping measure quant quantize sampling scheduler tensor
+        threads tokenizer weights
     }
 
     pub mod kernels {

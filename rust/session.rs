@@ -183,6 +183,11 @@ impl Session {
         Ok(session)
     }
 
+    /// What was computed, without the session.
+    pub(crate) fn into_sequence(self) -> Sequence {
+        self.sequence
+    }
+
     /// Computes `tokens` and gives the logits of the last one, `(vocab_size)`.
     ///
     /// # Errors
@@ -220,20 +225,38 @@ impl Session {
     /// # Errors
     /// [`Error::Argument`] if the sessions are not of one model; as for [`Session::forward`]. On error nothing has changed.
     pub fn forward_batch(sessions: &mut [(&mut Session, &[u32])], interrupt: &Interrupt) -> Result<Vec<f32>> {
-        let Some((first, _)) = sessions.first() else { return Ok(Vec::new()) };
-        let (engine, threads) = (Arc::clone(&first.engine), first.threads);
+        let spans = sessions.iter_mut().map(|(session, tokens)| (&mut **session, *tokens, Want::Last));
+        Self::pass(&mut spans.collect::<Vec<_>>(), interrupt)
+    }
+
+    /// The same, with what is wanted of each: logits, `(rows, vocab_size)`.
+    ///
+    /// # Errors
+    /// As for [`Session::forward_batch`], and for as many logits as there is no memory for.
+    pub(crate) fn pass(spans: &mut [(&mut Session, &[u32], Want)], interrupt: &Interrupt) -> Result<Vec<f32>> {
+        let Some((first, ..)) = spans.first() else { return Ok(Vec::new()) };
+        let (engine, threads, vocab_size) = (Arc::clone(&first.engine), first.threads, first.model.config().vocab_size);
         let layout = Arc::clone(first.sequence.layout());
-        if sessions.iter().any(|(s, _)| !Arc::ptr_eq(&s.engine, &engine) || *s.sequence.layout() != layout) {
+        if spans.iter().any(|(s, ..)| !Arc::ptr_eq(&s.engine, &engine) || *s.sequence.layout() != layout) {
             return Err(Error::Argument("sessions of different models or kv_types cannot be computed together".into()));
         }
-        let mut logits = vec![0.0; sessions.len() * first.model.config().vocab_size];
-        let spans = sessions.iter_mut().map(|(session, tokens)| Span {
+        let spans = spans.iter_mut().map(|(session, tokens, want)| Span {
             sequence: &mut session.sequence,
             tokens,
-            want: Want::Last,
+            want: *want,
         });
-        engine.pass(&mut spans.collect::<Vec<_>>(), &mut logits, threads, interrupt)?;
+        let mut spans: Vec<Span> = spans.collect();
+        let n = spans.iter().map(Span::n_wanted).sum::<usize>() * vocab_size;
+        let bytes = n as u128 * size_of::<f32>() as u128;
+        let mut logits =
+            bytemuck::allocation::try_zeroed_vec(n).map_err(|()| Error::OutOfMemory { bytes, what: "logits" })?;
+        engine.pass(&mut spans, &mut logits, threads, interrupt)?;
         Ok(logits)
+    }
+
+    /// Bytes of a block of keys and values, and of what recurrent layers remember: what is copied when a fork goes on.
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.sequence.layout().block_bytes() + self.sequence.layout().state_bytes()
     }
 }
 

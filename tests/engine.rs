@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use llama_rs::internals::likelihood::{Choices, log_probs};
 use llama_rs::internals::quant::DType;
 use llama_rs::internals::sampling::Rng;
 use llama_rs::{Error, Interrupt, Model, Session, SessionOptions};
@@ -251,4 +252,71 @@ fn a_batch_that_fails_changes_nothing() {
     let mut stranger = session(&other, 1, DType::F16);
     let e = Session::forward_batch(&mut [(&mut a, &[4]), (&mut stranger, &[4])], &Interrupt::never()).unwrap_err();
     assert!(e.to_string().contains("cannot be computed together"), "{e}");
+}
+
+/// What a session says of the tokens after a prompt, one after another, and of `ends` after them.
+fn one_by_one(model: &Arc<Model>, prompt: &[u32], tokens: &[u32], ends: &[u32]) -> Vec<f32> {
+    let all = [prompt, tokens].concat();
+    let logits = session(model, 1, DType::F16).forward_all(&all, &Interrupt::never()).unwrap();
+    let rows = logits.chunks_exact(VOCAB as usize).skip(prompt.len() - 1);
+    let scores = rows.enumerate().map(|(i, row)| {
+        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let total = row.iter().map(|l| f64::from((l - largest).exp())).sum::<f64>().ln() + f64::from(largest);
+        let log = |id: u32| f64::from(row[id as usize]) - total;
+        match tokens.get(i) {
+            Some(&token) => log(token) as f32,
+            None => ends.iter().map(|&id| log(id).exp()).sum::<f64>().ln() as f32,
+        }
+    });
+    scores.take(tokens.len() + usize::from(!ends.is_empty())).collect()
+}
+
+/// Prompts with a common beginning or none, and continuations that are the same, that begin in the same way, that begin
+/// others and that are long: each has the score, to the bit, that it has alone.
+#[test]
+fn a_continuation_has_the_score_that_it_has_alone() {
+    let model = model(DType::Q8_0);
+    let mut shared = session(&model, 2, DType::F16);
+    for seed in 0..12 {
+        let mut rng = Rng::new(seed);
+        let mut random = |n: u64| rng.next_u64() % n;
+        let mut some = |n: u64, ids: u64| -> Vec<u32> { (0..n).map(|_| random(ids) as u32).collect() };
+        let beginning = some(if seed % 3 == 0 { 0 } else { 70 }, VOCAB);
+        let (n_choices, n_continuations) = ([1, 2, 9][seed as usize % 3], 1 + seed % 7);
+        let choices: Vec<Choices> = (0..n_choices)
+            .map(|i| Choices {
+                prompt: [beginning.clone(), some(1 + (i * 37) % 90, VOCAB)].concat(),
+                continuations: (0..n_continuations)
+                    .map(|j| some(if (seed + j) % 6 == 5 { 300 } else { 1 + j % 4 }, 2))
+                    .collect(),
+            })
+            .collect();
+        for ends in [&[][..], &[3, 4]] {
+            let scores = log_probs(&mut shared, &choices, ends, &Interrupt::never()).unwrap();
+            for (Choices { prompt, continuations }, scores) in choices.iter().zip(scores) {
+                for (tokens, scores) in continuations.iter().zip(scores) {
+                    let expected = one_by_one(&model, prompt, tokens, ends);
+                    assert_eq!(bits(&scores), bits(&expected), "seed {seed}, {} tokens", tokens.len());
+                }
+            }
+        }
+    }
+    let choices = |prompt: &[u32], continuation: &[u32]| Choices {
+        prompt: prompt.to_vec(),
+        continuations: vec![vec![1], continuation.to_vec()],
+    };
+    let fails = |choices: &[Choices], ends: &[u32]| {
+        let mut session = session(&model, 1, DType::F16);
+        let e = log_probs(&mut session, choices, ends, &Interrupt::never()).unwrap_err();
+        assert_eq!(session.position(), 0, "{e}");
+        e
+    };
+    assert!(matches!(fails(&[choices(&[], &[1])], &[]), Error::Argument(_)));
+    assert!(matches!(fails(&[choices(&[1], &[1]), choices(&[1], &[])], &[]), Error::Argument(_)));
+    assert!(matches!(fails(&[choices(&[1], &[1])], &[VOCAB as u32]), Error::Argument(_)));
+    let full = choices(&[1; 999], &[1]);
+    assert!(log_probs(&mut shared, &[full.clone()], &[], &Interrupt::never()).is_ok());
+    let e = fails(&[choices(&[1], &[1]), choices(&[1; 999], &[1, 1, 1])], &[]);
+    assert!(matches!(e, Error::ContextOverflow { tokens: 1001, context_length: 1000 }), "{e}");
+    assert!(log_probs(&mut shared, &[full], &[2], &Interrupt::never()).is_ok());
 }

@@ -6,4 +6,5 @@ mod bad_gguf;
 mod engine;
 mod forward;
 mod gguf_builder;
+mod scheduler;
 mod tokenizer;

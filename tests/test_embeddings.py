@@ -155,6 +155,21 @@ def test_a_reranker_scores_documents(tmp_path: Path) -> None:
     assert model.embed("a", pooling="cls").shape == (1, 64)
 
 
+def test_the_command_sorts_documents(tmp_path: Path) -> None:
+    path = with_words(ENCODERS["bert-rerank"].make(), tmp_path / "rerank.gguf")
+    documents = ["a storm", "", "the lamp", "hello"]
+    scores = Model(path).rerank("the sea", [d for d in documents if d])
+    found = [
+        json.loads(line)
+        for line in good("rerank", "-m", path, "the sea", stdin="\n".join(documents).encode()).splitlines()
+    ]
+    assert [row["score"] for row in found] == sorted(scores, reverse=True)
+    assert all(documents[row["index"]] == row["text"] for row in found)
+    assert [
+        json.loads(line) for line in good("rerank", "-m", path, "--top-n", "2", "the sea", *documents).splitlines()
+    ] == found[:2]
+
+
 def test_who_is_no_reranker_says_so(bert: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="no reranker: it has no classifier"):
         Model(bert).rerank("a", ["b"])

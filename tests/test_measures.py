@@ -65,6 +65,20 @@ def test_perplexity_scores_the_second_half_of_each_window(model: Model) -> None:
         model.perplexity(ids, context_length=201)
 
 
+def test_a_stride_scores_every_token_after_the_first_window(model: Model) -> None:
+    ids = model.tokenizer.encode(TEXT, parse_special=False)[:150]
+    result = model.perplexity(ids, context_length=64, stride=20)
+    begin = model.tokenizer.encode("")[:1]
+    nll = []
+    for start in range(0, 150 - 64 + 1, 20):
+        nll += list(-logprobs(model, begin + ids[start + len(begin) : start + 64])[-20:])
+    assert (result.windows, result.tokens) == (5, 100)
+    assert result.perplexity == pytest.approx(math.exp(np.mean(nll)), rel=0.02)
+    for stride in (0, 64):
+        with pytest.raises(ValueError, match=f"stride is {stride}, it must be from 1 to 63"):
+            model.perplexity(ids, context_length=64, stride=stride)
+
+
 def test_a_benchmark_is_data(model: Model) -> None:
     tests: list[str] = []
     results = model.bench(prompt_tokens=20, max_tokens=3, repetitions=4, on_test=tests.append)

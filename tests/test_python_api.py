@@ -390,6 +390,29 @@ def test_tensors_are_views_of_the_file_and_dequantize_as_gguf_does(
         view[0, 0] = 0
 
 
+def test_tensors_are_exported_by_dlpack_without_a_copy(tiny_models: Callable[[str], Path]) -> None:
+    for dtype in ("F32", "F16", "Q4_0"):
+        with Model(tiny_models(dtype)) as model:
+            tensor = model.tensors["blk.0.attn_q.weight"]
+            taken = np.from_dlpack(tensor)
+            own = tensor.numpy()
+            assert (taken.dtype, taken.shape, taken.ctypes.data) == (own.dtype, own.shape, own.ctypes.data)
+            assert not taken.flags.writeable
+            del own
+            with pytest.raises(BufferError, match="1 view of its tensors in use"):
+                model.close()
+            del taken
+            for refused in ({}, {"max_version": (0, 8)}, {"max_version": (1, 0), "copy": True}):
+                with pytest.raises(BufferError):
+                    tensor.__dlpack__(**refused)
+            with pytest.raises(BufferError, match="memory of the processor"):
+                tensor.__dlpack__(max_version=(1, 0), dl_device=(2, 0))
+            capsule = tensor.__dlpack__(max_version=(1, 1))
+            assert "dltensor_versioned" in repr(capsule) and tensor.__dlpack_device__() == (1, 0)
+            del capsule  # which nobody took
+        assert gc.collect() >= 0
+
+
 def test_a_checkpoint_has_what_a_model_has(model: Model, tiny: Path) -> None:
     checkpoint = Checkpoint(tiny)
     assert list(checkpoint.tensors) == list(model.tensors)

@@ -49,6 +49,8 @@ def folder(tmp_path: Path) -> Path:
     write_tiny_model(tmp_path / "model-F16.gguf", "F16", dim=256, hidden_dim=256)  # whole blocks for Q4_K_M
     split(tmp_path / "model.gguf", tmp_path / "part", max_tensors=8)
     with_words(ENCODERS["bert"].make(), tmp_path / "encoder.gguf")
+    with_words(ENCODERS["bert-rerank"].make(), tmp_path / "reranker.gguf")
+    (tmp_path / "reviews.csv").write_text("text,label\nFresh bread!,food\nA quiet island.,travel\n")
     CASES["llama"].make().write_directory(tmp_path / "directory")
     (tmp_path / "prompt.txt").write_text("The keeper wrote the weather into his book:\n")
     (tmp_path / "text.txt").write_text("The sea gives and the sea takes, and there is no use in asking. " * 50)
@@ -128,7 +130,7 @@ def names_of(kind: type) -> set[str]:
 
 
 def test_the_reference_lists_all_that_is_public() -> None:
-    said = set(re.findall(r"`([A-Za-z_]+)", API))
+    said = set(re.findall(r"`([A-Za-z_]\w*)", API))
     for public in (*llama_rs.__all__, "FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType"):
         assert public in said
         kind = getattr(llama_rs, public)

@@ -10,8 +10,11 @@ The names below are imported when they are first used: whoever wants one does no
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, Tensor, Warmed
+    from .classify import Calibration, Classification, Classifier, Evaluation
+    from .engine import AsyncEngine, AsyncStream, EngineStats
     from .errors import (
         ContextOverflowError,
+        EngineFullError,
         LlamaError,
         ModelChangedError,
         ModelClosedError,
@@ -40,11 +43,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncEngine",
+    "AsyncStream",
     "Benchmark",
+    "Calibration",
     "Checkpoint",
+    "Classification",
+    "Classifier",
     "Completion",
     "Config",
     "ContextOverflowError",
+    "EngineFullError",
+    "EngineStats",
+    "Evaluation",
     "GenerateOptions",
     "Importance",
     "LlamaError",
@@ -80,7 +91,19 @@ __all__ = [
 _LITERALS = ("FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType", "Pooling")
 
 # Where those names are, the quickest to import first.
-_HOMES = ("errors", "options", "files", "tokenizer", "checkpoint", "session", "model", "quantization", "server")
+_HOMES = (
+    "errors",
+    "options",
+    "files",
+    "tokenizer",
+    "checkpoint",
+    "session",
+    "model",
+    "classify",
+    "quantization",
+    "engine",
+    "server",
+)
 
 
 def __getattr__(name: str) -> object:

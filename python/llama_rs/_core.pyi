@@ -7,23 +7,28 @@ from typing import Any, Literal, final
 
 __all__ = [
     "Array",
+    "Bell",
     "Chat",
     "Checkpoint",
     "Collector",
+    "Engine",
     "Floats",
     "Generation",
     "Model",
     "Order",
     "Quantizer",
+    "Sampler",
     "Server",
     "Session",
     "Tensor",
+    "Ticket",
     "Tokenizer",
     "available_threads",
     "check",
     "convert_directory",
     "cpu",
     "encodable_types",
+    "generate_batch",
     "merge",
     "mixes",
     "parameters",
@@ -105,6 +110,15 @@ class Tensor:
     @property
     def offset(self) -> int: ...
     def dequantize(self) -> Floats: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: object = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, buffer: memoryview, /) -> None: ...
 
@@ -176,6 +190,9 @@ class Session:
     def forward(self, tokens: Sequence[int]) -> Floats: ...
     def forward_all(self, tokens: Sequence[int]) -> Floats: ...
     def bench(self, n: int, generate: bool, rounds: int) -> list[float]: ...
+    def log_probs(
+        self, choices: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], with_end: bool
+    ) -> list[list[list[float]]]: ...
     def negative_log_likelihood(self, tokens: Sequence[int], first: int) -> list[float]: ...
 
 @final
@@ -240,6 +257,9 @@ class Chat:
     def __new__(cls, tokenizer: Tokenizer, source: str | None, path: str) -> Chat: ...
     def render(self, trusted: dict[str, Any], written: dict[str, Any], now: int) -> str: ...
     def encode(self, trusted: dict[str, Any], written: dict[str, Any], now: int, at_most: int) -> list[int]: ...
+    def encode_each(
+        self, trusted: dict[str, Any], written: dict[str, Any], now: int, at_most: int, beginnings: Sequence[str]
+    ) -> list[list[int]]: ...
 
 @final
 class Generation:
@@ -258,6 +278,60 @@ class Generation:
     def seed(self) -> int: ...
     @property
     def timings(self) -> tuple[int, float, int, float, int]: ...
+
+def generate_batch(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[dict[str, Any]],
+    context_length: int,
+    threads: int,
+    kv_type: str,
+    parallel: int,
+) -> list[tuple[str, list[int], Literal["stop", "length"], tuple[int, float, int, float, int], int]]: ...
+
+@final
+class Engine:
+    def __new__(
+        cls, parallel: int, max_queue: int, max_queued_tokens: int, kv_memory: int | None, step_ms: float
+    ) -> Engine: ...
+    def submit(
+        self,
+        model: Model,
+        prompt: Sequence[int],
+        options: dict[str, Any],
+        context_length: int,
+        threads: int,
+        kv_type: str,
+        client: int,
+        priority: int,
+        timeout: float | None,
+        bell: Bell,
+        id: int,
+    ) -> Ticket: ...
+    def stats(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+@final
+class Ticket:
+    def take(
+        self,
+    ) -> (
+        tuple[str, list[int], tuple[str, BaseException | None, tuple[int, float, int, float, int], int] | None] | None
+    ): ...
+    def cancel(self) -> None: ...
+
+@final
+class Bell:
+    def __new__(cls) -> Bell: ...
+    def fileno(self) -> int: ...
+    def take(self) -> list[int]: ...
+
+@final
+class Sampler:
+    def __new__(cls, options: dict[str, Any]) -> Sampler: ...
+    def sample(self, logits: Any, tokens: Sequence[int]) -> int | None: ...
+    @property
+    def seed(self) -> int: ...
 
 @final
 class Collector:

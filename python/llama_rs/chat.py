@@ -54,6 +54,13 @@ class ChatTemplate:
         ids: list[int] = self._core.encode(trusted, written, int(time.time()), at_most)
         return ids
 
+    def encode_each(
+        self, messages: Messages, beginnings: Sequence[str], *, options: Mapping[str, Any] | None, now: int
+    ) -> list[list[int]]:
+        """The tokens of the prompt with each of these texts as the beginning of the answer."""
+        trusted = {"add_generation_prompt": True, **self._special, **(options or {})}
+        return self._core.encode_each(trusted, {"messages": checked(messages)}, now, 1 << 32, beginnings)
+
 
 def checked(messages: Messages) -> Sequence[Mapping[str, Any]]:
     """The messages, if they are some.

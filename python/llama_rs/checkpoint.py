@@ -79,6 +79,24 @@ class Tensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.array(self._core, dtype=dtype, copy=bool(copy) or None)
 
+    def __dlpack__(
+        self,
+        *,
+        stream: object = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """A read-only view of the file for other frameworks (DLPack 1.0), without a copy; BF16 is bfloat16 there.
+
+        Raises:
+            BufferError: for a framework that does not know read-only memory, and for what is no view of the file.
+        """
+        return self._core.__dlpack__(stream=stream, max_version=max_version, dl_device=dl_device, copy=copy)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._core.__dlpack_device__()
+
     def __repr__(self) -> str:
         return f"Tensor({self.name!r}, {self.dtype}, shape={self.shape})"
 

@@ -86,5 +86,13 @@ class ModelClosedError(LlamaError):
     """The model was closed."""
 
 
+class EngineFullError(LlamaError, RuntimeError):
+    """Too many answers wait, or their prompts are too long together: try again, after ``retry_after`` seconds."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after)
+        self.retry_after = retry_after
+
+
 class SessionBusyError(LlamaError, RuntimeError):
     """The session is in use by another call, or was used for something else while a stream was going on with it."""

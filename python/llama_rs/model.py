@@ -16,17 +16,20 @@ from .lazy import Lazy
 from .notes import counted, note
 from .options import GenerateOptions, KvType, Load, Messages, Pooling, SamplingParams, default_threads, merged
 from .prompt_cache import PromptCache
-from .session import Completion, Session, Stream
+from .session import Completion, Session, Stream, Timings
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from . import classify as _classify
+    from . import engine as _engine
     from . import residency as _residency
     from .chat import ChatTemplate
 else:
-    np, npt, _residency = Lazy("numpy"), Lazy("numpy.typing"), Lazy("llama_rs.residency")
+    np, npt = Lazy("numpy"), Lazy("numpy.typing")
+    _classify, _engine, _residency = Lazy("llama_rs.classify"), Lazy("llama_rs.engine"), Lazy("llama_rs.residency")
 
 DEFAULT_CONTEXT_LENGTH = 4096
 """Positions of a session, unless asked for otherwise or the model was trained for fewer."""
@@ -56,7 +59,7 @@ class Perplexity(NamedTuple):
     stderr: float
     """Its standard error."""
     tokens: int
-    """Tokens that were scored: the second half of each window."""
+    """Tokens that were scored: the second half of each window, or its last ``stride`` ones."""
     windows: int
     context_length: int
     """Tokens per window."""
@@ -154,6 +157,8 @@ class Model:
         self.context_length = context_length
         self.kv_type = kv_type
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._engines: weakref.WeakSet[_engine.AsyncEngine] = weakref.WeakSet()
+        self._engine: _engine.AsyncEngine | None = None  # of the asynchronous methods
         self._tokenizer: Tokenizer | None = None
         self._templates: dict[bool, ChatTemplate] = {}  # for tools, and without
 
@@ -265,6 +270,90 @@ class Model:
             return self.session()._stream(prompt, params, owned=True)
         cache = PromptCache(prompt_cache, readonly=prompt_cache_readonly)
         return cache.open(self)._stream(prompt, params, owned=True, prompt_cache=cache)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        parallel: int = 16,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Completion]:
+        """Answers several prompts together: one pass over the weights gives each answer a token.
+
+        Each answer is the one that :meth:`generate` gives, to the bit. What prompts have in common from the first token
+        on is computed once.
+
+        Args:
+            prompts: texts, or lists of token ids.
+            sampling: how the answers are made, or how each of them is.
+            parallel: how many answers are made at the same time. More take more memory.
+            options: the fields of :class:`SamplingParams`. They override ``sampling``.
+
+        Raises:
+            ContextOverflowError: if a prompt does not fit in the context.
+            ValueError: if a prompt is empty, or an argument is out of range.
+        """
+        if isinstance(prompts, str):
+            raise TypeError("prompts is a str, it must be a sequence of texts: generate(prompt) answers one")
+        if not 1 <= parallel < 1 << 32:
+            raise ValueError(f"parallel is {parallel}, it must be from 1 to {(1 << 32) - 1}")
+        if sampling is None or isinstance(sampling, SamplingParams):
+            params = [merged(sampling, options)] * len(prompts)
+        else:
+            params = [merged(each, options) for each in sampling]
+            if len(params) != len(prompts):
+                raise ValueError(f"sampling has {len(params)} items for {counted(len(prompts), 'prompt')}")
+        ids: list[Sequence[int]] = []
+        for prompt, given in zip(prompts, params, strict=True):
+            if isinstance(prompt, str):
+                room = self.context_length
+                prompt = self.tokenizer._encode(prompt, given.add_special, given.parse_special, room)
+            ids.append(prompt)
+        done = _core.generate_batch(
+            self._handle,
+            ids,
+            [dict(given) for given in params],
+            self.context_length,
+            self.threads,
+            self.kv_type,
+            parallel,
+        )
+        return [
+            Completion(text, token_ids, reason, timings[0], Timings(*timings), seed)
+            for text, token_ids, reason, timings, seed in done
+        ]
+
+    async def agenerate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Answers a prompt, for programs with an event loop, which goes on meanwhile.
+
+        Answers that are asked for at the same time are made together, by an :class:`AsyncEngine` that the model keeps;
+        one of your own has limits, priorities and timeouts. Cancelling the task frees what it uses.
+        """
+        return await self.astream(prompt, sampling=sampling, **options)._completion()
+
+    def astream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> _engine.AsyncStream:
+        """Answers a prompt piece by piece, as :meth:`agenerate` does: ``async for piece in model.astream(prompt)``."""
+        return self._async_engine().stream(prompt, sampling=sampling, **options)
+
+    def _async_engine(self) -> _engine.AsyncEngine:
+        _ = self._handle  # raises if it is closed
+        if self._engine is None:
+            # As many as are asked for wait: whoever wants limits has an engine of their own.
+            self._engine = _engine.AsyncEngine(self, max_queue=1 << 40, max_queued_tokens=1 << 40)
+        return self._engine
 
     def chat(
         self,
@@ -423,6 +512,73 @@ class Model:
         ids = pairs(self, query, documents)
         return [scores[0] for scores in handle.rank(ids, self.context_length, self.threads, self.kv_type)]
 
+    def classify(
+        self,
+        texts: str | Sequence[str],
+        labels: Sequence[str] | Mapping[str, str],
+        **options: Unpack[_classify.ClassifyOptions],
+    ) -> list[_classify.Classification]:
+        """Which of some labels each text has, by how likely the model finds them as the answer.
+
+        The options are the arguments of :meth:`classifier`, which is faster for more than one call: it keeps what all
+        prompts have in common.
+
+        >>> model.classify(["The food was cold."], ["positive", "negative"])[0].label
+        'negative'
+
+        Raises:
+            ContextOverflowError: if a text is too long; nothing is cut.
+            UnsupportedModelError: if the model makes no text, or with ``chat=True`` has no chat template.
+            ValueError: if an argument is out of range.
+        """
+        with self.classifier(labels, **options) as classifier:
+            return classifier([texts] if isinstance(texts, str) else texts)
+
+    def classifier(
+        self,
+        labels: Sequence[str] | Mapping[str, str],
+        *,
+        instructions: str | None = None,
+        template: str | None = None,
+        examples: Sequence[tuple[str, str]] = (),
+        chat: bool | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        calibration: Literal["content_free", "batch", "none"] | _classify.Calibration = "content_free",
+        normalize: Literal["mean", "sum"] = "mean",
+    ) -> _classify.Classifier:
+        """What classifies any number of texts: call it with a list of them.
+
+        Args:
+            labels: at least two names; or names and the answers that stand for them.
+            instructions: what the model is told to do; ``{labels}`` in it is all of them. Default: to classify.
+            template: what it is asked about a text, with ``{text}`` in it once. Without a chat it ends where the answer
+                begins. Default ``"Text: {text}"``, and then without a chat ``"\\nLabel:"``.
+            examples: texts with their labels, which are shown to the model first.
+            chat: whether to ask as a conversation; by default if the model has a template for it.
+            template_options: other variables of the chat template.
+            calibration: what of the model's preferences is taken out: ``"content_free"``, what it says to texts without
+                content; ``"batch"``, what it says on average to the texts of a call; ``"none"``; or what
+                :meth:`Classifier.fit` gave.
+            normalize: whether the score of a label is the ``"mean"`` of the log-probabilities of its tokens, or their
+                ``"sum"``.
+
+        Raises:
+            UnsupportedModelError, ValueError: as for :meth:`classify`.
+        """
+        from .classify import Classifier
+
+        return Classifier(
+            self,
+            labels,
+            instructions=instructions,
+            template=template,
+            examples=examples,
+            chat=chat,
+            template_options=template_options,
+            calibration=calibration,
+            normalize=normalize,
+        )
+
     def score(self, prompt: str | Sequence[int], continuation: str | Sequence[int]) -> Score:
         """How likely ``continuation`` is after ``prompt``. Nothing is drawn: options of sampling play no part.
 
@@ -453,6 +609,7 @@ class Model:
         text: str | Sequence[int],
         *,
         context_length: int = 512,
+        stride: int | None = None,
         on_window: Callable[[int, int, float], object] | None = None,
     ) -> Perplexity:
         """Measures how well the model predicts a text, as llama.cpp's llama-perplexity does.
@@ -463,6 +620,10 @@ class Model:
         Args:
             text: text, in which nothing is read as a special token, or token ids.
             context_length: tokens per window.
+            stride: a window begins so many tokens after the one before, and its last ``stride`` tokens are scored: each
+                token of the text once, but for those of the first window, given at least ``context_length - stride``
+                before it. Half of ``context_length`` scores every token as the windows of the default score half of
+                them; less takes longer, and is closer to what the model knows with a full context.
             on_window: called after each window with its number, from 1, the number of windows, and the perplexity up to
                 there.
 
@@ -474,18 +635,21 @@ class Model:
         ids = tokenizer.encode(text, parse_special=False) if isinstance(text, str) else text
         if context_length < 4:
             raise ValueError(f"context_length is {context_length}, it must be 4 or more")
+        if stride is not None and not 1 <= stride < context_length:
+            raise ValueError(f"stride is {stride}, it must be from 1 to {context_length - 1}")
         if len(ids) < context_length:
             raise ValueError(
                 f"the text has {counted(len(ids), 'token')}, too few for a window of {context_length}: "
                 "choose a smaller one"
             )
         begin = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.encode("")[:1] == [tokenizer.bos] else []
-        n_windows = len(ids) // context_length
+        step, first = (context_length, context_length // 2 + 1) if stride is None else (stride, context_length - stride)
+        n_windows = (len(ids) - context_length) // step + 1
         scores: list[float] = []
         with self.session(context_length=context_length) as session:
             for i in range(n_windows):
-                window = [*begin, *ids[i * context_length + len(begin) : (i + 1) * context_length]]
-                scores += session._handle.negative_log_likelihood(window, context_length // 2 + 1)
+                window = [*begin, *ids[i * step + len(begin) : i * step + context_length]]
+                scores += session._handle.negative_log_likelihood(window, first)
                 if on_window:
                     on_window(i + 1, n_windows, _exp(sum(scores) / len(scores)))
         n, mean = len(scores), sum(scores) / len(scores)
@@ -543,7 +707,8 @@ class Model:
     def __copy__(self) -> Model:
         handle = self._handle
         copy = Model.__new__(Model)
-        copy.__dict__.update(self.__dict__, _open=handle, _sessions=weakref.WeakSet(), _templates={})
+        own: dict[str, Any] = {"_sessions": weakref.WeakSet(), "_engines": weakref.WeakSet(), "_engine": None}
+        copy.__dict__.update(self.__dict__, _open=handle, _templates={}, **own)
         return copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
@@ -566,7 +731,9 @@ class Model:
                 raise BufferError(f"{self.path}: cannot close the model, {what}")
             for session in list(self._sessions):
                 session._handle.close(True)
-            self._open = None
+            for engine in list(self._engines):
+                engine.close()
+            self._open = self._engine = None
             self._tokenizer = None
             self._templates = {}
 

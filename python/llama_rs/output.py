@@ -98,14 +98,19 @@ def write_line(text: str) -> None:
 
 
 def write_json(data: Any) -> None:
-    """Writes JSON in a line: valid Unicode without control characters; what is not UTF-8 is escaped as in text."""
+    """Writes JSON in a line."""
+    write(json_line(data))
+
+
+def json_line(data: Any) -> str:
+    """JSON in a line: valid Unicode without control characters; what is not UTF-8 is escaped as in text."""
     import json
 
     text = json.dumps(_json_value(data), ensure_ascii=False, allow_nan=False)
     # Inside strings json leaves DEL, the C1 controls and the separators that are newlines to some.
     if not text.isprintable():
         text = "".join(f"\\u{ord(c):04x}" if "\x7f" <= c < "\xa0" or c in "\u2028\u2029" else c for c in text)
-    write(text + "\n")
+    return text + "\n"
 
 
 def _json_value(value: Any) -> Any:
@@ -181,6 +186,16 @@ def progress(done: int, whole: int, rate: float, width: int = 24) -> str:
     filled = width * done // max(whole, 1)
     left = f", {(whole - done) / rate:.0f} s left" if rate > 0 and done < whole else ""
     return f"[{'#' * filled}{'.' * (width - filled)}] {done >> 20} of {whole >> 20} MiB, {rate / 1e6:.0f} MB/s{left}"
+
+
+def count_progress(done: int, whole: int | None, seconds: float, noun: str, width: int = 24) -> str:
+    """A line that says how many things are done; ``whole`` is None where nobody knows how many come."""
+    rate = done / max(seconds, 1e-9)
+    if whole is None:
+        return f"{done} {noun}, {rate:.1f} a second"
+    filled = width * done // max(whole, 1)
+    left = f", {(whole - done) / rate:.0f} s left" if rate > 0 and done < whole else ""
+    return f"[{'#' * filled}{'.' * (width - filled)}] {done} of {whole} {noun}, {rate:.1f} a second{left}"
 
 
 # Tables

@@ -224,6 +224,11 @@ impl<D> Answer<D> {
         &self.tokens[self.prompt_len..]
     }
 
+    /// The most tokens that it may have; `usize::MAX` for any number.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
     /// Why the answer ended; `None` while it has not.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.finish

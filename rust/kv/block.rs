@@ -44,6 +44,11 @@ impl Block {
         unsafe { self.run.memory.as_mut_ptr().add(self.index * self.run.block_bytes) }
     }
 
+    /// Whether the other lies in the same memory.
+    pub fn is_beside(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.run, &other.run)
+    }
+
     /// Whether the file that it came from, if any, is still what it was.
     ///
     /// # Errors

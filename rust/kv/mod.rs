@@ -13,5 +13,5 @@ mod sequence;
 
 pub use block::Block;
 pub use layout::Layout;
-pub use recurrent::{LayerMemory, Recurrent};
+pub use recurrent::{LayerMemory, Recurrent, State};
 pub use sequence::Sequence;

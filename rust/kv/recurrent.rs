@@ -29,6 +29,13 @@ pub struct State {
     block: Block,
 }
 
+impl State {
+    /// So many positions are before it.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+}
+
 /// A state and the positions since.
 struct Moment {
     state: Arc<State>,
@@ -254,6 +261,22 @@ impl Recurrent {
         }
         let state = self.snapshots.iter().rev().find(|state| state.at <= n)?;
         Some((state.at, state.block.bytes(), None))
+    }
+
+    /// What is known of just the first `n` positions, if there is a snapshot of it.
+    pub fn state_at(&self, n: usize) -> Option<&Arc<State>> {
+        self.snapshots.iter().find(|state| state.at == n)
+    }
+
+    /// Goes on from a state of others.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn go_on_from(&mut self, state: Arc<State>) -> Result<()> {
+        self.forget_pass();
+        self.snapshots = vec![Arc::clone(&state)];
+        self.now = Some(Moment { state, tail: Arc::new(block(self.layout.tail_bytes())?) });
+        Ok(())
     }
 
     /// Takes over what was saved.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Block, LayerMemory, Layout, Recurrent};
+use super::{Block, LayerMemory, Layout, Recurrent, State};
 use crate::error::{Error, Result};
 use crate::hash::checksum;
 use crate::kernels::{BLOCK, Context, Kernels, load_key, value_row};
@@ -113,6 +113,47 @@ impl Sequence {
             spare: Vec::new(),
             unverified,
         }
+    }
+
+    /// A sequence of tokens that others have computed: `blocks` hold them, the last one perhaps more than that. `state` is
+    /// what recurrent layers remember of just so many tokens, if there are such layers.
+    ///
+    /// # Errors
+    /// As for [`Sequence::new`].
+    pub(crate) fn from_blocks(
+        layout: &Arc<Layout>,
+        context_length: usize,
+        tokens: &[u32],
+        blocks: Vec<Arc<Block>>,
+        state: Option<Arc<State>>,
+    ) -> Result<Self> {
+        debug_assert!(blocks.len() == tokens.len().div_ceil(BLOCK) && tokens.len() <= context_length);
+        let mut sequence = Self::new(layout, context_length)?;
+        if let (Some(recurrent), Some(state)) = (&mut sequence.recurrent, state) {
+            debug_assert!(state.at() == tokens.len(), "the state of these tokens");
+            recurrent.go_on_from(state)?;
+        }
+        Ok(Self { tokens: tokens.to_vec(), computed: tokens.len(), blocks, ..sequence })
+    }
+
+    /// How many of its blocks are full, and as computing their tokens again would have them.
+    pub(crate) fn n_full(&self) -> usize {
+        self.exact().min(self.computed) / BLOCK
+    }
+
+    /// Block `i`, to be used by others too: whoever goes on in it copies it.
+    pub(crate) fn share(&self, i: usize) -> &Arc<Block> {
+        &self.blocks[i]
+    }
+
+    /// Uses a block for its block `i` that holds the same of the same tokens, so that there is one of them.
+    pub(crate) fn adopt(&mut self, i: usize, block: &Arc<Block>) {
+        self.blocks[i] = Arc::clone(block);
+    }
+
+    /// What recurrent layers remember of just the first `n` tokens, if that was kept.
+    pub(crate) fn state_at(&self, n: usize) -> Option<&Arc<State>> {
+        self.recurrent.as_ref()?.state_at(n)
     }
 
     /// Forgets all but the first `n` tokens. What recurrent layers remember goes back to the nearest snapshot; the tokens
@@ -359,8 +400,14 @@ impl Sequence {
     /// # Errors
     /// [`Error::Changed`].
     pub(crate) fn check(&self) -> Result<()> {
-        // Blocks of a file are the first: a map has one state, and forks have no more than they share.
-        self.blocks.first().map_or(Ok(()), |block| block.check())?;
+        // Each map once: it has one state.
+        let mut last: Option<&Block> = None;
+        for block in &self.blocks {
+            if !last.is_some_and(|last| last.is_beside(block)) {
+                block.check()?;
+            }
+            last = Some(block);
+        }
         self.recurrent.as_ref().map_or(Ok(()), Recurrent::check)
     }
 

@@ -55,22 +55,41 @@ impl Chat {
         now: i64,
         at_most: usize,
     ) -> PyResult<Vec<u32>> {
-        let guard = match self.guard.get() {
-            Some(guard) => guard,
-            None => {
-                let guard = run(py, |_| Guard::new(&self.tokenizer))?;
-                self.guard.get_or_init(|| guard)
-            }
-        };
+        let mut one = self.encode_each(py, trusted, written, now, at_most, vec![String::new()])?;
+        Ok(one.pop().unwrap_or_default())
+    }
+
+    /// The tokens of the prompt with each of these texts after it, which is what an answer begins with.
+    fn encode_each(
+        &self,
+        py: Python<'_>,
+        trusted: &Bound<'_, PyDict>,
+        written: &Bound<'_, PyDict>,
+        now: i64,
+        at_most: usize,
+        beginnings: Vec<String>,
+    ) -> PyResult<Vec<Vec<u32>>> {
+        let guard = self.guard(py)?;
         let variables = variables(trusted, written, Some(guard))?;
         run(py, |interrupt| {
             let prompt = self.rendered(variables, now)?;
-            chat::encode(&self.tokenizer, &prompt, at_most, interrupt)
+            let encode = |beginning: &String| {
+                chat::encode(&self.tokenizer, &format!("{prompt}{}", guard.broken(beginning)?), at_most, interrupt)
+            };
+            beginnings.iter().map(encode).collect()
         })
     }
 }
 
 impl Chat {
+    fn guard(&self, py: Python<'_>) -> PyResult<&Guard> {
+        if let Some(guard) = self.guard.get() {
+            return Ok(guard);
+        }
+        let guard = run(py, |_| Guard::new(&self.tokenizer))?;
+        Ok(self.guard.get_or_init(|| guard))
+    }
+
     fn rendered(&self, variables: Value, now: i64) -> Result<String, Error> {
         chat::render(&self.source, variables, now).map_err(|refused| match refused {
             Refused::Messages(_) => Error::Argument(refused.to_string()),

@@ -7,6 +7,8 @@
 mod array;
 mod chat;
 mod checkpoint;
+mod dlpack;
+mod engine;
 mod exit;
 mod files;
 mod floats;
@@ -17,6 +19,7 @@ mod model;
 mod parameters;
 mod perf;
 mod quantize;
+mod sampler;
 mod server;
 mod session;
 mod tensor;
@@ -31,6 +34,7 @@ use pyo3::prelude::*;
 use self::checkpoint::Checkpoint;
 use self::exit::detached;
 use self::floats::Floats;
+use self::model::Model;
 use self::session::Session;
 use self::tensor::Tensor;
 use self::tokenizer::Tokenizer;
@@ -48,6 +52,8 @@ mod _core {
     #[pymodule_export]
     use super::chat::Chat;
     #[pymodule_export]
+    use super::engine::{Bell, Engine, Ticket, generate_batch};
+    #[pymodule_export]
     use super::files::{convert_directory, merge, split};
     #[pymodule_export]
     use super::generation::Generation;
@@ -59,6 +65,8 @@ mod _core {
     use super::perf::perf;
     #[pymodule_export]
     use super::quantize::{Collector, Quantizer, encodable_types, mixes};
+    #[pymodule_export]
+    use super::sampler::Sampler;
     #[pymodule_export]
     use super::server::{Order, Server};
     #[pymodule_export]
@@ -84,13 +92,18 @@ fn available_threads() -> usize {
 
 /// A Rust error as the Python exception of its kind, of `llama_rs.errors`, with the message intact.
 fn raise(py: Python<'_>, error: Error) -> PyErr {
+    raise_ref(py, &error)
+}
+
+/// The same of an error that others have too.
+fn raise_ref(py: Python<'_>, error: &Error) -> PyErr {
     try_raise(py, error).unwrap_or_else(|e| e)
 }
 
-fn try_raise(py: Python<'_>, error: Error) -> PyResult<PyErr> {
+fn try_raise(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
     let message = error.to_string();
     let path = |path: &Path| path.display().to_string();
-    let (class, args) = match &error {
+    let (class, args) = match error {
         Error::Argument(_) => return Ok(PyValueError::new_err(message)),
         Error::Interrupted => return Ok(PyKeyboardInterrupt::new_err(())),
         Error::OutOfMemory { .. } => return Ok(PyMemoryError::new_err(message)),

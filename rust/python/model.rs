@@ -34,9 +34,9 @@ impl Model {
         &self.inner
     }
 
-    /// The model, to be kept.
-    pub fn shared(&self) -> Arc<model::Model> {
-        Arc::clone(&self.inner)
+    /// The model, to be shared.
+    pub fn shared(&self) -> &Arc<model::Model> {
+        &self.inner
     }
 }
 
@@ -188,7 +188,8 @@ impl Model {
         }
     }
 
-    fn options(
+    /// How sessions of it are made.
+    pub fn options(
         &self,
         py: Python<'_>,
         context_length: &Bound<'_, PyAny>,

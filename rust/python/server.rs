@@ -76,7 +76,7 @@ impl Server {
         let mut opened: Vec<(String, String, Arc<model::Model>, SessionOptions)> = Vec::new();
         for (name, number, model, context_length, threads, kv_type) in &models {
             let session = session_options(*context_length, *threads, kv_type)?;
-            opened.push((name.clone(), number.clone(), model.shared(), session));
+            opened.push((name.clone(), number.clone(), Arc::clone(model.shared()), session));
         }
         let start = || {
             let versions = opened
@@ -145,7 +145,7 @@ impl Server {
         is_default: bool,
     ) -> PyResult<()> {
         let (session, defaults) = (session_options(context_length, threads, kv_type)?, from_settings(defaults)?);
-        let model = model.shared();
+        let model = Arc::clone(model.shared());
         let version = run(py, |_| Version::of(name, number, model, session, &defaults))?;
         self.0.registry().put(Arc::new(version), is_default);
         Ok(())

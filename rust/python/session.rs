@@ -1,6 +1,7 @@
 //! `Session`: a key-value cache with its position.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use pyo3::prelude::*;
@@ -10,8 +11,9 @@ use super::lend::Lent;
 use super::parameters::{count, int};
 use super::{Floats, detached, raise, run_until};
 use crate::error::{Error, Result};
+use crate::likelihood::Choices;
 use crate::threads::Interrupt;
-use crate::{measure, session};
+use crate::{likelihood, measure, session};
 
 /// A key-value cache with its position.
 #[pyclass(frozen)]
@@ -195,10 +197,29 @@ impl Session {
         Ok(Floats::new(data, vec![tokens.len(), self.vocab_size]))
     }
 
-    /// See `measure::negative_log_likelihood`.
+    /// Log-probabilities of the continuations of prompts, see `likelihood::log_probs`; with those of an end of the answer.
+    fn log_probs(
+        &self,
+        py: Python<'_>,
+        choices: Vec<(Bound<'_, PyAny>, Vec<Bound<'_, PyAny>>)>,
+        with_end: bool,
+    ) -> PyResult<Vec<Vec<Vec<f32>>>> {
+        let choices = choices.iter().map(|(prompt, continuations)| {
+            let continuations = continuations.iter().map(|tokens| self.ids(tokens)).collect::<PyResult<_>>()?;
+            Ok(Choices { prompt: self.ids(prompt)?, continuations })
+        });
+        let choices = choices.collect::<PyResult<Vec<_>>>()?;
+        self.with(py, |session, interrupt| {
+            let model = Arc::clone(session.model());
+            let ends = if with_end { model.tokenizer()?.end_tokens()? } else { &[] };
+            likelihood::log_probs(session, &choices, ends, interrupt)
+        })
+    }
+
+    /// See `likelihood::negative_log_likelihood`.
     fn negative_log_likelihood(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>, first: usize) -> PyResult<Vec<f32>> {
         let tokens = self.ids(tokens)?;
-        self.with(py, |session, interrupt| measure::negative_log_likelihood(session, &tokens, first, interrupt))
+        self.with(py, |session, interrupt| likelihood::negative_log_likelihood(session, &tokens, first, interrupt))
     }
 
     /// Seconds of each round of a benchmark, see `measure::bench`.

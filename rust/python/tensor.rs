@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use super::floats::{fill_buffer, release_buffer};
-use super::{Floats, run};
+use super::{Floats, dlpack, run};
 use crate::error::Error;
 use crate::quant::{self, DType};
 use crate::tensor::TensorView;
@@ -72,6 +72,24 @@ impl Tensor {
         };
         let data = run(py, |_| self.view.bytes().mapping().checked(read))?;
         Ok(Floats::new(data, shape))
+    }
+
+    /// A view of it for other frameworks; BF16 is bfloat16.
+    #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
+    fn __dlpack__(
+        slf: &Bound<'_, Self>,
+        stream: Option<&Bound<'_, PyAny>>,
+        max_version: Option<(u32, u32)>,
+        dl_device: Option<(i32, i32)>,
+        copy: Option<bool>,
+    ) -> PyResult<Py<PyAny>> {
+        let _ = stream; // the processor has none
+        dlpack::check(max_version, dl_device, copy)?;
+        dlpack::capsule(slf.as_any(), dlpack::data_type(slf.get().view.dtype()))
+    }
+
+    fn __dlpack_device__(&self) -> (i32, i32) {
+        dlpack::CPU
     }
 
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {

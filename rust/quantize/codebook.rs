@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::sync::LazyLock;
 
-use super::fit::{Levels, Points, extreme, inverse, round, sum};
+use super::fit::{Levels, Points, clamp, costs, extreme, inverse, round};
 use super::{Encode, f16_bytes, rounded_to_f16};
 use crate::quant::grids::{IQ1_GRID, IQ2_S_GRID, IQ2_XS_GRID, IQ2_XXS_GRID, IQ3_S_GRID, IQ3_XXS_GRID};
 use crate::quant::{BlockIQ1_M, BlockIQ1_S, BlockIQ2_S, BlockIQ2_XS, BlockIQ2_XXS, BlockIQ3_S, BlockIQ3_XXS};
@@ -75,8 +75,6 @@ struct Kind {
     largest: f32,
     /// The scale of a block is written times this.
     unit: f32,
-    /// What the block's mean square is multiplied with before it raises the squares.
-    raise: f32,
 }
 
 /// A block of it, with `K` weights an entry.
@@ -105,7 +103,7 @@ struct Odd(f32);
 impl Levels for Odd {
     #[inline(always)]
     fn nearest(&self, x: f32) -> f32 {
-        2.0 * round((x.max(1.0).min(self.0) - 1.0) * 0.5) + 1.0
+        2.0 * round((clamp(x, 1.0, self.0) - 1.0) * 0.5) + 1.0
     }
 }
 
@@ -133,9 +131,7 @@ impl Kind {
         importance: Option<&[f32]>,
         products: &mut [Products],
     ) -> Coded {
-        let raise = self.raise * sum::<256>(|i| x[i] * x[i]) / 256.0;
-        let w: [f32; 256] =
-            std::array::from_fn(|i| importance.map_or(1.0, |importance| importance[i]) * (raise + x[i] * x[i]).sqrt());
+        let w = costs(importance);
         let (x, signs) = self.take_signs(x, &w);
         let chunks = book.values.len();
         for (i, products) in products.chunks_exact_mut(chunks).enumerate() {
@@ -241,7 +237,8 @@ impl Kind {
                 let mut lanes = [f32::INFINITY; LANES];
                 for Products { a, b } in &products[part * chunks / self.parts..][..chunks / self.parts] {
                     for j in 0..LANES {
-                        lanes[j] = lanes[j].min(square * b[j] - scale * a[j]);
+                        let error = square * b[j] - scale * a[j];
+                        lanes[j] = if error < lanes[j] { error } else { lanes[j] };
                     }
                 }
                 error += lanes.into_iter().fold(f32::INFINITY, f32::min);
@@ -350,21 +347,12 @@ fn signs_7bit(signs: &[u8; 32], i: usize, level: u8) -> [u8; 4] {
     (signs | u32::from(level) << 28).to_le_bytes()
 }
 
-const IQ2: Kind = Kind {
-    signs: Signs::Free,
-    group: 16,
-    parts: 1,
-    top: 31.0,
-    from: 0.5,
-    to: 1.3,
-    largest: 43.0,
-    unit: 8.0,
-    raise: 1.0,
-};
+const IQ2: Kind =
+    Kind { signs: Signs::Free, group: 16, parts: 1, top: 31.0, from: 0.5, to: 1.3, largest: 43.0, unit: 8.0 };
 
 impl Encode for BlockIQ2_XXS {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, _mean_square: f32) -> Self {
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
         let block = Kind { signs: Signs::Even, group: 32, ..IQ2 }.encode(&IQ2_XXS, x, importance);
         let group = |i: usize| {
             [std::array::from_fn(|l| block.entries[4 * i + l] as u8), signs_7bit(&block.signs, i, block.levels[i])]
@@ -375,7 +363,7 @@ impl Encode for BlockIQ2_XXS {
 
 impl Encode for BlockIQ2_XS {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, _mean_square: f32) -> Self {
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
         let block = Kind { signs: Signs::Even, ..IQ2 }.encode(&IQ2_XS, x, importance);
         let word = |i: usize| (block.entries[i] | u16::from(block.signs[i] & 127) << 9).to_le_bytes();
         Self {
@@ -388,7 +376,7 @@ impl Encode for BlockIQ2_XS {
 
 impl Encode for BlockIQ2_S {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, _mean_square: f32) -> Self {
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
         let block = IQ2.encode(&IQ2_S, x, importance);
         let high = |i: usize| (0..4).fold(0, |byte, l| byte | ((block.entries[4 * i + l] >> 8) as u8) << (2 * l));
         Self {
@@ -401,21 +389,12 @@ impl Encode for BlockIQ2_S {
     }
 }
 
-const IQ3: Kind = Kind {
-    signs: Signs::Free,
-    group: 32,
-    parts: 1,
-    top: 31.0,
-    from: 0.6,
-    to: 1.2,
-    largest: 62.0,
-    unit: 4.0,
-    raise: 2.0,
-};
+const IQ3: Kind =
+    Kind { signs: Signs::Free, group: 32, parts: 1, top: 31.0, from: 0.6, to: 1.2, largest: 62.0, unit: 4.0 };
 
 impl Encode for BlockIQ3_XXS {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, _mean_square: f32) -> Self {
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
         let block = Kind { signs: Signs::Even, ..IQ3 }.encode(&IQ3_XXS, x, importance);
         Self {
             d: f16_bytes(block.d),
@@ -427,7 +406,7 @@ impl Encode for BlockIQ3_XXS {
 
 impl Encode for BlockIQ3_S {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, _mean_square: f32) -> Self {
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
         let block = Kind { largest: 15.0, unit: 1.0, ..IQ3 }.encode(&IQ3_S, x, importance);
         let high = |i: usize| (0..8).fold(0, |byte, l| byte | ((block.entries[8 * i + l] >> 8) as u8) << l);
         Self {
@@ -440,24 +419,15 @@ impl Encode for BlockIQ3_S {
     }
 }
 
-const IQ1_KIND: Kind = Kind {
-    signs: Signs::InEntries,
-    group: 32,
-    parts: 2,
-    top: 15.0,
-    from: 0.3,
-    to: 1.1,
-    largest: 1.125,
-    unit: 1.0,
-    raise: 2.0,
-};
+const IQ1_KIND: Kind =
+    Kind { signs: Signs::InEntries, group: 32, parts: 2, top: 15.0, from: 0.3, to: 1.1, largest: 1.125, unit: 1.0 };
 
 /// Entries of IQ1 have 2048 indices; the next bit says that they are shifted down.
 const SHIFTED_DOWN: u16 = 1 << 11;
 
 impl Encode for BlockIQ1_S {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, _mean_square: f32) -> Self {
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
         let block = IQ1_KIND.encode(&IQ1, x, importance);
         let high = |i: usize| {
             let entries = &block.entries[4 * i..];
@@ -475,7 +445,7 @@ impl Encode for BlockIQ1_S {
 
 impl Encode for BlockIQ1_M {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, _mean_square: f32) -> Self {
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
         let block = Kind { group: 16, parts: 1, ..IQ1_KIND }.encode(&IQ1, x, importance);
         // Three bits, and that it is shifted down.
         let high = |k: usize| (block.entries[k] >> 8 & 15) as u8;

@@ -44,6 +44,13 @@ pub(super) fn byte(x: f32) -> u8 {
     (x + MAGIC).to_bits() as u8
 }
 
+/// A number within limits, and NaN at one of them: one instruction a limit, where `f32::clamp` looks for NaN.
+#[inline(always)]
+pub(super) fn clamp(x: f32, least: f32, most: f32) -> f32 {
+    let x = if x > least { x } else { least };
+    if x < most { x } else { most }
+}
+
 /// An array of `f(i)`. A plain loop: what [`std::array::from_fn`] makes is not always a part of the function around it, and
 /// then not of vectors.
 #[inline(always)]
@@ -53,6 +60,17 @@ pub(super) fn array<T: Copy + Default, const N: usize>(f: impl Fn(usize) -> T) -
         *out = f(i);
     }
     out
+}
+
+/// How much the error of each of `N` numbers costs: as much as it is important. If that is not known, all the same: the
+/// usual emphasis on large numbers (the square, the magnitude) made files whose logits are further from the source's, by
+/// 4 to 9 percent of the KL divergence with IQ4_XS and Q2_K on SmolLM2.
+#[inline(always)]
+pub(super) fn costs<const N: usize>(importance: Option<&[f32]>) -> [f32; N] {
+    match importance {
+        Some(importance) => array(|i| importance[i]),
+        None => [1.0; N],
+    }
 }
 
 /// The least and the largest of all numbers and zero, in eight lanes.
@@ -114,7 +132,7 @@ pub(super) struct Integers(pub f32, pub f32);
 impl Levels for Integers {
     #[inline(always)]
     fn nearest(&self, x: f32) -> f32 {
-        round(x.max(self.0).min(self.1))
+        round(clamp(x, self.0, self.1))
     }
 }
 
@@ -122,7 +140,11 @@ impl<const N: usize> Points<'_, N> {
     /// The best levels for a scale of `1 / inverse`.
     #[inline(always)]
     pub fn levels(&self, levels: impl Levels, inverse: f32) -> [f32; N] {
-        array(|i| levels.nearest(self.x[i] * inverse))
+        let mut q = [0.0; N];
+        for (q, x) in q.iter_mut().zip(self.x) {
+            *q = levels.nearest(x * inverse); // not in a closure: some would remain a call for each number
+        }
+        q
     }
 
     /// `sum w x q` and `sum w q^2`: their ratio is the best scale, and the square of the first over the second is by how much

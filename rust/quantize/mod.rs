@@ -26,8 +26,8 @@ trait Encode: quant::Block {
     /// The block that loses least of `x`, as many numbers as it has weights, all of them finite and no larger than an f16
     /// can be.
     ///
-    /// `importance` says for each number how much an error of it costs; `mean_square` is that of the row.
-    fn encode(x: &[f32], importance: Option<&[f32]>, mean_square: f32) -> Self;
+    /// `importance` says for each number how much an error of it costs.
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self;
 }
 
 /// No number may be larger in magnitude, if it is to become a block: scales are f16.
@@ -104,10 +104,9 @@ fn encode_row_anywhere(dtype: DType, x: &[f32], importance: Option<&[f32]>, out:
 fn encode_blocks<B: Encode>(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     let out = out.chunks_exact_mut(size_of::<B>());
     let n = x.len() / out.len().max(1);
-    let mean_square = (x.iter().map(|&x| f64::from(x * x)).sum::<f64>() / x.len() as f64) as f32;
     for (i, (x, out)) in x.chunks_exact(n).zip(out).enumerate() {
         let importance = importance.map(|all| &all[i * n..][..n]);
-        out.copy_from_slice(bytemuck::bytes_of(&B::encode(x, importance, mean_square)));
+        out.copy_from_slice(bytemuck::bytes_of(&B::encode(x, importance)));
     }
 }
 

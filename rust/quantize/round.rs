@@ -3,17 +3,11 @@
 //! Without importances they are rounded as everybody rounds them: the scale is that of the largest number, and the bytes are
 //! those of the Python package gguf and of llama.cpp. With importances the scale is searched for.
 
-use super::fit::{Integers, Levels, Points, array, byte, extreme, inverse};
+use super::fit::{Integers, Levels, Points, array, byte, costs, extreme, inverse};
 use super::{Encode, f16_bytes, half_away};
 use crate::quant::{
     BlockMXFP4, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, BlockTQ1_0, BlockTQ2_0, mxfp4_scale,
 };
-
-/// How much the error of each weight counts: by its importance, and more where it is large, as there it is larger.
-#[inline(always)]
-fn weights(x: &[f32; 32], importance: &[f32], mean_square: f32) -> [f32; 32] {
-    array(|i| importance[i] * (mean_square + x[i] * x[i]).sqrt())
-}
 
 /// Nibbles: weight `k` low, weight `16 + k` high.
 #[inline(always)]
@@ -29,10 +23,10 @@ fn fifth_bits(q: &[u8; 32]) -> [u8; 4] {
 
 /// `x = d * (q - top)` with `q` below `2 * top`: the scale and the integers.
 #[inline(always)]
-fn symmetric(x: &[f32], importance: Option<&[f32]>, mean_square: f32, top: f32) -> (f32, [u8; 32]) {
+fn symmetric(x: &[f32], importance: Option<&[f32]>, top: f32) -> (f32, [u8; 32]) {
     let x: &[f32; 32] = x.try_into().expect("a block of 32");
     if let Some(importance) = importance {
-        let w = weights(x, importance, mean_square);
+        let w = costs(Some(importance));
         let first = inverse(extreme(x));
         let inverses = (-9..=9).map(|step| -(top + 0.1 * step as f32) * first);
         let fit = Points { x, w: &w }.scale(Integers(-top, top - 1.0), inverses);
@@ -45,10 +39,10 @@ fn symmetric(x: &[f32], importance: Option<&[f32]>, mean_square: f32, top: f32) 
 
 /// `x = d * q + m` with `q` up to `top`: the scale, the offset and the integers.
 #[inline(always)]
-fn affine(x: &[f32], importance: Option<&[f32]>, mean_square: f32, top: f32) -> (f32, f32, [u8; 32]) {
+fn affine(x: &[f32], importance: Option<&[f32]>, top: f32) -> (f32, f32, [u8; 32]) {
     let x: &[f32; 32] = x.try_into().expect("a block of 32");
     if let Some(importance) = importance {
-        let w = weights(x, importance, mean_square);
+        let w = costs(Some(importance));
         let fit = Points { x, w: &w }.affine(top, (0..=36).map(|step| top - 0.9 + 0.05 * step as f32));
         return (fit.d, -fit.m, array(|i| byte(fit.q[i])));
     }
@@ -60,7 +54,7 @@ fn affine(x: &[f32], importance: Option<&[f32]>, mean_square: f32, top: f32) -> 
 
 impl Encode for BlockQ8_0 {
     #[inline(always)]
-    fn encode(x: &[f32], _importance: Option<&[f32]>, _mean_square: f32) -> Self {
+    fn encode(x: &[f32], _importance: Option<&[f32]>) -> Self {
         let d = extreme(x).abs() / 127.0;
         let inverse = inverse(d);
         Self { d: f16_bytes(d), qs: array(|i| byte(half_away(x[i] * inverse))) }
@@ -69,32 +63,32 @@ impl Encode for BlockQ8_0 {
 
 impl Encode for BlockQ4_0 {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, mean_square: f32) -> Self {
-        let (d, q) = symmetric(x, importance, mean_square, 8.0);
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
+        let (d, q) = symmetric(x, importance, 8.0);
         Self { d: f16_bytes(d), qs: nibbles(&q) }
     }
 }
 
 impl Encode for BlockQ5_0 {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, mean_square: f32) -> Self {
-        let (d, q) = symmetric(x, importance, mean_square, 16.0);
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
+        let (d, q) = symmetric(x, importance, 16.0);
         Self { d: f16_bytes(d), qh: fifth_bits(&q), qs: nibbles(&q) }
     }
 }
 
 impl Encode for BlockQ4_1 {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, mean_square: f32) -> Self {
-        let (d, m, q) = affine(x, importance, mean_square, 15.0);
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
+        let (d, m, q) = affine(x, importance, 15.0);
         Self { d: f16_bytes(d), m: f16_bytes(m), qs: nibbles(&q) }
     }
 }
 
 impl Encode for BlockQ5_1 {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, mean_square: f32) -> Self {
-        let (d, m, q) = affine(x, importance, mean_square, 31.0);
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
+        let (d, m, q) = affine(x, importance, 31.0);
         Self { d: f16_bytes(d), m: f16_bytes(m), qh: fifth_bits(&q), qs: nibbles(&q) }
     }
 }
@@ -109,7 +103,7 @@ fn ternary(x: &[f32]) -> (f32, [u8; 256]) {
 
 impl Encode for BlockTQ1_0 {
     #[inline(always)]
-    fn encode(x: &[f32], _importance: Option<&[f32]>, _mean_square: f32) -> Self {
+    fn encode(x: &[f32], _importance: Option<&[f32]>) -> Self {
         let (d, q) = ternary(x);
         // The byte is the smallest fraction of 256 whose digits these are.
         let byte = |digits: [u8; 5]| {
@@ -129,7 +123,7 @@ impl Encode for BlockTQ1_0 {
 
 impl Encode for BlockTQ2_0 {
     #[inline(always)]
-    fn encode(x: &[f32], _importance: Option<&[f32]>, _mean_square: f32) -> Self {
+    fn encode(x: &[f32], _importance: Option<&[f32]>) -> Self {
         let (d, q) = ternary(x);
         let qs = array(|i| (0..4).fold(0, |byte, n| byte | q[i / 32 * 128 + 32 * n + i % 32] << (2 * n)));
         Self { qs, d: f16_bytes(d) }
@@ -149,7 +143,7 @@ impl Levels for Magnitudes {
 
 impl Encode for BlockMXFP4 {
     #[inline(always)]
-    fn encode(x: &[f32], _importance: Option<&[f32]>, _mean_square: f32) -> Self {
+    fn encode(x: &[f32], _importance: Option<&[f32]>) -> Self {
         let largest = extreme(x).abs();
         // The largest is 4 to 8 scales: E2M1 ends at 6.
         let e = if largest > 0.0 { (largest.log2().floor() + 125.0).clamp(0.0, 254.0) as u8 } else { 0 };

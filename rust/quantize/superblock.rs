@@ -5,42 +5,10 @@
 //! would cost. Then, with scales that can be written, each group takes the best integers again, also with the next larger
 //! and the next smaller scale; and at last the scale of the scales is that of a regression over all of the block.
 
-use super::fit::{Integers, Levels, Points, Scaled, array, byte, extreme, inverse, sum};
+use super::fit::{Integers, Levels, Points, Scaled, array, byte, costs, extreme, inverse, sum};
 use super::round::nibbles;
 use super::{Encode, f16_bytes, rounded_to_f16};
 use crate::quant::{BlockIQ4_NL, BlockIQ4_XS, BlockQ2_K, BlockQ3_K, BlockQ4_K, BlockQ5_K, BlockQ6_K, IQ4_TABLE};
-
-/// How much the error of each weight of a block counts.
-#[derive(Clone, Copy)]
-enum Counts {
-    /// As its square.
-    Square,
-    /// As its magnitude.
-    Magnitude,
-    /// As its magnitude, raised by the root of the mean square of its group.
-    Raised,
-}
-
-/// The counts of a group of `N`; with importances they are those times the root of the block's mean square plus the square.
-#[inline(always)]
-fn counts<const N: usize>(counts: Counts, x: &[f32; N], importance: Option<&[f32]>, mean_square: f32) -> [f32; N] {
-    if let Some(importance) = importance {
-        return array(|i| importance[i] * (mean_square + x[i] * x[i]).sqrt());
-    }
-    match counts {
-        Counts::Square => array(|i| x[i] * x[i]),
-        Counts::Magnitude => array(|i| x[i].abs()),
-        Counts::Raised => {
-            let root = (sum::<N>(|i| x[i] * x[i]) / N as f32).sqrt();
-            array(|i| root + x[i].abs())
-        }
-    }
-}
-
-#[inline(always)]
-fn mean_square(x: &[f32; 256]) -> f32 {
-    sum::<256>(|i| x[i] * x[i]) / 256.0
-}
 
 /// `N` numbers, the first one and by how much each is more than the one before.
 const fn from_by<const N: usize>(first: f32, step: f32) -> [f32; N] {
@@ -63,9 +31,6 @@ struct Symmetric<const N: usize, const G: usize> {
 /// What sets a symmetric type apart.
 #[derive(Clone, Copy)]
 struct SymmetricType<L> {
-    counts: Counts,
-    /// What the block's mean square is multiplied with before it raises the squares.
-    raise: f32,
     levels: L,
     /// What the largest number is divided by its scale, for the scales that are tried.
     tries: &'static [f32],
@@ -76,22 +41,21 @@ impl<L: Levels + Copy> SymmetricType<L> {
     #[inline(always)]
     fn encode<const N: usize, const G: usize>(self, x: &[f32], importance: Option<&[f32]>) -> Symmetric<N, G> {
         let x: &[f32; 256] = x.try_into().expect("a block of 256");
-        let raise = self.raise * mean_square(x);
         let groups: &[[f32; N]] = x.as_chunks().0;
         let mut w = [[0.0; N]; G];
-        let (mut scales, mut costs) = ([0.0; G], [0.0; G]);
+        let (mut scales, mut scale_costs) = ([0.0; G], [0.0; G]);
         for g in 0..G {
-            w[g] = counts(self.counts, &groups[g], importance.map(|all| &all[g * N..]), raise);
+            w[g] = costs(importance.map(|all| &all[g * N..]));
             let first = inverse(extreme(&groups[g]));
             let inverses = self.tries.iter().map(|level| level * first);
             let fit = Points { x: &groups[g], w: &w[g] }.scale(self.levels, inverses);
             scales[g] = fit.d;
-            costs[g] = sum::<N>(|i| w[g][i] * fit.q[i] * fit.q[i]);
+            scale_costs[g] = sum::<N>(|i| w[g][i] * fit.q[i] * fit.q[i]);
         }
         let first = inverse(extreme(&scales));
         let Integers(least, _) = self.scales;
         let inverses = (-9..=9).map(|step| (least + 0.1 * step as f32) * first);
-        let fit = Points { x: &scales, w: &costs }.scale(self.scales, inverses);
+        let fit = Points { x: &scales, w: &scale_costs }.scale(self.scales, inverses);
         let mut block = Symmetric { d: rounded_to_f16(fit.d), scales: fit.q, q: [[0.0; N]; G] };
         let mut error = self.assign(groups, &w, &mut block, 1.0);
         for _ in 0..2 {
@@ -156,8 +120,6 @@ struct Sloped<const N: usize, const G: usize> {
 /// What sets a type with minima apart.
 #[derive(Clone, Copy)]
 struct SlopedType {
-    counts: Counts,
-    raise: f32,
     top: f32,
     /// By how much the range of the integers is varied for the first scale, in tenths.
     vary: (i32, i32),
@@ -169,12 +131,11 @@ impl SlopedType {
     #[inline(always)]
     fn encode<const N: usize, const G: usize>(self, x: &[f32], importance: Option<&[f32]>) -> Sloped<N, G> {
         let x: &[f32; 256] = x.try_into().expect("a block of 256");
-        let raise = self.raise * mean_square(x);
         let groups: &[[f32; N]] = x.as_chunks().0;
         let mut w = [[0.0; N]; G];
         let (mut scales, mut scale_costs, mut mins, mut min_costs) = ([0.0; G], [0.0; G], [0.0; G], [0.0; G]);
         for g in 0..G {
-            w[g] = counts(self.counts, &groups[g], importance.map(|all| &all[g * N..]), raise);
+            w[g] = costs(importance.map(|all| &all[g * N..]));
             let factors = (self.vary.0..=self.vary.1).map(|step| self.top + 0.1 * step as f32);
             let fit = Points { x: &groups[g], w: &w[g] }.affine(self.top, factors);
             (scales[g], mins[g]) = (fit.d, fit.m);
@@ -297,8 +258,8 @@ fn pairs(q: impl Fn(usize) -> u8) -> [u8; 64] {
 
 impl Encode for BlockQ2_K {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, _mean_square: f32) -> Self {
-        let kind = SlopedType { counts: Counts::Magnitude, raise: 1.0, top: 3.0, vary: (-5, 10), largest: 15.0 };
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
+        let kind = SlopedType { top: 3.0, vary: (-5, 10), largest: 15.0 };
         let block = kind.encode::<16, 16>(x, importance);
         let q = flat(&block.q, 0.0);
         Self {
@@ -312,8 +273,8 @@ impl Encode for BlockQ2_K {
 
 impl Encode for BlockQ4_K {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, _mean_square: f32) -> Self {
-        let kind = SlopedType { counts: Counts::Raised, raise: 2.0, top: 15.0, vary: (-10, 10), largest: 63.0 };
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
+        let kind = SlopedType { top: 15.0, vary: (-10, 10), largest: 63.0 };
         let block = kind.encode::<32, 8>(x, importance);
         let q = flat(&block.q, 0.0);
         Self {
@@ -327,8 +288,8 @@ impl Encode for BlockQ4_K {
 
 impl Encode for BlockQ5_K {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, _mean_square: f32) -> Self {
-        let kind = SlopedType { counts: Counts::Raised, raise: 2.0, top: 31.0, vary: (-5, 10), largest: 63.0 };
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
+        let kind = SlopedType { top: 31.0, vary: (-5, 10), largest: 63.0 };
         let block = kind.encode::<32, 8>(x, importance);
         let q = flat(&block.q, 0.0);
         Self {
@@ -343,10 +304,8 @@ impl Encode for BlockQ5_K {
 
 impl Encode for BlockQ3_K {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, _mean_square: f32) -> Self {
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
         let kind = SymmetricType {
-            counts: Counts::Square,
-            raise: 2.0,
             levels: Integers(-4.0, 3.0),
             tries: &const { from_by::<19>(-4.9, 0.1) },
             scales: Integers(-32.0, 31.0),
@@ -368,10 +327,8 @@ impl Encode for BlockQ3_K {
 
 impl Encode for BlockQ6_K {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, _mean_square: f32) -> Self {
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
         let kind = SymmetricType {
-            counts: Counts::Square,
-            raise: 2.0,
             levels: Integers(-32.0, 31.0),
             tries: &const { from_by::<19>(-32.9, 0.1) },
             scales: Integers(-128.0, 127.0),
@@ -419,8 +376,6 @@ fn codes(values: &[f32; 32]) -> [u8; 32] {
 }
 
 const IQ4_XS: SymmetricType<Table> = SymmetricType {
-    counts: Counts::Square,
-    raise: 2.0,
     levels: Table,
     // The table has more room below zero than above, so that often the other end is the better one.
     tries: &const {
@@ -438,7 +393,7 @@ const IQ4_XS: SymmetricType<Table> = SymmetricType {
 
 impl Encode for BlockIQ4_XS {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, _mean_square: f32) -> Self {
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
         let block = IQ4_XS.encode::<32, 8>(x, importance);
         let s = block.scales.map(|s| byte(s + 32.0));
         let high = (0..8).fold(0, |bits, i| bits | u16::from(s[i] >> 4) << (2 * i));
@@ -453,10 +408,10 @@ impl Encode for BlockIQ4_XS {
 
 impl Encode for BlockIQ4_NL {
     #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, mean_square: f32) -> Self {
+    fn encode(x: &[f32], importance: Option<&[f32]>) -> Self {
         let x: &[f32; 32] = x.try_into().expect("a block of 32");
         let kind = IQ4_XS;
-        let w = counts(kind.counts, x, importance, kind.raise * mean_square);
+        let w = costs(importance);
         let points = Points { x, w: &w };
         let first = inverse(extreme(x));
         let inverses = kind.tries.iter().map(|level| level * first);

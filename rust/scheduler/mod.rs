@@ -25,10 +25,18 @@
 //! ```
 
 mod core;
+mod cost;
+mod group;
+mod inline;
+mod logprobs;
+mod memory;
+mod prefix;
 mod request;
 mod thread;
 mod ticket;
 
+pub use inline::Inline;
+pub use memory::available_memory;
 pub use request::{
     AnyAnswer, Choice, End, Event, Finish, Generate, Limits, PromptLogprobs, Rejected, Request, Stats, TokenLogprob,
     Usage, Vectors, Work,

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::group::own_bytes;
 use crate::embedding::{self, EmbedOptions};
+use crate::engine::BATCH;
 use crate::error::{Error, Result};
 use crate::generate::{Answer, Decode, FinishReason, Options, Overflow};
+use crate::kernels::BLOCK;
 use crate::model::Model;
 use crate::session::SessionOptions;
 use crate::tokenizer::StreamDecoder;
@@ -120,7 +123,7 @@ impl Request {
     ///
     /// # Errors
     /// [`Error::Argument`], [`Error::ContextOverflow`], [`Error::Unsupported`], [`Error::Changed`].
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn check(&self, limits: &Limits) -> Result<()> {
         let config = self.model.config();
         self.model.checkpoint().check()?;
         let vocab_size = config.vocab_size;
@@ -146,6 +149,14 @@ impl Request {
                 if prompt.len() > context_length {
                     return Err(Error::ContextOverflow { tokens: prompt.len(), context_length });
                 }
+                // One that has all the memory for itself can have its prompt, and a token more.
+                let layout = self.model.engine()?.layout(self.session.kv_type)?;
+                let bytes = limits.kv_bytes.saturating_sub(own_bytes(&layout));
+                let room = (bytes / layout.block_bytes() as u64).saturating_mul(BLOCK as u64);
+                if prompt.len() as u64 >= room {
+                    let context_length = room.saturating_sub(1) as usize;
+                    return Err(Error::ContextOverflow { tokens: prompt.len(), context_length });
+                }
                 if generate.on_overflow == Overflow::Shift && config.is_recurrent() {
                     let what = "on_overflow is shift, which a model with recurrent layers cannot do: their state cannot \
                                 forget tokens";
@@ -159,7 +170,20 @@ impl Request {
                 }
                 known(prompt)
             }
-            Work::Embed { texts, .. } | Work::Rank { texts } => texts.iter().try_for_each(|text| known(text)),
+            Work::Embed { texts, .. } | Work::Rank { texts } => {
+                let context_length = embedding::longest(&self.model, &self.session);
+                for (i, text) in texts.iter().enumerate() {
+                    let tokens = text.len();
+                    if tokens == 0 {
+                        return Err(Error::Argument(format!("text {i} is empty: it has no tokens")));
+                    }
+                    if tokens > context_length {
+                        return Err(Error::ContextOverflow { tokens, context_length });
+                    }
+                    known(text)?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -301,6 +325,8 @@ pub struct Limits {
     pub kv_bytes: u64,
     /// How long a step may take while answers are being made; zero for as long as is good for throughput.
     pub step: Duration,
+    /// The most tokens of a step, of answers and prompts together; more than 512 are computed in several goes.
+    pub max_rows: usize,
     /// What an answer may be ahead of its reader by, in bytes.
     pub ring_bytes: usize,
     /// For how long it then waits.
@@ -315,6 +341,7 @@ impl Default for Limits {
             max_queued_tokens: 64 << 10,
             kv_bytes: 1 << 30,
             step: Duration::from_millis(50),
+            max_rows: BATCH,
             ring_bytes: 256 << 10,
             slow_reader: Duration::from_secs(60),
         }

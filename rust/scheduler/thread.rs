@@ -4,17 +4,20 @@
 //! for a step to end.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::process;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::core::{Core, Job};
-use super::request::{Limits, Rejected, Request, Stats, Work};
+use super::core::{Core, Job, Pin};
+use super::request::{Finish, Limits, Rejected, Request, Stats};
 use super::ticket::{self, Ticket};
 use crate::error::{Error, Result};
 use crate::mapping::guarded;
-use crate::threads;
+use crate::model::Model;
+use crate::session::SessionOptions;
+use crate::threads::{self, Interrupt};
 
 /// A second panic within so long is one too many.
 const CALM: Duration = Duration::from_secs(60);
@@ -37,6 +40,7 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct Inbox {
     jobs: Vec<Job>,
+    pins: Vec<Pin>,
     changed: bool, // a ticket was dropped, or a reader has made room
     phase: Phase,
     ended: bool, // the thread has
@@ -62,6 +66,20 @@ pub(super) struct Load {
     rejected_queue: AtomicU64,
     rejected_tokens: AtomicU64,
     has_crashed: AtomicBool,
+}
+
+impl Load {
+    /// So many answers with so many tokens wait no longer.
+    pub fn leave(&self, n: usize, tokens: usize) {
+        self.waiting.fetch_sub(n, Ordering::SeqCst);
+        self.queued_tokens.fetch_sub(tokens, Ordering::SeqCst);
+    }
+
+    /// They wait again.
+    pub fn enter(&self, n: usize, tokens: usize) {
+        self.waiting.fetch_add(n, Ordering::SeqCst);
+        self.queued_tokens.fetch_add(tokens, Ordering::SeqCst);
+    }
 }
 
 impl Shared {
@@ -110,8 +128,11 @@ impl Scheduler {
             let what = "the engine was started before this process was forked: start another one";
             return Err(Rejected::Invalid(Error::Argument(what.into())));
         }
-        request.check().map_err(Rejected::Invalid)?;
-        let n = request.n();
+        if self.0.lock().phase != Phase::Open {
+            return Err(Rejected::Stopping);
+        }
+        request.check(limits).map_err(Rejected::Invalid)?;
+        let n = request.work.n();
         let tokens = request.prompt_tokens();
         // One that is alone may be of any size.
         let take = |of: &AtomicUsize, n: usize, most: usize| {
@@ -141,6 +162,24 @@ impl Scheduler {
         drop(inbox);
         self.0.posted.notify_all();
         Ok(ticket)
+    }
+
+    /// Keeps a saved session (`Session::save`, a prompt cache) for all prompts of this salt that begin with it, for good. It
+    /// is mapped: its pages are in memory once for all processes that do the same. Gives how many tokens it has.
+    ///
+    /// # Errors
+    /// As for [`Session::load_prefix`](crate::Session::load_prefix); what is damaged is found here.
+    pub fn pin(&self, model: &Arc<Model>, session: SessionOptions, path: &Path, salt: u64) -> Result<usize> {
+        let pin = Pin::load(model, session, path, salt)?;
+        model.engine()?.layout(session.kv_type)?;
+        let n = pin.sequence.position();
+        if process::id() == self.0.process {
+            let mut inbox = self.0.lock();
+            inbox.pins.push(pin);
+            inbox.changed = true;
+            self.0.posted.notify_all();
+        }
+        Ok(n)
     }
 
     /// When a request may be taken that is not taken now.
@@ -229,14 +268,17 @@ fn run(shared: &Shared) {
             };
         }
         inbox.changed = false;
-        let (jobs, phase) = (std::mem::take(&mut inbox.jobs), inbox.phase);
+        let (jobs, pins, phase) = (std::mem::take(&mut inbox.jobs), std::mem::take(&mut inbox.pins), inbox.phase);
         drop(inbox);
-        jobs.into_iter().for_each(|job| core.add(job));
+        for pin in pins {
+            let _ = core.pin(pin); // that the model can be computed with is known
+        }
+        jobs.into_iter().for_each(|job| core.add(job, &shared.load));
         if phase == Phase::Stopping {
-            core.cancel_all();
+            core.end_all(&Finish::Cancelled, &shared.load);
         }
         let stop = || shared.lock().phase == Phase::Stopping;
-        let step = catch_unwind(AssertUnwindSafe(|| core.step(&stop, &shared.load)));
+        let step = catch_unwind(AssertUnwindSafe(|| core.step(&Interrupt::new(&stop), &shared.load)));
         if step.is_err() {
             core.crashed();
             let again = last_panic.replace(Instant::now()).is_some_and(|last| last.elapsed() < CALM);
@@ -258,23 +300,17 @@ impl Limits {
     /// # Errors
     /// [`Error::Argument`].
     pub(super) fn check(&self) -> Result<()> {
-        for (name, value) in
-            [("parallel", self.parallel as u64), ("kv_bytes", self.kv_bytes), ("ring_bytes", self.ring_bytes as u64)]
-        {
+        let limits = [
+            ("parallel", self.parallel as u64),
+            ("kv_bytes", self.kv_bytes),
+            ("max_rows", self.max_rows as u64),
+            ("ring_bytes", self.ring_bytes as u64),
+        ];
+        for (name, value) in limits {
             if value == 0 {
                 return Err(Error::Argument(format!("{name} is 0, it must be 1 or more")));
             }
         }
         Ok(())
-    }
-}
-
-impl Request {
-    /// Answers that it gives.
-    pub(super) fn n(&self) -> usize {
-        match &self.work {
-            Work::Generate(generate) => generate.answers.len(),
-            Work::Embed { .. } | Work::Rank { .. } => 1,
-        }
     }
 }

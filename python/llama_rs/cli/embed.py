@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import click
 
 from .. import Model
-from ..output import is_watched, say, write_json
+from ..output import write_json
 from . import Command
 from .arguments import Number, find_model, is_utf8, model_option, parameters
-
-BLOCK = 1 << 16
-"""Bytes of lines that are taken at a time, if so many are there."""
+from .lines import decoded, lines_of
 
 
 @click.command("embed", cls=Command)
@@ -78,31 +75,8 @@ def command(
 
 
 def _lines(file: str | None) -> Iterator[list[str]]:
-    """The lines of an input as they come: a program may write one and wait for its vector."""
-    name = "standard input" if file in (None, "-") else file
-    try:
-        if file is not None and file != "-":
-            stream: Any = open(file, "rb")  # noqa: SIM115  # until the process ends
-        elif sys.stdin is None:
-            raise click.UsageError("no texts: give them as arguments, with -f FILE or on standard input")
-        else:
-            if sys.stdin.isatty() and is_watched():
-                say("Type texts, one a line, then Ctrl-D on a line of its own.")
-            stream = sys.stdin.buffer
-        at, rest = 0, b""
-        while block := stream.read1(BLOCK):
-            *lines, rest = (rest + block).split(b"\n")
-            if lines:
-                yield [_decoded(name, at + i, line) for i, line in enumerate(lines)]
-            at += len(lines)
-    except OSError as e:
-        raise click.ClickException(f"{name}: {e.strerror}") from e
-    if rest:
-        yield [_decoded(name, at, rest)]
-
-
-def _decoded(name: str | None, index: int, line: bytes) -> str:
-    try:
-        return line.removesuffix(b"\r").decode()
-    except UnicodeDecodeError as e:
-        raise click.ClickException(f"{name}: line {index + 1} is not UTF-8 text at byte {e.start}") from e
+    """The lines of an input as they come."""
+    name, at = "standard input" if file in (None, "-") else file, 0
+    for lines in lines_of(file):
+        yield [decoded(name, at + i, line) for i, line in enumerate(lines)]
+        at += len(lines)

@@ -18,6 +18,11 @@ from .arguments import Number, find_model, json_option, model_option, parameters
 @text_option
 @model_option
 @click.option("-c", "--context-length", type=Number(int, 4, 2**32 - 1), default=512, help="Tokens per window.")
+@click.option(
+    "--stride",
+    type=Number(int, 1, 2**32 - 1),
+    help="Windows begin so many tokens apart, and the last so many of each are scored.",
+)
 @parameters("kv_type", "threads")
 @json_option
 @verbose_option
@@ -25,6 +30,7 @@ def command(
     file: str | None,
     model: str | None,
     context_length: int,
+    stride: int | None,
     kv_type: Literal["f16", "q8_0"],
     threads: int | None,
     as_json: bool,
@@ -34,11 +40,14 @@ def command(
 
     Lower is better. The text is the file given with -f, or else standard input. It is cut into windows of -c tokens,
     and the second half of each is scored, given what comes before it in the window, as llama.cpp's llama-perplexity
-    does. Tokens at the end that do not fill a window are left out.
+    does. Tokens at the end that do not fill a window are left out. With --stride windows overlap, and all tokens after
+    the first window are scored.
 
     \b
       llama-rs perplexity -m model.gguf -f text.txt
     """
+    if stride is not None and stride >= context_length:
+        raise click.UsageError(f"--stride is {stride}, it must be less than the {context_length} tokens of a window")
     path = find_model(model)
     text = read_text(None, file)
     llama = Model(path, threads=threads, context_length=context_length, kv_type=kv_type)
@@ -48,7 +57,7 @@ def command(
             say(f"window {window} of {n_windows}: perplexity {perplexity:.4f}")
 
     try:
-        result = llama.perplexity(text, context_length=context_length, on_window=tell)
+        result = llama.perplexity(text, context_length=context_length, stride=stride, on_window=tell)
     except ValueError as e:  # the text is too short
         raise click.ClickException(str(e)) from e
     if isinf(result.perplexity):

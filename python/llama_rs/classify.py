@@ -1,0 +1,470 @@
+"""Classification: which of some labels a text has, by how likely a model finds each as the answer.
+
+The prompt ends where the answer begins, and each label, with the end of an answer behind it, is scored as that answer:
+all texts share what their prompts begin with, and the labels of a text are a tree that is computed in one batch. What a
+model would say to a text without content is what it prefers for no reason, and is taken out (contextual calibration,
+Zhao et al. 2021; per token, arXiv 2511.14385). Nothing is drawn: the same text has the same numbers in any company.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+
+from .errors import ContextOverflowError, UnsupportedModelError
+from .lazy import Lazy
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from .model import Model
+
+    Numbers = npt.NDArray[np.float64]
+else:
+    np, npt = Lazy("numpy"), Lazy("numpy.typing")
+
+CONTENT_FREE = ("N/A", "", "[MASK]")
+"""Texts that say nothing, as Zhao et al. have them."""
+
+ECE_BINS = 15
+CHUNK = 64
+"""Texts whose tokens are held at a time."""
+
+FIT_STEPS = 100
+
+
+class Classification(NamedTuple):
+    """What a text is."""
+
+    label: str
+    """The most likely label."""
+    probs: dict[str, float]
+    """The probability of each label, calibrated; they sum to 1."""
+    scores: dict[str, float]
+    """What the model says of each as an answer, before any calibration: the mean natural logarithm of the probability
+    of its tokens, or the sum."""
+
+    @property
+    def entropy(self) -> float:
+        """How undecided that is, in nats: 0 if all is certain, log(n) if all n labels are equally likely."""
+        from math import log
+
+        return -sum(p * log(p) for p in self.probs.values() if p > 0)
+
+    @property
+    def margin(self) -> float:
+        """By how much the most likely label is likelier than the next."""
+        first, second, *_ = sorted(self.probs.values(), reverse=True)
+        return first - second
+
+
+class Evaluation(NamedTuple):
+    """How good the answers to texts are whose labels are known."""
+
+    texts: int
+    accuracy: float
+    macro_f1: float
+    """The mean of the labels' F1, of those that occur."""
+    brier: float
+    """The mean squared distance of the probabilities from what is true, summed over labels: from 0, perfect, to 2."""
+    ece: float
+    """Expected calibration error: by how much confidence differs from accuracy, over 15 bins of equal width."""
+    confusion: dict[str, dict[str, int]]
+    """How often a text of the first label was given the second."""
+
+
+class Calibration(NamedTuple):
+    """What labelled texts taught about a model's preferences: made by :meth:`Classifier.fit`."""
+
+    biases: dict[str, float]
+    """What is added to each label's score over ``temperature``."""
+    temperature: float
+    fingerprint: str
+    """Of the model, the prompt and the labels that it was fitted with."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes it to a file, as JSON."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(self._asdict(), file, ensure_ascii=False, indent=2)
+            file.write("\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Reads one that was saved.
+
+        Raises:
+            ValueError: if the file holds none.
+        """
+        with open(path, encoding="utf-8") as file:
+            try:
+                found = json.load(file)
+                biases = {str(name): float(bias) for name, bias in found["biases"].items()}
+                temperature = float(found["temperature"])
+                fingerprint = str(found["fingerprint"])
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                raise ValueError(f"{os.fspath(path)}: no calibration of llama_rs") from None
+        numbers = [*biases.values(), temperature]
+        if not all(x - x == 0 for x in numbers) or temperature == 0:
+            raise ValueError(f"{os.fspath(path)}: a calibration with a number that is none")
+        return cls(biases, temperature, fingerprint)
+
+
+class ClassifyOptions(TypedDict, total=False):
+    """The arguments of :meth:`Model.classifier` besides the labels."""
+
+    instructions: str | None
+    template: str | None
+    examples: Sequence[tuple[str, str]]
+    chat: bool | None
+    template_options: Mapping[str, Any] | None
+    calibration: Literal["content_free", "batch", "none"] | Calibration
+    normalize: Literal["mean", "sum"]
+
+
+class Classifier:
+    """Classifies texts by one model and one set of labels, with what their prompts share computed once.
+
+    Made by :meth:`Model.classifier`. One call at a time may use it; it is a context manager, and ``close()`` frees its
+    session.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        labels: Sequence[str] | Mapping[str, str],
+        *,
+        instructions: str | None = None,
+        template: str | None = None,
+        examples: Sequence[tuple[str, str]] = (),
+        chat: bool | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        calibration: Literal["content_free", "batch", "none"] | Calibration = "content_free",
+        normalize: Literal["mean", "sum"] = "mean",
+    ) -> None:
+        self.labels, self._answers = _checked_labels(labels)
+        if not isinstance(calibration, Calibration) and calibration not in ("content_free", "batch", "none"):
+            raise ValueError(
+                f'calibration is {calibration!r}, it must be "content_free", "batch", "none" or a Calibration'
+            )
+        if normalize not in ("mean", "sum"):
+            raise ValueError(f'normalize is {normalize!r}, it must be "mean" or "sum"')
+        for _, label in examples:
+            self._index(label)
+        self.model = model
+        self.normalize = normalize
+        self._prompt = _Prompt(
+            model, self._answers, instructions, template, [(t, self._answers[self._index(a)]) for t, a in examples],
+            chat, template_options,
+        )  # fmt: skip
+        self._session = model.session()
+        self._content_free: Numbers | None = None
+        if isinstance(calibration, Calibration) and (
+            calibration.fingerprint != self.fingerprint or calibration.biases.keys() != set(self.labels)
+        ):
+            raise ValueError("the calibration was fitted with another model, prompt or set of labels: fit it again")
+        self.calibration = calibration
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model, the prompt, the labels and ``normalize``: where it differs, so do the scores."""
+        from hashlib import sha256
+
+        of = (
+            self.model._handle.checkpoint().fingerprint(),
+            self.labels,
+            self.normalize,
+            self._prompt.choices("x"),
+        )
+        return sha256(repr(of).encode()).hexdigest()
+
+    def __call__(self, texts: Sequence[str]) -> list[Classification]:
+        """The label of each text.
+
+        Raises:
+            ContextOverflowError: if one is too long; nothing is cut.
+        """
+        scores = self.scores(texts)
+        return self.judge(scores)
+
+    def judge(self, scores: Numbers) -> list[Classification]:
+        """What follows from scores, ``(texts, labels)``; with ``calibration="batch"`` it is taken from them."""
+        results = []
+        for row, probs in zip(scores, self._probs(scores), strict=True):
+            by_label = dict(zip(self.labels, probs.tolist(), strict=True))
+            best = self.labels[int(np.argmax(probs))]
+            results.append(Classification(best, by_label, dict(zip(self.labels, row.tolist(), strict=True))))
+        return results
+
+    def scores(self, texts: Sequence[str]) -> Numbers:
+        """What the model says of each label as the answer, without calibration: float64, ``(texts, labels)``."""
+        if isinstance(texts, (str, bytes)):
+            raise TypeError(f"texts is a {type(texts).__name__}, it must be a sequence of texts")
+        rows: list[list[float]] = []
+        for at in range(0, len(texts), CHUNK):
+            choices = [self._fitting(i, texts[i]) for i in range(at, min(at + CHUNK, len(texts)))]
+            for answers in self._session._handle.log_probs(choices, self._prompt.is_chat):
+                rows.append([sum(logs) / (len(logs) if self.normalize == "mean" else 1) for logs in answers])
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.labels))
+
+    def fit(self, texts: Sequence[str], labels: Sequence[str]) -> Calibration:
+        """Learns a bias of each label and one temperature from texts whose labels are known (logistic regression).
+
+        A few dozen texts do; with few, what they say is held against what texts without content do. The classifier
+        uses what it gives from then on.
+
+        Raises:
+            ValueError: if there are no texts, or a label is none of the classifier's.
+        """
+        truth = self._truth(texts, labels)
+        prior = self._prior_of_nothing()
+        scores = _log_softmax(self.scores(texts))
+        weight, biases = _fitted(_log_softmax(scores - prior), truth)
+        total = biases - weight * prior  # of the scores themselves
+        total -= total.mean()
+        self.calibration = Calibration(
+            dict(zip(self.labels, total.tolist(), strict=True)), 1 / weight, self.fingerprint
+        )
+        return self.calibration
+
+    def evaluate(self, texts: Sequence[str], labels: Sequence[str]) -> Evaluation:
+        """Classifies texts whose labels are known, and says how well.
+
+        Raises:
+            ValueError: if there are no texts, or a label is none of the classifier's.
+        """
+        truth = self._truth(texts, labels)
+        return evaluation(self.labels, self._probs(self.scores(texts)), truth)
+
+    def close(self) -> None:
+        """Frees its session."""
+        self._session.close()
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Classifier of {', '.join(self.labels)}>"
+
+    def _fitting(self, i: int, text: str) -> tuple[list[int], list[list[int]]]:
+        """The tokens of a text, if they fit."""
+        if not isinstance(text, str):
+            raise TypeError(f"text {i} is of type {type(text).__name__}, it must be a str")
+        prompt, answers = self._prompt.choices(text)
+        n = len(prompt) + max(map(len, answers))
+        if n > self._session.context_length:
+            limit = self._session.context_length
+            message = f"text {i}: {n} tokens with its prompt do not fit in a context of {limit}: shorten it or raise it"
+            raise ContextOverflowError(message, n, limit)
+        return prompt, answers
+
+    def _truth(self, texts: Sequence[str], labels: Sequence[str]) -> list[int]:
+        if len(texts) != len(labels):
+            raise ValueError(f"there are {len(texts)} texts and {len(labels)} labels: there must be as many")
+        if not texts:
+            raise ValueError("there are no texts: there must be at least one")
+        return [self._index(label) for label in labels]
+
+    def _index(self, label: str) -> int:
+        try:
+            return self.labels.index(label)
+        except ValueError:
+            raise ValueError(f"label {label!r} is none of {', '.join(self.labels)}") from None
+
+    def _probs(self, scores: Numbers) -> Numbers:
+        """Calibrated probabilities, ``(texts, labels)``."""
+        if isinstance(self.calibration, Calibration):
+            biases = np.array([self.calibration.biases[label] for label in self.labels])
+            scores = _log_softmax(scores) / self.calibration.temperature + biases
+        elif self.calibration == "content_free":
+            scores = scores - self._prior_of_nothing()
+        elif self.calibration == "batch" and len(scores):
+            scores = scores - _prior(scores)
+        probs: Numbers = np.exp(_log_softmax(scores))
+        return probs
+
+    def _prior_of_nothing(self) -> Numbers:
+        if self._content_free is None:
+            self._content_free = _prior(self.scores(CONTENT_FREE))
+        return self._content_free
+
+
+class _Prompt:
+    """What a model is asked: the same before and behind each text."""
+
+    def __init__(
+        self,
+        model: Model,
+        answers: Sequence[str],
+        instructions: str | None,
+        template: str | None,
+        examples: Sequence[tuple[str, str]],
+        chat: bool | None,
+        options: Mapping[str, Any] | None,
+    ) -> None:
+        from .chat import ChatTemplate
+
+        self._tokenizer = model.tokenizer
+        self._chat: ChatTemplate | None = None
+        if chat is not False:
+            try:
+                self._chat = ChatTemplate(model)
+            except UnsupportedModelError:
+                if chat:
+                    raise
+        if template is not None and template.count("{text}") != 1:
+            raise ValueError(f"template is {template!r}, it must have {{text}} in it, once")
+        if instructions is None:
+            instructions = "Classify the text into one of these categories: {labels}."
+            instructions += " Answer with the category alone." if self.is_chat else ""
+        self._instructions = instructions.replace("{labels}", ", ".join(answers))
+        default = "Text: {text}" if self.is_chat else "Text: {text}\nLabel:"
+        self._before, self._after = (default if template is None else template).split("{text}")
+        self._examples = examples
+        # A model that thinks before it answers would have its thoughts scored.
+        self._options = {"enable_thinking": False, **(options or {})}
+        self._answers = answers
+        # After a colon comes a space, and the answer ends with its line.
+        self._spelt = [*answers] if self.is_chat else [f" {answer}\n" for answer in answers]
+        self._now = int(time.time())
+
+    @property
+    def is_chat(self) -> bool:
+        return self._chat is not None
+
+    def choices(self, text: str) -> tuple[list[int], list[list[int]]]:
+        """The tokens of the prompt, and those of each answer after it.
+
+        They are tokenized together and parted where they begin to differ: what ends a prompt may be one token with what
+        begins an answer.
+        """
+        open_, *closed = self._encoded(text)
+        n = min(_common(open_, ids) for ids in closed)
+        n = min(n, *(len(ids) - 1 for ids in closed))
+        return open_[:n], [ids[n:] for ids in closed]
+
+    def _encoded(self, text: str) -> list[list[int]]:
+        """The prompt with nothing behind it, and with each answer."""
+        asked = f"{self._before}{text}{self._after}"
+        shown = [(f"{self._before}{example}{self._after}", answer) for example, answer in self._examples]
+        intro = f"{self._instructions}\n\n" if self._instructions else ""
+        if self._chat is not None:
+            messages: list[dict[str, str]] = []
+            for question, answer in [*shown, (asked, "")]:
+                messages.append({"role": "user", "content": question if messages else intro + question})
+                messages.append({"role": "assistant", "content": answer})
+            del messages[-1]
+            return self._chat.encode_each(messages, ["", *self._spelt], options=self._options, now=self._now)
+        before = intro + "".join(f"{question} {answer}\n\n" for question, answer in shown)
+        return [self._text(before + asked + answer) for answer in ("", *self._spelt)]
+
+    def _text(self, text: str) -> list[int]:
+        ids = self._tokenizer.encode(text, parse_special=False)
+        return ids[:-1] if ids and self._tokenizer.is_end_of_generation(ids[-1]) else ids  # that some files add
+
+
+def evaluation(labels: Sequence[str], probs: Numbers, truth: Sequence[int]) -> Evaluation:
+    """How good probabilities, ``(texts, labels)``, are, given the number of each text's true label."""
+    n, k = probs.shape
+    true = np.asarray(truth)
+    given = probs.argmax(1)
+    confusion = np.zeros((k, k), dtype=int)
+    np.add.at(confusion, (true, given), 1)
+    hits, rows, columns = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    occurs = (rows + columns) > 0
+    f1 = 2 * hits[occurs] / (rows + columns)[occurs]
+    confidence, right = probs.max(1), given == true
+    bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
+    gaps = [abs(float((right[bins == b] - confidence[bins == b]).sum())) for b in range(ECE_BINS)]
+    return Evaluation(
+        texts=n,
+        accuracy=float(right.mean()),
+        macro_f1=float(f1.mean()),
+        brier=float(((probs - np.eye(k)[true]) ** 2).sum(1).mean()),
+        ece=sum(gaps) / n,
+        confusion={a: {b: int(confusion[i, j]) for j, b in enumerate(labels)} for i, a in enumerate(labels)},
+    )
+
+
+def _checked_labels(labels: Sequence[str] | Mapping[str, str]) -> tuple[tuple[str, ...], list[str]]:
+    """The names of the labels, and the answers that they are."""
+    if isinstance(labels, (str, bytes)):
+        raise TypeError(f"labels is a {type(labels).__name__}, it must be a sequence of names, or a mapping to answers")
+    pairs = list(labels.items()) if isinstance(labels, Mapping) else [(name, name) for name in labels]
+    for pair in pairs:
+        for text in pair:
+            if not isinstance(text, str):
+                raise TypeError(f"a label is of type {type(text).__name__}, it must be a str")
+            if not text.strip():
+                raise ValueError("a label is empty")
+    names, answers = tuple(name for name, _ in pairs), [answer for _, answer in pairs]
+    for values in (names, answers):
+        twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
+        if twice is not None:
+            raise ValueError(f"label {twice!r} is there twice")
+    if len(names) < 2:
+        raise ValueError(f"there must be at least two labels, got {len(names)}")
+    return names, answers
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    n = min(len(a), len(b))
+    return next((i for i in range(n) if a[i] != b[i]), n)
+
+
+def _log_softmax(scores: Numbers) -> Numbers:
+    shifted: Numbers = scores - scores.max(1, keepdims=True) if len(scores) else scores
+    logs: Numbers = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return logs
+
+
+def _prior(scores: Numbers) -> Numbers:
+    """The logarithm of the mean probability of each label."""
+    prior: Numbers = np.log(np.exp(_log_softmax(scores)).mean(0))
+    return prior
+
+
+def _fitted(x: Numbers, truth: Sequence[int]) -> tuple[float, Numbers]:
+    """The weight and biases of ``softmax(weight * x + biases)`` that make the true labels most likely, by Newton.
+
+    They are held towards 1 and 0 by a term that weighs as much as one text: without it labels that are always right
+    would have an infinite weight. The problem is convex.
+    """
+    n, k = x.shape
+    true = np.asarray(truth)
+    centre = np.concatenate([[1.0], np.zeros(k)])
+
+    def loss(theta: Numbers) -> float:
+        logs = _log_softmax(theta[0] * x + theta[1:])
+        return float(-logs[np.arange(n), true].sum() + ((theta - centre) ** 2).sum() / 2)
+
+    theta = centre.copy()
+    for _ in range(FIT_STEPS):
+        p = np.exp(_log_softmax(theta[0] * x + theta[1:]))
+        rest = p - np.eye(k)[true]
+        gradient = np.concatenate([[(rest * x).sum()], rest.sum(0)]) + theta - centre
+        mean = (p * x).sum(1, keepdims=True)
+        hessian = np.eye(k + 1)
+        hessian[0, 0] += (p * (x - mean) ** 2).sum()
+        hessian[0, 1:] += (p * (x - mean)).sum(0)
+        hessian[1:, 0] = hessian[0, 1:]
+        hessian[1:, 1:] += np.diag(p.sum(0)) - p.T @ p
+        step = np.linalg.solve(hessian, gradient)
+        size, before = 1.0, loss(theta)
+        while loss(theta - size * step) > before and size > 1e-9:
+            size /= 2
+        theta = theta - size * step
+        if float(np.abs(size * step).max()) < 1e-10:
+            break
+    weight = float(theta[0])
+    return (weight if abs(weight) > 1e-6 else 1e-6), theta[1:]

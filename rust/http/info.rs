@@ -138,7 +138,15 @@ fn props(version: &Version, shared: &Shared) -> Json {
 fn slots(call: &Call) -> Json {
     let stats = call.service.scheduler.stats();
     let n_ctx = call.version(None).map_or(0, |version| version.context_length());
-    let slot = |id| object! { "id" => id, "n_ctx" => n_ctx, "is_processing" => id < stats.running };
+    let slot = |id: usize| {
+        let mut slot = object! { "id" => id, "n_ctx" => n_ctx, "is_processing" => id < stats.slots.len() };
+        if let Some(&(prompt, computed, generated)) = stats.slots.get(id) {
+            slot.push("n_prompt_tokens", prompt);
+            slot.push("n_prompt_tokens_processed", computed);
+            slot.push("n_decoded", generated);
+        }
+        slot
+    };
     Json::List((0..call.service.shared.config.limits.parallel.min(256)).map(slot).collect())
 }
 
@@ -155,9 +163,23 @@ fn metrics(call: &Call) -> Response<Body> {
         ("state=\"budget\"", stats.kv_budget as f64),
     ];
     page.gauge("kv_bytes", "Memory of keys and values.", &bytes);
+    page.counter("steps_total", "Steps of the engine.", stats.steps);
+    page.gauge("step_seconds_total", "Time of all steps.", &[("", stats.step_seconds)]);
+    page.gauge("last_step_seconds", "Time of the last step.", &[("", stats.last_step)]);
+    let versions = shared.registry.versions();
+    let predicted: Vec<(String, f64)> = versions
+        .iter()
+        .filter_map(|v| Some((v, stats.predicted.iter().find(|(path, _)| path == v.model.checkpoint().path())?)))
+        .flat_map(|(v, (_, rows))| {
+            let (name, number) = (label(&v.name), label(&v.number));
+            rows.iter()
+                .map(move |(n, seconds)| (format!("model=\"{name}\",version=\"{number}\",rows=\"{n}\""), *seconds))
+        })
+        .collect();
+    let predicted: Vec<(&str, f64)> = predicted.iter().map(|(labels, x)| (labels.as_str(), *x)).collect();
+    page.gauge("step_predicted_seconds", "What a step of so many rows is expected to take.", &predicted);
     page.counter("preemptions_total", "Answers that made room for others for a while.", stats.preemptions);
     page.counter("prefix_evicted_tokens_total", "Tokens that were kept and had to go.", stats.evicted_tokens);
-    let versions = shared.registry.versions();
     let states: Vec<(String, f64)> = shared
         .registry
         .entries()

@@ -9,7 +9,7 @@ const PAGE: &str = include_str!("page.html");
 
 /// What the page may do: run its own script, and ask this server. The hashes are those of its script and its style, which
 /// `tests/test_server.py` compares.
-const POLICY: &str = "default-src 'none'; script-src 'sha256-mVDLXWlEpGNNw10Aoe+UVNc6OA9TzeSy99AdpTv3hmk='; style-src 'sha256-49WeiJ/1u2y9d3bRYURm3d35AQaYw/P19cUCC3cPNl4='; connect-src 'self'; \
+const POLICY: &str = "default-src 'none'; script-src 'sha256-vWUEJbVgxjCJU2FQRhs7B8XD6aUtCA48v2yYwMWPJdo='; style-src 'sha256-49WeiJ/1u2y9d3bRYURm3d35AQaYw/P19cUCC3cPNl4='; connect-src 'self'; \
                       img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub fn page() -> Response<Body> {

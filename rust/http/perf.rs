@@ -22,18 +22,25 @@ use crate::threads::Interrupt;
 /// What to ask, of whom, and how often.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// Of the server.
     pub host: String,
+    /// Of the server.
     pub port: u16,
+    /// Of the route.
     pub path: String,
+    /// The API key to send.
     pub key: Option<String>,
     /// What is asked, in turns.
     pub bodies: Vec<String>,
+    /// How often in all.
     pub requests: usize,
+    /// When.
     pub load: Load,
     /// The share of requests whose client goes away when half of its answer has come.
     pub cancel: f64,
     /// The most that an answer may take.
     pub timeout: Duration,
+    /// Of the times of an open loop, and of who goes away.
     pub seed: u64,
 }
 
@@ -53,13 +60,19 @@ pub struct Sample {
     pub intended: f64,
     /// When what came of the answer came, of each piece of text.
     pub pieces: Vec<f64>,
+    /// When there was nothing more.
     pub end: f64,
     /// 0 if there was no answer.
     pub status: u16,
+    /// As the server counts them.
     pub prompt_tokens: usize,
+    /// Of these, tokens that it had already.
     pub cached_tokens: usize,
+    /// Tokens of the answer.
     pub tokens: usize,
+    /// Whether its client went away.
     pub is_cancelled: bool,
+    /// What went wrong.
     pub error: Option<String>,
 }
 

@@ -24,16 +24,20 @@ pub struct Registry {
 /// A version, whatever became of it.
 #[derive(Clone)]
 pub struct Entry {
+    /// Of the model.
     pub name: String,
+    /// Of the version.
     pub number: String,
     /// Whether the name alone means this one.
     pub is_default: bool,
+    /// What became of it.
     pub state: State,
 }
 
 /// What became of a version.
 #[derive(Clone)]
 pub enum State {
+    /// It is in use.
     Ready(Arc<Version>),
     /// It has left; some answers still hold it.
     Draining(Weak<Version>),
@@ -42,6 +46,7 @@ pub enum State {
 }
 
 impl State {
+    /// In a word.
     pub fn name(&self) -> &'static str {
         match self {
             State::Ready(_) => "ready",
@@ -53,16 +58,22 @@ impl State {
 
 /// What somebody asks of whoever looks after the models.
 pub struct Order {
+    /// What to do.
     pub what: Change,
+    /// With which model.
     pub model: String,
     /// Of a load: which version is to be the default.
     pub number: Option<String>,
+    /// Who asked is told that it is done, or why not.
     pub done: oneshot::Sender<Result<(), String>>,
 }
 
+/// What can be done with a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
+    /// Open it anew, or another version of it.
     Load,
+    /// Take it out.
     Unload,
 }
 

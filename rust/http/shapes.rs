@@ -96,10 +96,6 @@ impl LegacyLogprobs {
         }));
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
-    }
-
     pub fn take(&mut self) -> Json {
         let LegacyLogprobs { tokens, logprobs, tops, offsets } = std::mem::take(self);
         object! {

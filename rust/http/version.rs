@@ -24,7 +24,9 @@ pub struct Version {
     pub number: String,
     /// Seconds since 1970 when it was loaded.
     pub created: u64,
+    /// The model.
     pub model: Arc<Model>,
+    /// What its answers are computed with.
     pub session: SessionOptions,
     /// What a request has that does not say.
     pub defaults: Options,

@@ -164,7 +164,7 @@ fn metrics(call: &Call) -> Response<Body> {
     ];
     page.gauge("kv_bytes", "Memory of keys and values.", &bytes);
     page.counter("steps_total", "Steps of the engine.", stats.steps);
-    page.gauge("step_seconds_total", "Time of all steps.", &[("", stats.step_seconds)]);
+    page.seconds("step_seconds_total", "Time of all steps.", stats.step_seconds);
     page.gauge("last_step_seconds", "Time of the last step.", &[("", stats.last_step)]);
     let versions = shared.registry.versions();
     let predicted: Vec<(String, f64)> = versions

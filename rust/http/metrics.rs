@@ -127,6 +127,11 @@ impl Page {
         self.values(name, "counter", help, &[("", value as f64)]);
     }
 
+    /// A counter of seconds.
+    pub fn seconds(&mut self, name: &str, help: &str, value: f64) {
+        self.values(name, "counter", help, &[("", value)]);
+    }
+
     fn values(&mut self, name: &str, kind: &str, help: &str, values: &[(&str, f64)]) {
         self.head(name, kind, help);
         for (labels, value) in values {

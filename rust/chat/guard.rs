@@ -11,7 +11,7 @@ use crate::threads::Interrupt;
 use crate::tokenizer::Tokenizer;
 
 /// A noncharacter: Unicode promises that no text has it.
-const MARK: char = '\u{fdd0}';
+pub(super) const MARK: char = '\u{fdd0}';
 
 /// Finds the control tokens of a vocabulary in what people write.
 pub struct Guard(Option<AhoCorasick>);

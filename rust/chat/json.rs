@@ -1,9 +1,13 @@
 //! JSON as Python's `json.dumps` writes it, with what `transformers` lets a template choose: nothing escaped that need not
-//! be, keys in their order.
+//! be, keys in their order; and JSON that others wrote as values for templates.
+
+use std::fmt;
 
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
+use serde::de::{self, DeserializeSeed, Visitor};
 
+use super::guard::{Guard, MARK};
 use super::python;
 
 /// Containers in containers.
@@ -120,6 +124,7 @@ fn write_string(out: &mut String, text: &str, ascii: bool) {
             '\t' => out.push_str("\\t"),
             '\u{8}' => out.push_str("\\b"),
             '\u{c}' => out.push_str("\\f"),
+            MARK => out.push(c), // it is not there for long
             c if c < ' ' || (ascii && !c.is_ascii()) || (ascii && c == '\u{7f}') => {
                 let mut units = [0; 2];
                 c.encode_utf16(&mut units).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
@@ -128,4 +133,91 @@ fn write_string(out: &mut String, text: &str, ascii: bool) {
         }
     }
     out.push('"');
+}
+
+/// `value` as `json.dumps(value, ensure_ascii=False)` writes it.
+pub(super) fn plain(value: &Value) -> Result<String, Error> {
+    let style = Style { ascii: false, indent: None, between: ", ".into(), after_key: ": ".into(), sorted: false };
+    let mut out = String::new();
+    write(&mut out, value, &style, 0)?;
+    Ok(out)
+}
+
+/// JSON as a value for templates, its keys in their order; with a guard, names of control tokens in it are broken.
+///
+/// # Errors
+/// [`crate::Error::Argument`] if it is no JSON, is too deep, or has what a guard refuses.
+pub fn parse(text: &str, guard: Option<&Guard>) -> crate::error::Result<Value> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = Guarded(guard).deserialize(&mut deserializer);
+    let value = value.and_then(|value| deserializer.end().map(|()| value));
+    value.map_err(|e| crate::error::Error::Argument(e.to_string()))
+}
+
+/// Reads a value, see [`parse`]. Its depth is that of `serde_json`, 128.
+struct Guarded<'a>(Option<&'a Guard>);
+
+impl Guarded<'_> {
+    fn text<E: de::Error>(&self, text: &str) -> Result<Value, E> {
+        match self.0 {
+            Some(guard) => guard.broken(text).map(Value::from).map_err(E::custom),
+            None => Ok(Value::from(text)),
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Guarded<'_> {
+    type Value = Value;
+
+    fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Guarded<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::from(()))
+    }
+
+    fn visit_bool<E>(self, flag: bool) -> Result<Value, E> {
+        Ok(Value::from(flag))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
+        Ok(Value::from(number))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
+        Ok(Value::from(number))
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
+        Ok(Value::from(number))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Value, E> {
+        self.text(text)
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut out = Vec::new();
+        while let Some(item) = items.next_element_seed(Guarded(self.0))? {
+            out.push(item);
+        }
+        Ok(Value::from(out))
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut out = Vec::new();
+        while let Some(key) = entries.next_key_seed(Guarded(self.0))? {
+            out.push((key, entries.next_value_seed(Guarded(self.0))?));
+        }
+        Ok(Value::from_pairs(out))
+    }
 }

@@ -18,18 +18,25 @@ pub struct StreamDecoder<T> {
     skip_special: bool,
     at_start: bool,   // of a text, whose first space is one that encoding put there
     pending: Vec<u8>, // the start of a character
+    kept: Vec<u32>,   // special tokens that come as text all the same
 }
 
 impl<T: Borrow<Tokenizer>> StreamDecoder<T> {
     /// A decoder that leaves out special tokens if `skip_special`. The tokenizer may be lent or shared.
     pub fn new(tokenizer: T, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, at_start: false, pending: Vec::new() }
+        Self { tokenizer, skip_special, at_start: false, pending: Vec::new(), kept: Vec::new() }
     }
 
     /// A decoder for a whole text.
     pub(super) fn at_start(tokenizer: T, skip_special: bool) -> Self {
         let at_start = tokenizer.borrow().begins_with_a_space();
-        Self { tokenizer, skip_special, at_start, pending: Vec::new() }
+        Self { tokenizer, skip_special, at_start, pending: Vec::new(), kept: Vec::new() }
+    }
+
+    /// The same, in which these special tokens come as text, by their names: what parses an answer has to see them.
+    pub fn keeping(mut self, ids: Vec<u32>) -> Self {
+        self.kept = ids;
+        self
     }
 
     /// The text that the token `id` completes: whole characters only, and often nothing.
@@ -42,6 +49,11 @@ impl<T: Borrow<Tokenizer>> StreamDecoder<T> {
             tokenizer.vocabulary.checked(|| tokenizer.piece(tokenizer.texts()?, id))?
         };
         let mut text = String::new();
+        if kind.is_special() && self.kept.contains(&id) {
+            self.drain(&mut text, true); // what was the start of a character is one no more
+            text.push_str(&String::from_utf8_lossy(&bytes));
+            return Ok(text);
+        }
         self.accept(&mut text, &bytes, kind)?;
         Ok(text)
     }

@@ -77,6 +77,15 @@ pub enum Error {
         what: String,
     },
 
+    /// A grammar or a JSON schema that cannot be enforced.
+    #[error("{}{what}", pointer.as_ref().map_or(String::new(), |at| format!("the schema at #{at}: ")))]
+    Grammar {
+        /// The JSON pointer of what is to blame in a schema; that of the schema itself is empty.
+        pointer: Option<String>,
+        /// What is wrong.
+        what: String,
+    },
+
     /// An argument is out of its range.
     #[error("{0}")]
     Argument(String),

@@ -23,6 +23,7 @@ mod engine;
 mod error;
 mod formats;
 mod generate;
+mod grammar;
 mod hash;
 mod http;
 mod kernels;
@@ -49,7 +50,8 @@ pub use convert::convert;
 pub use embedding::{EmbedOptions, embed, rank};
 pub use error::{Error, FormatError, Result};
 pub use formats::open;
-pub use generate::{Answer, Event, FinishReason, Options};
+pub use generate::{Answer, Event, FinishReason, LogitsProcessor, Options, TokenLogprobs};
+pub use grammar::{Constraint, Grammar};
 pub use mapping::{Load, LoadOptions};
 pub use model::Model;
 pub use quant::DType;
@@ -67,7 +69,7 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     rooms! {
-        arch chat checkpoint embedding engine formats generate hash http likelihood mapping measure quant quantize sampling scheduler tensor
+        arch chat checkpoint embedding engine formats generate grammar hash http likelihood mapping measure quant quantize sampling scheduler tensor
         threads tokenizer weights
     }
 

@@ -281,6 +281,10 @@ impl Forward for Session {
         Session::keep_prefix(self, tokens)
     }
 
+    fn truncate(&mut self, n: usize) -> Result<()> {
+        Session::truncate(self, n)
+    }
+
     fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {
         Session::shift(self, n_keep, n_discard)
     }

@@ -45,7 +45,9 @@ def same(a: Completion, b: Completion) -> bool:
 # Batches
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0, "seed": 0}, {"seed": 7, "temperature": 1.5}, {"seed": 1, "stop": ["e"]}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0, "seed": 0}, {"seed": 7, "temperature": 1.5}, {"seed": 1, "stop": ["e"]}]
+)
 @pytest.mark.parametrize("parallel", [1, 3, 16])
 def test_each_answer_of_a_batch_is_the_one_that_comes_alone(
     model: Model, options: dict[str, Any], parallel: int

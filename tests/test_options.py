@@ -41,7 +41,11 @@ def out_of_range(name: str) -> list[Any]:
     others: dict[str, list[Any]] = {
         "bool": [],
         "choice": ["no such word", ""],
+        "words": [["no such word"], ["top_k", ""], "top_k;top"],
+        "text": [""],
         "strings": ["", ["fine", ""]],
+        "json": [""],
+        "functions": [],
         "biases": [{0: float("nan")}, {-1: 1.0}],
     }
     return others[row.kind]
@@ -73,7 +77,8 @@ def test_docstrings_say_what_the_table_says() -> None:
 
 def test_defaults_are_those_of_the_table_and_are_in_range() -> None:
     defaults = dict(SamplingParams())
-    assert defaults == {name: row.default for name, row in OF_AN_ANSWER.items()}
+    held = {name: tuple(d) if isinstance(d := row.default, list) else d for name, row in OF_AN_ANSWER.items()}
+    assert defaults == held
     assert defaults["top_p"] == 0.95
     assert SamplingParams(**{name: row.default for name, row in OF_AN_ANSWER.items()}) == SamplingParams()
 
@@ -96,7 +101,15 @@ def test_values_out_of_range_are_value_errors_with_name_value_and_range(model: M
 
 @pytest.mark.parametrize("name", OF_AN_ANSWER)
 def test_values_of_another_type_are_type_errors(name: str) -> None:
-    others: dict[str, list[object]] = {"int": [1.5, "1"], "float": ["0.5"], "bool": [1, "yes"], "strings": [1, [1]]}
+    others: dict[str, list[object]] = {
+        "int": [1.5, "1"],
+        "float": ["0.5"],
+        "bool": [1, "yes"],
+        "strings": [1, [1]],
+        "words": [1, [1]],
+        "json": [1, [1], {"a": object()}],
+        "functions": [1, "max", [1]],
+    }
     wrong = [object(), b"bytes", *others.get(PARAMETERS[name].kind, [1.5])]
     if not PARAMETERS[name].optional:
         wrong.append(None)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .errors import (
         ContextOverflowError,
         EngineFullError,
+        GrammarError,
         LlamaError,
         ModelChangedError,
         ModelClosedError,
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
     from .options import GenerateOptions, SamplingParams
     from .options import KvType as KvType
     from .options import Load as Load
+    from .options import LogitsProcessor as LogitsProcessor
     from .options import Messages as Messages
     from .options import OnOverflow as OnOverflow
     from .options import Pooling as Pooling
+    from .options import Schema as Schema
     from .quantization import Importance, Quantized, QuantizedTensor, imatrix, quantize
     from .server import Server
-    from .session import Completion, Session, Stream, Timings
+    from .session import Completion, Session, Stream, Timings, TokenLogprob, TopLogprob
     from .tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -57,6 +60,7 @@ __all__ = [
     "EngineStats",
     "Evaluation",
     "GenerateOptions",
+    "GrammarError",
     "Importance",
     "LlamaError",
     "Model",
@@ -77,7 +81,9 @@ __all__ = [
     "Stream",
     "Tensor",
     "Timings",
+    "TokenLogprob",
     "Tokenizer",
+    "TopLogprob",
     "UnsupportedModelError",
     "Warmed",
     "convert",
@@ -88,7 +94,17 @@ __all__ = [
 ]
 
 # Public too: words and unions, which have no docstring of their own.
-_LITERALS = ("FinishReason", "KvType", "Load", "Messages", "OnOverflow", "OutputType", "Pooling")
+_LITERALS = (
+    "FinishReason",
+    "KvType",
+    "Load",
+    "LogitsProcessor",
+    "Messages",
+    "OnOverflow",
+    "OutputType",
+    "Pooling",
+    "Schema",
+)
 
 # Where those names are, the quickest to import first.
 _HOMES = (

@@ -82,6 +82,17 @@ class ContextOverflowError(LlamaError, ValueError):
         self.context_length = context_length
 
 
+class GrammarError(LlamaError, ValueError):
+    """A grammar or a JSON schema that cannot be enforced.
+
+    ``pointer`` is the JSON pointer of the keyword in the schema that is to blame.
+    """
+
+    def __init__(self, message: str, pointer: str | None = None) -> None:
+        super().__init__(message, pointer)
+        self.pointer = pointer
+
+
 class ModelClosedError(LlamaError):
     """The model was closed."""
 

@@ -7,10 +7,17 @@ checker has to see; a test holds it against the table.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, NoReturn, TypedDict, Unpack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypedDict, Unpack
 
 from . import _core
+from .lazy import Lazy
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+else:
+    np, npt = Lazy("numpy"), Lazy("numpy.typing")
 
 FinishReason = Literal["stop", "length"]
 """Why an answer ended: the model or a stop string ended it, or ``max_tokens`` or the context did."""
@@ -27,6 +34,13 @@ OnOverflow = Literal["stop", "shift"]
 Pooling = Literal["mean", "cls", "last", "none"]
 """How the vectors of a text's tokens become one."""
 
+LogitsProcessor = Callable[["npt.NDArray[np.int64]", "npt.NDArray[np.float32]"], object]
+"""A function that changes logits: it is called with the token ids so far, the prompt's among them, and the logits,
+``(vocab_size,)``. It changes these in place, or gives an array of others."""
+
+Schema = Mapping[str, Any] | bool | str
+"""A JSON schema, or its text."""
+
 Messages = str | Sequence[Mapping[str, Any]]
 """A conversation: mappings with ``role`` and ``content``, and whatever else the template of the model uses. Text alone
 is one message of the user."""
@@ -38,8 +52,9 @@ class Parameter(NamedTuple):
     group: Literal["sampling", "generation", "prompt", "session"]
     """What it is about. Those of the first three groups are the fields of :class:`SamplingParams`."""
     name: str
-    kind: Literal["bool", "int", "float", "choice", "strings", "biases"]
-    """``strings``: one or several texts. ``biases``: a mapping of floats by token id."""
+    kind: Literal["bool", "int", "float", "choice", "words", "text", "strings", "json", "biases", "functions"]
+    """``words``: some of the choices, in an order. ``strings``: one or several texts. ``json``: a mapping or its text.
+    ``biases``: a mapping of floats by token id."""
     default: Any
     optional: bool
     """Whether it may be None, which leaves it open."""
@@ -63,17 +78,40 @@ class GenerateOptions(TypedDict, total=False):
 
     max_tokens: int | None
     temperature: float
+    dynatemp_range: float
+    dynatemp_exponent: float
     top_k: int
     top_p: float
     min_p: float
+    typical_p: float
+    top_n_sigma: float
+    xtc_probability: float
+    xtc_threshold: float
     repeat_penalty: float
     repeat_last_n: int
     presence_penalty: float
     frequency_penalty: float
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_penalty_last_n: int
+    dry_sequence_breakers: str | Sequence[str]
+    mirostat: int
+    mirostat_tau: float
+    mirostat_eta: float
+    samplers: str | Sequence[str]
     logit_bias: Mapping[int, float]
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None
     seed: int | None
     stop: str | Sequence[str]
     ignore_eos: bool
+    logprobs: bool
+    top_logprobs: int
+    response_format: Mapping[str, Any] | str | None
+    json_schema: Schema | None
+    grammar: str | None
+    regex: str | None
+    choices: str | Sequence[str]
     on_overflow: OnOverflow
     n_keep: int
     add_special: bool
@@ -87,24 +125,61 @@ class SamplingParams:
     >>> model.generate("Once upon a time", sampling=careful, seed=7)
 
     Args:
-        max_tokens: the most tokens to generate; by default until the model ends its answer or the context is full.
-        temperature: divides the logits: below 1 the choice is more predictable, above 1 more varied; 0 always takes the
-            most likely token.
+        max_tokens: the most tokens to generate; by default until the model ends its answer or the context is
+            full.
+        temperature: divides the logits: below 1 the choice is more predictable, above 1 more varied; 0 always
+            takes the most likely token.
+        dynatemp_range: the temperature goes this far down where the model is sure of the next token, and this
+            far up where it is not; 0 keeps it.
+        dynatemp_exponent: how a dynamic temperature follows from how unsure the model is, a number from 0 to 1:
+            as its power.
         top_k: choose among this many of the most likely tokens; 0 for all.
         top_p: choose among the most likely tokens whose probabilities add up to this; 1 for all.
         min_p: choose among tokens that are at least this likely relative to the most likely one; 0 for all.
-        repeat_penalty: divides the logits of tokens already seen, or multiplies them if negative: above 1 they become
-            less likely.
-        repeat_last_n: how many of the last tokens the penalties look at; 0 for none.
+        typical_p: choose among the tokens that are about as surprising as is to be expected, whose
+            probabilities add up to this; 1 for all.
+        top_n_sigma: choose among tokens whose logit is at most this many standard deviations below the largest;
+            0 or less for all.
+        xtc_probability: how often the most likely tokens are left out, where others are likely enough; 0 for
+            never.
+        xtc_threshold: how likely is likely enough for that: of the tokens that are, all but the least likely
+            are left out; above 0.5 never.
+        repeat_penalty: divides the logits of tokens already seen, or multiplies them if negative: above 1 they
+            become less likely.
+        repeat_last_n: how many of the last tokens the penalties look at; 0 for none, -1 for all.
         presence_penalty: subtracted from the logit of each token already seen.
         frequency_penalty: subtracted from the logit of each token already seen, once per occurrence.
-        logit_bias: added to the logits of these token ids before anything else; minus infinity rules a token out.
-        seed: where the random numbers start: the same seed gives the same answer; by default a new one is drawn each
-            time.
+        dry_multiplier: the DRY penalty of a token that goes on with a sequence which was there before: this,
+            times dry_base to the power of how much longer than dry_allowed_length the sequence is; 0 for none.
+        dry_base: what the DRY penalty is multiplied by for each token of the sequence.
+        dry_allowed_length: how long such a sequence may be without a DRY penalty.
+        dry_penalty_last_n: how many of the last tokens are searched for such sequences; 0 for none, -1 for all.
+        dry_sequence_breakers: strings that such a sequence does not go across.
+        mirostat: keep the text as surprising as mirostat_tau says, by version 1 or 2 of Mirostat, instead of
+            any top_k, top_p and the like; 0 for no.
+        mirostat_tau: the surprise that Mirostat keeps, in bits a token.
+        mirostat_eta: how fast Mirostat corrects itself.
+        samplers: which steps choose a token, in which order; each does what its own parameters say.
+        logit_bias: added to the logits of these token ids before anything else; minus infinity rules a token
+            out.
+        logits_processor: a function, or several, that change the logits before a token is chosen: it is called
+            with the token ids so far and the logits, a numpy array to change in place, which is of no use after
+            the call.
+        seed: where the random numbers start: the same seed gives the same answer; by default a new one is drawn
+            each time.
         stop: strings that end the answer; they are not part of it.
         ignore_eos: go on when the model wants to end its answer.
-        on_overflow: what to do when the context is full: stop ends the answer; shift keeps the first n_keep tokens,
-            forgets the older half of the others and goes on.
+        logprobs: keep the logarithm of the probability of each token of the answer, as the model has it, before
+            any penalty, temperature or grammar.
+        top_logprobs: keep those of so many of the most likely tokens beside each, too.
+        response_format: the form of the answer, as OpenAI's API has it: of the type text, json_object or
+            json_schema.
+        json_schema: the answer is JSON that is valid by this schema.
+        grammar: the answer follows this grammar, in llama.cpp's GBNF or in Lark as llguidance has it.
+        regex: the whole answer matches this regular expression.
+        choices: the answer is one of these.
+        on_overflow: what to do when the context is full: stop ends the answer; shift keeps the first n_keep
+            tokens, forgets the older half of the others and goes on.
         n_keep: how many tokens from the start a shift keeps; -1 for the whole prompt.
         add_special: put the tokens around the text that the model expects, such as a beginning-of-text.
         parse_special: read <|im_start|> and the like in the text as the special tokens that they name.
@@ -118,17 +193,40 @@ class SamplingParams:
 
     max_tokens: int | None
     temperature: float
+    dynatemp_range: float
+    dynatemp_exponent: float
     top_k: int
     top_p: float
     min_p: float
+    typical_p: float
+    top_n_sigma: float
+    xtc_probability: float
+    xtc_threshold: float
     repeat_penalty: float
     repeat_last_n: int
     presence_penalty: float
     frequency_penalty: float
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_penalty_last_n: int
+    dry_sequence_breakers: Sequence[str]
+    mirostat: int
+    mirostat_tau: float
+    mirostat_eta: float
+    samplers: Sequence[str]
     logit_bias: Mapping[int, float]
+    logits_processor: Sequence[LogitsProcessor] | None
     seed: int | None
     stop: Sequence[str]
     ignore_eos: bool
+    logprobs: bool
+    top_logprobs: int
+    response_format: Mapping[str, Any] | str | None
+    json_schema: Schema | None
+    grammar: str | None
+    regex: str | None
+    choices: Sequence[str]
     on_overflow: OnOverflow
     n_keep: int
     add_special: bool
@@ -140,10 +238,8 @@ class SamplingParams:
                 raise TypeError(f"got an unexpected keyword argument {name!r}")
         values: dict[str, Any] = {name: PARAMETERS[name].default for name in self.__slots__} | options
         _core.check(values)
-        values["stop"] = (values["stop"],) if isinstance(values["stop"], str) else tuple(values["stop"])
-        values["logit_bias"] = dict(values["logit_bias"])
         for name, value in values.items():
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, _held(PARAMETERS[name].kind, value))
 
     def replace(self, **options: Unpack[GenerateOptions]) -> SamplingParams:
         """The same with other values for some of them."""
@@ -166,14 +262,33 @@ class SamplingParams:
         return dict(self) == dict(other) if isinstance(other, SamplingParams) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(tuple(tuple(sorted(v.items())) if isinstance(v, dict) else v for _, v in self))
+        return hash(tuple(repr(v) if isinstance(v, dict) else v for _, v in self))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _sampling_params, (dict(self),)
 
     def __repr__(self) -> str:
-        said = (f"{name}={value!r}" for name, value in self if value != PARAMETERS[name].default)
+        said = (
+            f"{name}={value!r}"
+            for name, value in self
+            if value != _held(PARAMETERS[name].kind, PARAMETERS[name].default)
+        )
         return f"SamplingParams({', '.join(said)})"
+
+
+def _held(kind: str, value: Any) -> Any:
+    """A value as it is kept: nobody else's, and the same in whatever way it was given."""
+    if kind == "biases":
+        return dict(sorted(value.items()))
+    if kind == "words" and isinstance(value, str):
+        return tuple(filter(None, value.split(";")))
+    if kind in ("strings", "words", "functions") and value is not None:
+        return (value,) if isinstance(value, str) or callable(value) else tuple(value)
+    if kind == "json" and isinstance(value, Mapping):
+        from copy import deepcopy
+
+        return deepcopy(dict(value))
+    return value
 
 
 def _sampling_params(options: GenerateOptions) -> SamplingParams:

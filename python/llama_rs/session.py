@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Unpack
 
@@ -11,7 +11,7 @@ from . import _core
 from .errors import SavedSessionError
 from .lazy import Lazy
 from .notes import note
-from .options import FinishReason, GenerateOptions, Messages, SamplingParams, merged
+from .options import FinishReason, GenerateOptions, LogitsProcessor, Messages, SamplingParams, merged
 from .prompt_cache import PromptCache
 
 if TYPE_CHECKING:
@@ -34,11 +34,33 @@ class Timings(NamedTuple):
     """Tokens of the prompt that were in the session already and took no time."""
 
 
+class TopLogprob(NamedTuple):
+    """A token that might have come, and the natural logarithm of its probability."""
+
+    token_id: int
+    token: str
+    """Its text; bytes that are no whole characters are U+FFFD."""
+    logprob: float
+    bytes: bytes
+
+
+class TokenLogprob(NamedTuple):
+    """How likely a token of an answer was to the model: before penalties, temperature, grammar and whatever else."""
+
+    token_id: int
+    token: str
+    logprob: float
+    bytes: bytes
+    top_logprobs: list[TopLogprob]
+    """The most likely tokens in its place, as many as were asked for."""
+
+
 class Completion(NamedTuple):
     """An answer.
 
-    ``finish_reason`` is ``"stop"`` if the model or a stop string ended it, ``"length"`` at ``max_tokens`` or at the end
-    of the context. ``seed`` is the one given, or the one drawn: with it the same answer comes again.
+    ``finish_reason`` is ``"stop"`` if the model, a stop string or a grammar ended it, ``"length"`` at ``max_tokens`` or
+    at the end of the context. ``seed`` is the one given, or the one drawn: with it the same answer comes again.
+    ``logprobs`` are those of ``token_ids``, if they were asked for.
     """
 
     text: str
@@ -47,6 +69,7 @@ class Completion(NamedTuple):
     prompt_tokens: int
     timings: Timings
     seed: int
+    logprobs: list[TokenLogprob] | None = None
 
 
 class Session:
@@ -176,8 +199,12 @@ class Session:
         if isinstance(prompt, str):
             # A text that is far too long is not read to its end.
             prompt = tokenizer._encode(prompt, params.add_special, params.parse_special, self.context_length)
-        generation = _core.Generation(self._handle, tokenizer._core, prompt, dict(params))
+        options = dict(params)
+        if params.logits_processor:
+            options["logits_processor"] = [_with_arrays(function) for function in params.logits_processor]
+        generation = _core.Generation(self._handle, tokenizer._core, prompt, options)
         stream = Stream(self, generation, owned=owned)
+        stream._has_logprobs = params.logprobs or params.top_logprobs > 0
         if prompt_cache:
             stream._prompt_cache = prompt_cache
             if params.max_tokens == 0:
@@ -258,6 +285,8 @@ class Stream(Iterator[str]):
         self._owned = owned  # the session is this stream's alone
         self._closed = False
         self._prompt_cache: PromptCache | None = None
+        self._has_logprobs = False
+        self._logprobs: list[TokenLogprob] = []  # as far as they were asked for
 
     def __next__(self) -> str:
         if self._closed:
@@ -296,7 +325,9 @@ class Stream(Iterator[str]):
             note(self.prompt_cache_error)
         finish_reason = self.finish_reason
         assert finish_reason is not None, "the stream has ended"
-        return Completion(self.text, self.token_ids, finish_reason, self.prompt_tokens, self.timings, self.seed)
+        return Completion(
+            self.text, self.token_ids, finish_reason, self.prompt_tokens, self.timings, self.seed, self.logprobs
+        )
 
     @property
     def text(self) -> str:
@@ -307,6 +338,17 @@ class Stream(Iterator[str]):
     def token_ids(self) -> list[int]:
         """The tokens of the answer so far, without an end token. While a piece is computed, as they were before it."""
         return self._generation.token_ids
+
+    @property
+    def logprobs(self) -> list[TokenLogprob] | None:
+        """How likely each of ``token_ids`` was, if that was asked for; None else."""
+        if not self._has_logprobs:
+            return None
+        token_bytes = self._session.model.tokenizer.token_bytes
+        for token_id, logprob, top in self._generation.logprobs[len(self._logprobs) :]:
+            others = [TopLogprob(other, *_spelt(token_bytes(other), x)) for other, x in top]
+            self._logprobs.append(TokenLogprob(token_id, *_spelt(token_bytes(token_id), logprob), others))
+        return list(self._logprobs)
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -347,3 +389,19 @@ class Stream(Iterator[str]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _spelt(text: bytes, logprob: float) -> tuple[str, float, bytes]:
+    return text.decode(errors="replace"), logprob, text
+
+
+def _with_arrays(function: LogitsProcessor) -> Callable[[list[int], Any], None]:
+    """A function of arrays as one that the compiled part can call."""
+
+    def call(token_ids: list[int], logits: Any) -> None:
+        array = np.asarray(logits)
+        others: Any = function(np.asarray(token_ids), array)
+        if others is not None and others is not array:
+            array[:] = others
+
+    return call

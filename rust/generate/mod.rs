@@ -8,7 +8,7 @@ mod answer;
 mod options;
 mod stop;
 
-pub use answer::{Answer, Decode, Event, FinishReason};
+pub use answer::{Answer, Decode, Event, FinishReason, LogitsProcessor, TokenLogprobs};
 pub use options::{Options, Overflow, PromptOptions};
 pub use stop::StopStrings;
 
@@ -16,6 +16,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::grammar::Constraint;
 use crate::sampling::Rng;
 use crate::threads::Interrupt;
 
@@ -45,6 +46,8 @@ pub trait Forward {
     /// Forgets all but the longest common prefix of `tokens`, without the last of them, or what it can go back to. Gives its
     /// length.
     fn keep_prefix(&mut self, tokens: &[u32]) -> usize;
+    /// Forgets all but the first `n` tokens.
+    fn truncate(&mut self, n: usize) -> Result<()>;
     /// Forgets `n_discard` tokens after the first `n_keep`; the others move down.
     fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()>;
     /// Whether the model is of those that can.
@@ -84,6 +87,16 @@ impl<D: Decode> Generation<D> {
     /// See [`Answer::stop_at`].
     pub fn stop_at(&mut self, tokens: &[u32]) {
         self.answer.stop_at(tokens);
+    }
+
+    /// See [`Answer::process`].
+    pub fn process(&mut self, processor: Box<dyn LogitsProcessor>) {
+        self.answer.process(processor);
+    }
+
+    /// See [`Answer::constrain`].
+    pub fn constrain(&mut self, constraint: Constraint) {
+        self.answer.constrain(constraint);
     }
 
     /// The next piece of the answer, never empty; `None` when it is complete.
@@ -128,6 +141,11 @@ impl<D: Decode> Generation<D> {
             Error::Numeric { what, .. } => Error::Numeric { path: session.path().to_path_buf(), what },
             e => e,
         });
+        if event.is_err() {
+            // The logits are gone: whoever asks again computes the last token again.
+            session.truncate(session.position() - 1)?;
+            self.answer.set_computed(self.answer.tokens().len() - 1);
+        }
         self.position = session.position();
         *session.rng() = Some(self.answer.rng().clone());
         self.timings.generated_tokens = self.answer.generated().len();
@@ -230,6 +248,10 @@ mod tests {
             self.seen.drain(n_keep..n_keep + n_discard);
             Ok(())
         }
+        fn truncate(&mut self, n: usize) -> Result<()> {
+            self.seen.truncate(n);
+            Ok(())
+        }
         fn can_shift(&self) -> bool {
             self.context_length != 13
         }
@@ -260,6 +282,9 @@ mod tests {
         }
         fn finish(&mut self) -> String {
             if std::mem::take(&mut self.half) { "\u{fffd}".into() } else { String::new() }
+        }
+        fn token_bytes(&self, id: u32) -> Vec<u8> {
+            vec![b'a' + id as u8]
         }
     }
 

@@ -1,63 +1,87 @@
 //! `POST /v1/chat/completions`: an answer to a conversation.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::completions::include_usage;
 use super::error::{Answer, Refusal};
+use super::generate::{Form, compile, generate};
 use super::json::{At, Fields, Json, object};
 use super::prompt;
 use super::runs::{Runs, Total, Whole, finish_reason};
 use super::service::{Bytesful, Call, Reply, check_unknown, json, prepare, unique};
 use super::shapes::{chat_logprobs, timings, usage};
 use super::stream::{self, Dialect};
+use super::tools::{Tools, tools};
 use super::version::{Version, now};
 use super::{limits, options, sse};
-use crate::generate::Options;
-use crate::scheduler::{Event, Generate, TokenLogprob, Work};
+use crate::chat::{self, Delta, Format, Parser, Prompt, Setup};
+use crate::generate::{FinishReason, Options};
+use crate::scheduler::{Event, TokenLogprob, Work};
 use crate::threads::Interrupt;
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// A piece of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Delta {
-    Content(String),
-}
-
-/// What makes pieces of text.
-#[derive(Default)]
-pub struct Parser;
-
-impl Parser {
-    pub fn push(&mut self, text: &str) -> Vec<Delta> {
-        if text.is_empty() { Vec::new() } else { vec![Delta::Content(text.into())] }
-    }
-
-    pub fn finish(&mut self) -> Vec<Delta> {
-        Vec::new()
-    }
-}
-
 /// What is asked.
 pub struct Asked {
-    pub prompt: Vec<u32>,
+    pub prompt: Prompt,
     pub options: Options,
     pub n: usize,
     /// Alternatives beside each token, if the logprobs are wanted at all.
     pub logprobs: Option<usize>,
     pub stream: bool,
     pub include_usage: bool,
+    format: Format,
+    keeping: Vec<u32>,
+    tools: Tools,
+    reasoning: bool,
 }
 
 impl Asked {
-    pub fn work(&self, version: &Version) -> Answer<Work> {
-        Ok(Work::Generate(Generate::new(&version.model, self.prompt.clone(), self.options.clone(), self.n)?))
+    /// What fields say about the conversation, and about the answer to it.
+    pub fn of(
+        version: &Version,
+        fields: &Fields<'_>,
+        options: Options,
+        n: usize,
+        interrupt: &Interrupt,
+    ) -> Answer<Self> {
+        let template = version.template()?;
+        let guard = template.guard()?;
+        let tools = tools(fields, guard)?;
+        let has_tools = !tools.known.is_empty();
+        let question = prompt::question(fields, Some(guard), tools.described.clone())?;
+        let prompt = prompt::prompt(template, &question, version.context_length(), interrupt)?;
+        let family = fields.get("chat_family").map(|at| at.str()).transpose()?;
+        let format = template.format(has_tools, family)?;
+        let keeping = template.marks(&format)?;
+        let reasoning = match fields.get("reasoning_format") {
+            Some(at) => at.word(&["auto", "none", "deepseek"])? != "none",
+            None => true,
+        };
+        let (logprobs, stream, include_usage) = (None, false, false);
+        Ok(Self { prompt, options, n, logprobs, stream, include_usage, format, keeping, tools, reasoning })
+    }
+
+    /// What the scheduler has to do.
+    pub fn work(&self, version: &Version, interrupt: &Interrupt) -> Answer<Work> {
+        // Where the prompt has begun to think for the model, the form of the answer begins behind its thoughts.
+        let after = self.format.reasoning_end().filter(|close| {
+            let end = self.prompt.end.trim_end();
+            end.ends_with(&close.replacen('/', "", 1)) && !end.ends_with(close)
+        });
+        let constraint = self.tools.grammar.as_ref().map(|grammar| compile(version, grammar, after, interrupt));
+        let (keeping, constraint) = (self.keeping.clone(), constraint.transpose()?);
+        let form = Form { keeping, constraint, after: after.map(String::from) };
+        generate(version, &self.prompt.ids, &self.options, self.n, form, interrupt).map(Work::Generate)
     }
 
     /// What makes pieces of the text of an answer.
-    pub fn parser(&self) -> Parser {
-        Parser
+    pub fn parser(&self, index: usize) -> Parser {
+        static CALLS: AtomicU64 = AtomicU64::new(0);
+        let seed = now().rotate_left(32) ^ CALLS.fetch_add(1, Ordering::Relaxed) ^ index as u64;
+        let (calls, tools) = (self.tools.calls, self.tools.known.clone());
+        Parser::new(&self.format, Setup { calls, tools, reasoning: self.reasoning, prompt: &self.prompt.end, seed })
     }
 }
 
@@ -69,7 +93,7 @@ pub async fn answer(call: Call, body: Bytesful) -> Reply {
         let fields = At { value: &json, pointer: String::new() }.object()?;
         let asked = asked(&version, &fields, interrupt)?;
         check_unknown(&shared, &fields)?;
-        let work = asked.work(&version)?;
+        let work = asked.work(&version, interrupt)?;
         Ok((version, asked, work))
     })
     .await?;
@@ -79,7 +103,7 @@ pub async fn answer(call: Call, body: Bytesful) -> Reply {
     let writer = Writer {
         id: unique("chatcmpl-", &NEXT),
         created: now(),
-        answers: (0..asked.n).map(|_| State::new(asked.parser())).collect(),
+        answers: (0..asked.n).map(|i| State::new(asked.parser(i))).collect(),
         version,
         logprobs: asked.logprobs,
         include_usage: asked.include_usage,
@@ -108,12 +132,10 @@ fn asked(version: &Version, fields: &Fields<'_>, interrupt: &Interrupt) -> Answe
     }
     let mut options = options::options(fields, version)?;
     if let Some(top) = logprobs {
-        options::ask_logprobs(&mut options, top)?;
+        options::ask_logprobs(&mut options, top);
     }
-    let chat = version.chat()?;
-    let conversation = prompt::conversation(fields, chat.source())?;
-    let prompt = chat.encode(&conversation, version.context_length(), interrupt)?;
-    Ok(Asked { prompt, options, n, logprobs, stream, include_usage })
+    let asked = Asked::of(version, fields, options, n, interrupt)?;
+    Ok(Asked { logprobs, stream, include_usage, ..asked })
 }
 
 /// What we cannot do is not done otherwise in silence.
@@ -128,18 +150,6 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Answer<()> {
             modality.word(&["text"]).map_err(|e| e.coded("unsupported_parameter"))?;
         }
     }
-    if let Some(at) = fields.get("response_format") {
-        let kind = at.object()?.need("type")?;
-        kind.word(&["text"]).map_err(|e| e.coded("unsupported_parameter"))?;
-    }
-    for name in ["tools", "grammar", "structured_outputs", "json_schema"] {
-        if let Some(at) = fields.get(name)
-            && at.value != &Json::List(Vec::new())
-        {
-            return Err(at.refused("is not supported").coded("unsupported_parameter"));
-        }
-    }
-    fields.ignore(&["tool_choice", "parallel_tool_calls"]);
     Ok(())
 }
 
@@ -147,12 +157,11 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Answer<()> {
 struct State {
     parser: Parser,
     logprobs: Vec<TokenLogprob>, // that wait for their text
-    has_calls: bool,
 }
 
 impl State {
     fn new(parser: Parser) -> Self {
-        Self { parser, logprobs: Vec::new(), has_calls: false }
+        Self { parser, logprobs: Vec::new() }
     }
 }
 
@@ -185,14 +194,14 @@ impl Writer {
         state.logprobs.append(&mut event.logprobs);
         let mut deltas = state.parser.push(&event.text);
         if event.end.is_some() {
-            deltas.extend(state.parser.finish());
+            deltas.extend(state.parser.finish(finish_reason(event) == Some(FinishReason::Length)));
         }
         deltas
     }
 
     fn finish(&self, event: &Event) -> Option<&'static str> {
         let reason = finish_reason(event)?.as_str();
-        Some(if reason == "stop" && self.answers[event.index].has_calls { "tool_calls" } else { reason })
+        Some(if reason == "stop" && self.answers[event.index].parser.n_calls() > 0 { "tool_calls" } else { reason })
     }
 
     /// The logprobs that there are, if they are wanted.
@@ -206,13 +215,9 @@ impl Writer {
         let (mut total, mut choices) = (Total::default(), Vec::new());
         for (i, mut answer) in answers.into_iter().enumerate() {
             total.add(&answer.usage(), i == 0);
-            let mut content = String::new();
-            for delta in self.deltas(&mut answer.event) {
-                match delta {
-                    Delta::Content(text) => content.push_str(&text),
-                }
-            }
-            let message = object! { "role" => "assistant", "content" => content, "refusal" => Json::Null };
+            let mut reply = chat::Reply::default();
+            self.deltas(&mut answer.event).iter().for_each(|delta| reply.push(delta));
+            let message = message(&reply);
             let finish = self.finish(&answer.event);
             let logprobs = self.take_logprobs(i);
             choices.push(object! {
@@ -224,6 +229,41 @@ impl Writer {
         json.push("usage", usage(&total));
         json.push("timings", timings(&total.longest));
         json
+    }
+}
+
+/// A whole message.
+fn message(reply: &chat::Reply) -> Json {
+    let says_nothing = reply.content.is_empty() && !(reply.calls.is_empty() && reply.reasoning.is_empty());
+    let content = (!says_nothing).then_some(reply.content.as_str());
+    let mut message = object! { "role" => "assistant", "content" => content, "refusal" => Json::Null };
+    if !reply.reasoning.is_empty() {
+        message.push("reasoning_content", reply.reasoning.as_str());
+    }
+    if !reply.calls.is_empty() {
+        let calls = reply.calls.iter().map(|call| {
+            let function = object! { "name" => call.name.as_str(), "arguments" => call.arguments.as_str() };
+            object! { "id" => call.id.as_str(), "type" => "function", "function" => function }
+        });
+        message.push("tool_calls", calls.collect::<Vec<_>>());
+    }
+    message
+}
+
+/// A piece of a message. What clients join comes once: the id and the name of a call.
+fn piece(delta: Delta) -> Json {
+    match delta {
+        Delta::Content(text) => object! { "content" => text },
+        Delta::Reasoning(text) => object! { "reasoning_content" => text },
+        Delta::Call { index, id, name } => {
+            let function = object! { "name" => name, "arguments" => "" };
+            let call = object! { "index" => index, "id" => id, "type" => "function", "function" => function };
+            object! { "tool_calls" => vec![call] }
+        }
+        Delta::Arguments { index, text } => {
+            let call = object! { "index" => index, "function" => object! { "arguments" => text } };
+            object! { "tool_calls" => vec![call] }
+        }
     }
 }
 
@@ -244,10 +284,7 @@ impl Dialect for Writer {
         let index = event.index;
         for delta in self.deltas(&mut event) {
             let logprobs = self.take_logprobs(index);
-            let delta = match delta {
-                Delta::Content(text) => object! { "content" => text },
-            };
-            self.chunk(vec![choice(index, delta, logprobs, None)], out);
+            self.chunk(vec![choice(index, piece(delta), logprobs, None)], out);
         }
         if let Some(finish) = self.finish(&event) {
             let logprobs = if self.answers[index].logprobs.is_empty() { Json::Null } else { self.take_logprobs(index) };

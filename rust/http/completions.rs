@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::error::{Answer, Refusal};
+use super::generate::{Form, generate};
 use super::json::{At, Json, object};
 use super::runs::{Runs, Total, Whole, finish_reason};
 use super::service::{Bytesful, Call, Reply, check_unknown, json, prepare, unique};
@@ -14,7 +15,7 @@ use super::shapes::{LegacyLogprobs, timings, usage};
 use super::stream::{self, Dialect};
 use super::version::{Version, now};
 use super::{limits, options, sse};
-use crate::scheduler::{Event, Generate, PromptLogprobs, Work};
+use crate::scheduler::{Event, PromptLogprobs, Work};
 use crate::threads::Interrupt;
 
 /// What OpenAI gives where nobody says how much.
@@ -104,12 +105,12 @@ fn asked(version: &Version, fields: &super::json::Fields<'_>, interrupt: &Interr
     let add_special = fields.get("add_special_tokens").map_or(Ok(true), |at| at.bool())?;
     let prompts = prompts(version, &fields.need("prompt")?, add_special, interrupt)?;
     if let Some(top) = logprobs {
-        options::ask_logprobs(&mut options, top)?;
+        options::ask_logprobs(&mut options, top);
     }
     let mut works = Vec::new();
     for prompt in &prompts {
         check_room(version, prompt.ids.len())?;
-        let mut generate = Generate::new(&version.model, prompt.ids.clone(), options.clone(), n)?;
+        let mut generate = generate(version, &prompt.ids, &options, n, Form::default(), interrupt)?;
         if let (true, Some(top)) = (echo, logprobs) {
             generate.prompt_logprobs = Some(PromptLogprobs { first: 1, top });
         }

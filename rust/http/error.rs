@@ -101,6 +101,14 @@ impl From<&Error> for Refusal {
             Error::ContextOverflow { tokens, context_length } => Self::too_long(*tokens, *context_length),
             Error::TooManyTokens { at_least, at_most } => Self::too_long(*at_least, *at_most),
             Error::Unsupported { what, .. } => Self::new(400, "unsupported", format!("not supported: {what}")),
+            Error::Grammar { pointer, what } => {
+                let refusal =
+                    Self::new(400, if pointer.is_some() { "invalid_schema" } else { "invalid_grammar" }, what);
+                match pointer {
+                    Some(pointer) => refusal.at(pointer),
+                    None => refusal,
+                }
+            }
             Error::Numeric { what, .. } => Self::new(500, "numeric", what),
             Error::Changed { what, .. } => {
                 Self::new(500, "model_changed", format!("the model file changed while it was in use: {what}"))

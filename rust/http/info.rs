@@ -126,7 +126,7 @@ fn props(version: &Version, shared: &Shared) -> Json {
         "total_slots" => shared.config.limits.parallel,
         "model_path" => name,
         "model_alias" => version.name.as_str(),
-        "chat_template" => version.chat().map_or(String::new(), |chat| chat.source().into()),
+        "chat_template" => version.template().map_or(String::new(), |template| template.source(false).into()),
         "bos_token" => version.tokenizer().ok().and_then(|t| t.bos()).map(|id| super::shapes::token_text(version, id)),
         "eos_token" => version.tokenizer().ok().and_then(|t| t.eos()).map(|id| super::shapes::token_text(version, id)),
         "modalities" => object! { "vision" => false, "audio" => false },

@@ -13,6 +13,7 @@ mod completions;
 mod connection;
 mod embeddings;
 mod error;
+mod generate;
 mod info;
 mod json;
 mod limits;
@@ -37,6 +38,7 @@ mod service;
 mod shapes;
 mod sse;
 mod stream;
+mod tools;
 mod version;
 
 use std::path::PathBuf;

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use super::completions::check_room;
 use super::error::{Answer, Refusal};
+use super::generate::work;
 use super::json::{At, Fields, Json, object};
 use super::runs::{Runs, Total, finish_reason};
 use super::service::{Bytesful, Call, Reply, check_unknown, json, prepare};
 use super::shapes::{finite, timings, token_text};
 use super::stream::{self, Dialect};
 use super::version::Version;
-use super::{limits, options, prompt, sse};
+use super::{limits, options, prompt, sse, tools};
 use crate::generate::{FinishReason, Options};
-use crate::scheduler::{Choice, Event, Generate, TokenLogprob, Work};
+use crate::scheduler::{Choice, Event, TokenLogprob};
 use crate::threads::Interrupt;
 
 /// Has `work` prepare what a request asks of its version.
@@ -54,19 +55,12 @@ pub async fn completion(call: Call, body: Bytesful) -> Reply {
             "n_cmpl",
             "lora",
         ]);
-        for name in ["grammar", "json_schema"] {
-            if let Some(at) = fields.get(name)
-                && at.value.str() != Some("")
-            {
-                return Err(at.refused("is not supported").coded("unsupported_parameter"));
-            }
-        }
         let flag = |name| fields.get(name).map_or(Ok(false), |at| at.bool());
         let (stream, return_tokens) = (flag("stream")?, flag("return_tokens")?);
         let n_probs = fields.get("n_probs").map_or(Ok(0), |at| at.int(0..=limits::TOP_LOGPROBS as i128))? as usize;
         let mut options = options::options(fields, version)?;
         if n_probs > 0 {
-            options::ask_logprobs(&mut options, n_probs)?;
+            options::ask_logprobs(&mut options, n_probs);
         }
         let fields_wanted = match fields.get("response_fields") {
             Some(at) => at.list(64)?.map(|at| at.str().map(String::from)).collect::<Answer<Vec<_>>>()?,
@@ -75,7 +69,7 @@ pub async fn completion(call: Call, body: Bytesful) -> Reply {
         let ids = ids(version, &fields.need("prompt")?, interrupt)?;
         check_room(version, ids.len())?;
         let prompt = version.tokenizer()?.decode_interruptibly(&ids, false, interrupt)?;
-        let work = Work::Generate(Generate::new(&version.model, ids, options.clone(), 1)?);
+        let work = work(version, &ids, &options, 1, interrupt)?;
         let writer = Writer {
             version: Arc::clone(version),
             options,
@@ -269,8 +263,7 @@ pub async fn tokenize(call: Call, body: Bytesful) -> Reply {
         let with_pieces = fields.first(&["with_pieces", "return_token_strs"]).map_or(Ok(false), |at| at.bool())?;
         let parse_special = flag("parse_special", true)?;
         let ids = if fields.get("messages").is_some() {
-            let chat = version.chat()?;
-            chat.encode(&prompt::conversation(fields, chat.source())?, usize::MAX, interrupt)?
+            conversation(version, fields, interrupt)?
         } else {
             let text = match fields.first(&["content", "prompt"]) {
                 Some(at) => at.str()?,
@@ -301,6 +294,15 @@ pub async fn tokenize(call: Call, body: Bytesful) -> Reply {
     }))
 }
 
+/// The tokens of the prompt that a conversation becomes.
+fn conversation(version: &Version, fields: &Fields<'_>, interrupt: &Interrupt) -> Answer<Vec<u32>> {
+    let template = version.template()?;
+    let guard = template.guard()?;
+    let tools = tools::tools(fields, guard)?;
+    let question = prompt::question(fields, Some(guard), tools.described)?;
+    Ok(prompt::prompt(template, &question, usize::MAX, interrupt)?.ids)
+}
+
 /// `POST /detokenize`.
 pub async fn detokenize(call: Call, body: Bytesful) -> Reply {
     let (_, text) = for_version(&call, body, |version, fields, interrupt| {
@@ -316,8 +318,10 @@ pub async fn detokenize(call: Call, body: Bytesful) -> Reply {
 /// `POST /apply-template`.
 pub async fn apply_template(call: Call, body: Bytesful) -> Reply {
     let (_, text) = for_version(&call, body, |version, fields, _| {
-        let chat = version.chat()?;
-        chat.render(&prompt::conversation(fields, chat.source())?)
+        let template = version.template()?;
+        // Only shown: what people wrote may stay as it is.
+        let tools = tools::tools(fields, template.guard()?)?;
+        prompt::text(template, &prompt::question(fields, None, tools.described)?)
     })
     .await?;
     Ok(json(&object! { "prompt" => text }))
@@ -325,11 +329,9 @@ pub async fn apply_template(call: Call, body: Bytesful) -> Reply {
 
 /// `POST /v1/chat/completions/input_tokens`.
 pub async fn input_tokens(call: Call, body: Bytesful) -> Reply {
-    let (_, n) = for_version(&call, body, |version, fields, interrupt| {
-        let chat = version.chat()?;
-        Ok(chat.encode(&prompt::conversation(fields, chat.source())?, usize::MAX, interrupt)?.len())
-    })
-    .await?;
+    let (_, n) =
+        for_version(&call, body, |version, fields, interrupt| Ok(conversation(version, fields, interrupt)?.len()))
+            .await?;
     Ok(json(&object! { "object" => "response.input_tokens", "input_tokens" => n }))
 }
 
@@ -342,7 +344,7 @@ pub fn tokenizer_info(version: &Version) -> Answer<Json> {
         "bos_token" => text(tokenizer.bos()),
         "eos_token" => text(tokenizer.eos()),
         "pad_token" => text(tokenizer.eos()),
-        "chat_template" => version.chat().ok().map(|chat| chat.source().to_string()),
+        "chat_template" => version.template().ok().map(|template| template.source(false).to_string()),
         "vocab_size" => tokenizer.vocab_size(),
         "model_max_length" => version.context_length(),
     })

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::completions::check_room;
 use super::embeddings::inputs;
 use super::error::{Answer, Refusal};
+use super::generate::work;
 use super::json::{At, Fields, Json, object};
 use super::registry::{Change, Entry, Registry, State};
 use super::runs::{Runs, Total, Whole, finish_reason};
@@ -18,7 +19,7 @@ use super::version::Version;
 use super::{limits, options, sse};
 use crate::embedding::EmbedOptions;
 use crate::generate::{FinishReason, Options};
-use crate::scheduler::{Event, Generate, Work};
+use crate::scheduler::{Event, Work};
 use crate::threads::Interrupt;
 
 /// What `generate` gives where nobody says how much.
@@ -107,7 +108,7 @@ fn parameters(version: &Version, fields: &Fields<'_>) -> Answer<(Options, bool)>
     options.max_tokens = options.max_tokens.or(Some(MAX_TOKENS));
     let details = fields.get("details").map_or(Ok(false), |at| at.bool())?;
     if fields.get("logprob").map_or(Ok(false), |at| at.bool())? {
-        options::ask_logprobs(&mut options, 0)?;
+        options::ask_logprobs(&mut options, 0);
     }
     Ok((options, details))
 }
@@ -116,7 +117,7 @@ fn parameters(version: &Version, fields: &Fields<'_>) -> Answer<(Options, bool)>
 pub async fn generate(call: Call, body: Bytesful, is_stream: bool) -> Reply {
     let version = version(&call)?;
     let of_task = Arc::clone(&version);
-    let (work, details) = prepare(move |interrupt| {
+    let (todo, details) = prepare(move |interrupt| {
         let json = body.json()?;
         let fields = At { value: &json, pointer: String::new() }.object()?;
         let text = fields.need("text_input")?;
@@ -125,11 +126,11 @@ pub async fn generate(call: Call, body: Bytesful, is_stream: bool) -> Reply {
         if ids.is_empty() {
             return Err(text.refused("is empty, it must have at least one token"));
         }
-        Ok((Work::Generate(Generate::new(&of_task.model, ids, options, 1)?), details))
+        Ok((work(&of_task, &ids, &options, 1, interrupt)?, details))
     })
     .await?;
     call.record.expect(1);
-    let runs = Runs::submit(&call, &version, vec![work])?;
+    let runs = Runs::submit(&call, &version, vec![todo])?;
     let writer = Writer { version, details };
     if is_stream {
         return Ok(stream::respond(&call, runs, 1, writer));
@@ -243,7 +244,7 @@ fn continued(version: &Version, text: &str, options: &Options, interrupt: &Inter
         return Err(Refusal::invalid("an element of text is empty, it must have at least one token"));
     }
     check_room(version, ids.len())?;
-    Ok(Work::Generate(Generate::new(&version.model, ids, options.clone(), 1)?))
+    work(version, &ids, options, 1, interrupt)
 }
 
 fn wanted(fields: &Fields<'_>) -> Answer<Wanted> {

@@ -19,39 +19,75 @@ const ALIASES: [(&str, &[&str]); 4] = [
     ("typical_p", &["typical_p", "typ_p"]),
 ];
 
+/// Rows that dialects spell in ways of their own.
+const OWN: [&str; 3] = ["logprobs", "top_logprobs", "logits_processor"];
+
 /// The options of a request: what it says, else what the version has.
 pub fn options(fields: &Fields<'_>, version: &Version) -> Answer<Options> {
     let mut options = version.defaults.clone();
-    for row in Options::TABLE.iter().chain(SamplingParams::TABLE) {
+    for row in Options::TABLE.iter().chain(SamplingParams::TABLE).filter(|row| !OWN.contains(&row.name)) {
         let names = ALIASES.iter().find(|(name, _)| *name == row.name);
         let Some(at) = names.map_or_else(|| fields.get(row.name), |(_, names)| fields.first(names)) else { continue };
-        let Some(value) = value(row, &at, version)? else { continue };
-        options.set(row.name, value).map_err(|e| match e {
-            Error::Argument(message) => Refusal::invalid(message).at(&at.pointer),
-            e => e.into(),
-        })?;
+        set(&mut options, row, &at, version)?;
+    }
+    // vLLM's form of the same.
+    if let Some(at) = fields.get("structured_outputs") {
+        let inner = at.object()?;
+        for (name, row) in [("json", "json_schema"), ("regex", "regex"), ("choice", "choices"), ("grammar", "grammar")]
+        {
+            if let (Some(at), Some(row)) = (inner.get(name), Options::TABLE.iter().find(|known| known.name == row)) {
+                set(&mut options, row, &at, version)?;
+            }
+        }
     }
     Ok(options)
 }
 
-/// What a field is to a parameter; none for a number that says that there is no limit.
+fn set(options: &mut Options, row: &Parameter, at: &At<'_>, version: &Version) -> Answer<()> {
+    if let Some(value) = value(row, at, version)? {
+        options.set(row.name, value).map_err(|e| Refusal::from(e).at(&at.pointer))?;
+    }
+    Ok(())
+}
+
+/// What a field is to a parameter; none where it says nothing.
 fn value(row: &Parameter, at: &At<'_>, version: &Version) -> Answer<Option<Value>> {
     Ok(Some(match row.kind {
         Kind::Bool => Value::Bool(at.bool()?),
         Kind::Int { .. } => {
             let n = at.int(i128::from(i64::MIN)..=i128::from(u64::MAX))?;
             match (row.name, n) {
-                ("max_tokens", -1) => return Ok(None),
+                ("max_tokens", -1) => return Ok(None), // no limit
                 ("seed", -1) => Value::None,
                 ("seed", n) => Value::Int((n as u64).into()),
-                ("repeat_last_n", -1) => Value::Int(version.context_length() as i128),
                 (_, n) => Value::Int(n),
             }
         }
         Kind::Float { .. } => Value::Float(at.number()?),
         Kind::Choice(words) => Value::Text(at.word(words)?.into()),
+        Kind::Words(words) => {
+            let words = at.list(words.len())?.map(|at| at.word(words).map(String::from));
+            Value::Texts(words.collect::<Answer<_>>()?)
+        }
+        Kind::Text => match at.str()? {
+            "" => return Ok(None), // llama.cpp's clients send empty grammars
+            text if text.len() > limits::GRAMMAR => {
+                let what = format!("has {} bytes, at most {}", text.len(), limits::GRAMMAR);
+                return Err(at.refused(what).coded("invalid_grammar"));
+            }
+            text => Value::Text(text.into()),
+        },
+        Kind::Json => {
+            let text = if at.is_text() { at.str()?.to_string() } else { at.value.to_string() };
+            if text.len() > limits::SCHEMA {
+                let what = format!("is larger than {} bytes", limits::SCHEMA);
+                return Err(at.refused(what).coded("invalid_schema"));
+            }
+            Value::Text(text)
+        }
         Kind::Texts => Value::Texts(texts(at)?),
         Kind::Biases => Value::Biases(biases(at, version)?),
+        Kind::Functions => return Ok(None),
     }))
 }
 
@@ -115,9 +151,6 @@ fn token_of(at: &At<'_>, text: &str, version: &Version) -> Answer<u32> {
 }
 
 /// Has the answer say how likely its tokens were, and so many others.
-pub fn ask_logprobs(options: &mut Options, top: usize) -> Answer<()> {
-    if options.set("logprobs", Value::Int(top as i128))? || options.max_tokens == Some(0) {
-        return Ok(());
-    }
-    Err(Refusal::unsupported("logprobs of generated tokens are not supported").at("/logprobs"))
+pub fn ask_logprobs(options: &mut Options, top: usize) {
+    (options.logprobs, options.top_logprobs) = (true, top);
 }

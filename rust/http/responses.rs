@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use super::chat::{Asked, Delta, Parser};
+use super::chat::Asked;
 use super::error::{Answer, Refusal};
 use super::json::{At, Fields, Json, object};
 use super::native::for_version;
@@ -15,6 +15,7 @@ use super::service::{Bytesful, Call, Reply, json, unique};
 use super::stream::{self, Dialect};
 use super::version::{Version, now};
 use super::{limits, options, sse};
+use crate::chat::{Delta, Parser};
 use crate::generate::FinishReason;
 use crate::scheduler::Event;
 use crate::threads::Interrupt;
@@ -26,42 +27,47 @@ struct Echoed {
     instructions: Json,
     max_output_tokens: Json,
     metadata: Json,
+    tools: Json,
+    tool_choice: Json,
     temperature: f32,
     top_p: f32,
 }
 
 pub async fn answer(call: Call, body: Bytesful) -> Reply {
-    let (version, (asked, work, echoed)) = for_version(&call, body, |version, fields, interrupt| {
-        let (asked, echoed) = asked(version, fields, interrupt)?;
-        let work = asked.work(version)?;
-        Ok((asked, work, echoed))
+    let (version, (asked, work, stream, echoed)) = for_version(&call, body, |version, fields, interrupt| {
+        let (asked, stream, echoed) = asked(version, fields, interrupt)?;
+        let work = asked.work(version, interrupt)?;
+        Ok((asked, work, stream, echoed))
     })
     .await?;
     call.record.expect(1);
     let runs = Runs::submit(&call, &version, vec![work])?;
     let mut writer = Writer {
         id: unique("resp_", &NEXT),
-        message: unique("msg_", &NEXT),
         created: now(),
         version,
         echoed,
-        parser: asked.parser(),
+        parser: asked.parser(0),
         sequence: 0,
-        text: String::new(),
-        is_open: false,
+        items: Vec::new(),
         finish: None,
     };
-    if asked.stream {
+    if stream {
         return Ok(stream::respond(&call, runs, 1, writer));
     }
     let mut total = Total::default();
     let whole = runs.collect().await?.pop().unwrap_or_default();
     total.add(&whole.usage(), true);
-    writer.take(&whole.event);
+    for delta in writer.deltas(&whole.event) {
+        writer.take(&delta);
+    }
+    if writer.items.is_empty() {
+        writer.items.push(Item::message());
+    }
     Ok(json(&writer.response(writer.status(), Some(&total))))
 }
 
-fn asked(version: &Version, fields: &Fields<'_>, interrupt: &Interrupt) -> Answer<(Asked, Echoed)> {
+fn asked(version: &Version, fields: &Fields<'_>, interrupt: &Interrupt) -> Answer<(Asked, bool, Echoed)> {
     for name in ["previous_response_id", "conversation", "prompt"] {
         if let Some(at) = fields.get(name) {
             return Err(at.refused("is not supported: nothing is kept").coded("unsupported_parameter"));
@@ -72,25 +78,12 @@ fn asked(version: &Version, fields: &Fields<'_>, interrupt: &Interrupt) -> Answe
     {
         return Err(at.refused("is not supported").coded("unsupported_parameter"));
     }
-    if let Some(at) = fields.get("tools")
-        && at.value != &Json::List(Vec::new())
-    {
-        return Err(at.refused("is not supported").coded("unsupported_parameter"));
-    }
-    if let Some(at) = fields.get("text")
-        && let Some(format) = at.object()?.get("format")
-    {
-        format.object()?.need("type")?.word(&["text"]).map_err(|e| e.coded("unsupported_parameter"))?;
-    }
     fields.ignore(&[
         "user",
         "store",
         "service_tier",
         "include",
         "truncation",
-        "tool_choice",
-        "parallel_tool_calls",
-        "text",
         "prompt_cache_key",
         "safety_identifier",
         "stream_options",
@@ -98,7 +91,21 @@ fn asked(version: &Version, fields: &Fields<'_>, interrupt: &Interrupt) -> Answe
         "max_tool_calls",
     ]);
     let stream = fields.get("stream").map_or(Ok(false), |at| at.bool())?;
-    let options = options::options(fields, version)?;
+    let mut options = options::options(fields, version)?;
+    if let Some(at) = fields.get("text")
+        && let Some(format) = at.object()?.get("format")
+    {
+        // As a chat has it, but that the schema is not in an object of its own.
+        let is_schema = format.object()?.need("type")?.word(&["text", "json_object", "json_schema"])? == "json_schema";
+        let given = format.value.clone();
+        let normal = if is_schema {
+            object! { "type" => "json_schema", "json_schema" => given }
+        } else {
+            given
+        };
+        let text = crate::sampling::Value::Text(normal.to_string());
+        options.set("response_format", text).map_err(|e| Refusal::from(e).at(&format.pointer))?;
+    }
     let instructions = fields.get("instructions").map(|at| at.str()).transpose()?;
     let mut messages = Vec::new();
     if let Some(text) = instructions {
@@ -118,18 +125,40 @@ fn asked(version: &Version, fields: &Fields<'_>, interrupt: &Interrupt) -> Answe
     {
         given.push("reasoning_effort", effort.str()?);
     }
-    let chat = version.chat()?;
-    let conversation = prompt::conversation(&At { value: &given, pointer: String::new() }.object()?, chat.source())
-        .map_err(|e| Refusal { param: Some("/input".into()), ..e })?;
-    let prompt = chat.encode(&conversation, version.context_length(), interrupt)?;
+    if let Some(at) = fields.get("tools") {
+        given.push("tools", tools(&at)?);
+    }
+    for name in ["tool_choice", "parallel_tool_calls"] {
+        if let Some(at) = fields.get(name) {
+            given.push(name, at.value.clone());
+        }
+    }
     let echoed = Echoed {
         instructions: instructions.into(),
         max_output_tokens: options.max_tokens.into(),
         metadata: fields.get("metadata").map_or(Json::Map(Vec::new()), |at| at.value.clone()),
+        tools: fields.get("tools").map_or(Json::List(Vec::new()), |at| at.value.clone()),
+        tool_choice: fields.get("tool_choice").map_or("auto".into(), |at| at.value.clone()),
         temperature: options.sampling.temperature,
         top_p: options.sampling.top_p,
     };
-    Ok((Asked { prompt, options, n: 1, logprobs: None, stream, include_usage: false }, echoed))
+    let inner = At { value: &given, pointer: String::new() }.object()?;
+    let asked = Asked::of(version, &inner, options, 1, interrupt).map_err(|e| match &e.param {
+        Some(param) if param.starts_with("/messages") => Refusal { param: Some("/input".into()), ..e },
+        _ => e,
+    })?;
+    Ok((asked, stream, echoed))
+}
+
+/// Tools as a chat has them: what is said of a function is in an object of its own.
+fn tools(at: &At<'_>) -> Answer<Json> {
+    let mut tools = Vec::new();
+    for tool in at.list(limits::TOOLS)? {
+        let kind = tool.object()?.need("type")?;
+        kind.word(&["function"]).map_err(|e| e.coded("unsupported_parameter"))?;
+        tools.push(object! { "type" => "function", "function" => tool.value.clone() });
+    }
+    Ok(Json::List(tools))
 }
 
 /// A message out of an item; none for what a template has no place for.
@@ -141,7 +170,7 @@ fn item(at: &At<'_>) -> Answer<Option<Json>> {
     })?;
     Ok(Some(match kind {
         "message" => {
-            let content = prompt::text(&fields.need("content")?)?;
+            let content = prompt::text_of(&fields.need("content")?)?;
             object! { "role" => fields.need("role")?.str()?, "content" => content }
         }
         "function_call" => {
@@ -155,63 +184,101 @@ fn item(at: &At<'_>) -> Answer<Option<Json>> {
         }
         "function_call_output" => object! {
             "role" => "tool", "tool_call_id" => fields.need("call_id")?.str()?,
-            "content" => prompt::text(&fields.need("output")?)?,
+            "content" => prompt::text_of(&fields.need("output")?)?,
         },
         _ => return Ok(None),
     }))
 }
 
+/// A part of the answer.
+enum Item {
+    Message { id: String, text: String },
+    Call { id: String, call_id: String, name: String, arguments: String },
+}
+
+impl Item {
+    fn message() -> Self {
+        Item::Message { id: unique("msg_", &NEXT), text: String::new() }
+    }
+
+    fn id(&self) -> &str {
+        match self {
+            Item::Message { id, .. } | Item::Call { id, .. } => id,
+        }
+    }
+
+    fn json(&self, status: &'static str) -> Json {
+        match self {
+            Item::Message { id, text } => object! {
+                "id" => id, "type" => "message", "status" => status, "role" => "assistant", "content" => vec![part(text)],
+            },
+            Item::Call { id, call_id, name, arguments } => object! {
+                "id" => id, "type" => "function_call", "status" => status, "call_id" => call_id, "name" => name,
+                "arguments" => arguments,
+            },
+        }
+    }
+}
+
+fn part(text: &str) -> Json {
+    object! {
+        "type" => "output_text", "text" => text, "annotations" => Json::List(Vec::new()),
+        "logprobs" => Json::List(Vec::new()),
+    }
+}
+
 struct Writer {
     id: String,
-    message: String,
     created: u64,
     version: Arc<Version>,
     echoed: Echoed,
     parser: Parser,
     sequence: u64,
-    text: String,
-    is_open: bool,
+    items: Vec<Item>,
     finish: Option<FinishReason>,
 }
 
 impl Writer {
-    /// Takes note of an event; gives the text that it adds.
-    fn take(&mut self, event: &Event) -> String {
+    /// The pieces that an event adds.
+    fn deltas(&mut self, event: &Event) -> Vec<Delta> {
         let mut deltas = self.parser.push(&event.text);
         if event.end.is_some() {
-            deltas.extend(self.parser.finish());
             self.finish = finish_reason(event);
+            deltas.extend(self.parser.finish(self.finish == Some(FinishReason::Length)));
         }
-        let mut added = String::new();
-        for delta in deltas {
-            match delta {
-                Delta::Content(text) => added.push_str(&text),
+        deltas
+    }
+
+    /// Adds a piece; gives whether it began an item.
+    fn take(&mut self, delta: &Delta) -> bool {
+        match (delta, self.items.last_mut()) {
+            (Delta::Content(more), Some(Item::Message { text, .. })) => text.push_str(more),
+            (Delta::Content(more), _) => {
+                let mut item = Item::message();
+                if let Item::Message { text, .. } = &mut item {
+                    text.push_str(more);
+                }
+                self.items.push(item);
+                return true;
             }
+            (Delta::Call { id, name, .. }, _) => {
+                let (call_id, name) = (id.clone(), name.clone());
+                self.items.push(Item::Call { id: unique("fc_", &NEXT), call_id, name, arguments: String::new() });
+                return true;
+            }
+            (Delta::Arguments { text, .. }, Some(Item::Call { arguments, .. })) => arguments.push_str(text),
+            (Delta::Arguments { .. } | Delta::Reasoning(_), _) => {}
         }
-        self.text.push_str(&added);
-        added
+        false
     }
 
     fn status(&self) -> &'static str {
         if self.finish == Some(FinishReason::Length) { "incomplete" } else { "completed" }
     }
 
-    fn part(&self) -> Json {
-        object! {
-            "type" => "output_text", "text" => self.text.as_str(), "annotations" => Json::List(Vec::new()),
-            "logprobs" => Json::List(Vec::new()),
-        }
-    }
-
-    fn message(&self, status: &'static str, content: Vec<Json>) -> Json {
-        object! {
-            "id" => self.message.as_str(), "type" => "message", "status" => status, "role" => "assistant",
-            "content" => content,
-        }
-    }
-
     fn response(&self, status: &'static str, total: Option<&Total>) -> Json {
-        let output = if total.is_some() { vec![self.message(status, vec![self.part()])] } else { Vec::new() };
+        let output =
+            if total.is_some() { self.items.iter().map(|item| item.json(status)).collect() } else { Vec::new() };
         let incomplete = (status == "incomplete").then(|| object! { "reason" => "max_output_tokens" });
         let usage = total.map(|total| {
             object! {
@@ -223,16 +290,29 @@ impl Writer {
             }
         });
         object! {
-            "id" => self.id.as_str(), "object" => "response", "created_at" => self.created, "status" => status,
-            "background" => false, "error" => Json::Null, "incomplete_details" => incomplete,
+            "id" => self.id.as_str(),
+            "object" => "response",
+            "created_at" => self.created,
+            "status" => status,
+            "background" => false,
+            "error" => Json::Null,
+            "incomplete_details" => incomplete,
             "instructions" => self.echoed.instructions.clone(),
             "max_output_tokens" => self.echoed.max_output_tokens.clone(),
-            "model" => self.version.name.as_str(), "output" => output, "parallel_tool_calls" => true,
-            "previous_response_id" => Json::Null, "reasoning" => object! { "effort" => Json::Null, "summary" => Json::Null },
-            "store" => false, "temperature" => self.echoed.temperature,
-            "text" => object! { "format" => object! { "type" => "text" } }, "tool_choice" => "auto",
-            "tools" => Json::List(Vec::new()), "top_p" => self.echoed.top_p, "truncation" => "disabled",
-            "usage" => usage, "metadata" => self.echoed.metadata.clone(),
+            "model" => self.version.name.as_str(),
+            "output" => output,
+            "parallel_tool_calls" => true,
+            "previous_response_id" => Json::Null,
+            "reasoning" => object! { "effort" => Json::Null, "summary" => Json::Null },
+            "store" => false,
+            "temperature" => self.echoed.temperature,
+            "text" => object! { "format" => object! { "type" => "text" } },
+            "tool_choice" => self.echoed.tool_choice.clone(),
+            "tools" => self.echoed.tools.clone(),
+            "top_p" => self.echoed.top_p,
+            "truncation" => "disabled",
+            "usage" => usage,
+            "metadata" => self.echoed.metadata.clone(),
         }
     }
 
@@ -247,22 +327,60 @@ impl Writer {
 
     /// What says where in the response something is.
     fn place(&self) -> Json {
-        object! { "item_id" => self.message.as_str(), "output_index" => 0u32, "content_index" => 0u32 }
+        let index = self.items.len().saturating_sub(1);
+        let mut place = object! { "item_id" => self.items[index].id(), "output_index" => index };
+        if let Item::Message { .. } = &self.items[index] {
+            place.push("content_index", 0u32);
+        }
+        place
     }
 
+    /// Says that the last item has begun.
     fn open(&mut self, out: &mut String) {
-        if std::mem::replace(&mut self.is_open, true) {
-            return;
+        let index = self.items.len() - 1;
+        let empty = match &self.items[index] {
+            Item::Message { id, .. } => Item::Message { id: id.clone(), text: String::new() },
+            Item::Call { id, call_id, name, .. } => {
+                let (id, call_id, name) = (id.clone(), call_id.clone(), name.clone());
+                Item::Call { id, call_id, name, arguments: String::new() }
+            }
+        };
+        let mut item = empty.json("in_progress");
+        let is_message = matches!(empty, Item::Message { .. });
+        if let (true, Json::Map(pairs)) = (is_message, &mut item) {
+            let content = pairs.iter_mut().filter(|(name, _)| name == "content");
+            content.for_each(|(_, content)| *content = Json::List(Vec::new()));
         }
-        let item = self.message("in_progress", Vec::new());
-        self.send("response.output_item.added", object! { "output_index" => 0u32, "item" => item }, out);
-        let mut place = self.place();
-        let mut part = self.part();
-        if let Json::Map(pairs) = &mut part {
-            pairs.iter_mut().filter(|(name, _)| name == "text").for_each(|(_, text)| *text = "".into());
+        self.send("response.output_item.added", object! { "output_index" => index, "item" => item }, out);
+        if is_message {
+            let mut data = self.place();
+            data.push("part", part(""));
+            self.send("response.content_part.added", data, out);
         }
-        place.push("part", part);
-        self.send("response.content_part.added", place, out);
+    }
+
+    /// Says that the last item is complete.
+    fn close(&mut self, out: &mut String) {
+        let Some(item) = self.items.last() else { return };
+        let (mut data, done) = (self.place(), item.json(self.status()));
+        match item {
+            Item::Message { text, .. } => {
+                let text = text.clone();
+                data.push("text", text.as_str());
+                data.push("logprobs", Json::List(Vec::new()));
+                self.send("response.output_text.done", data, out);
+                let mut data = self.place();
+                data.push("part", part(&text));
+                self.send("response.content_part.done", data, out);
+            }
+            Item::Call { name, arguments, .. } => {
+                data.push("name", name.as_str());
+                data.push("arguments", arguments.as_str());
+                self.send("response.function_call_arguments.done", data, out);
+            }
+        }
+        let data = object! { "output_index" => self.items.len() - 1, "item" => done };
+        self.send("response.output_item.done", data, out);
     }
 }
 
@@ -275,32 +393,43 @@ impl Dialect for Writer {
     }
 
     fn event(&mut self, event: Event, out: &mut String) -> Answer<()> {
-        let added = self.take(&event);
-        if !added.is_empty() {
-            let before = self.text.len() - added.len();
-            if before == 0 {
+        for delta in self.deltas(&event) {
+            let begins = match (&delta, self.items.last()) {
+                (Delta::Content(_), Some(Item::Message { .. }))
+                | (Delta::Arguments { .. } | Delta::Reasoning(_), _) => false,
+                (Delta::Content(_) | Delta::Call { .. }, _) => true,
+            };
+            if begins {
+                self.close(out);
+            }
+            if self.take(&delta) {
                 self.open(out);
             }
-            let mut data = self.place();
-            data.push("delta", added);
-            data.push("logprobs", Json::List(Vec::new()));
-            self.send("response.output_text.delta", data, out);
+            match delta {
+                Delta::Content(text) => {
+                    let mut data = self.place();
+                    data.push("delta", text);
+                    data.push("logprobs", Json::List(Vec::new()));
+                    self.send("response.output_text.delta", data, out);
+                }
+                Delta::Arguments { text, .. } => {
+                    let mut data = self.place();
+                    data.push("delta", text);
+                    self.send("response.function_call_arguments.delta", data, out);
+                }
+                Delta::Call { .. } | Delta::Reasoning(_) => {}
+            }
         }
         Ok(())
     }
 
     fn end(&mut self, total: &Total, out: &mut String) {
-        self.open(out); // an empty answer is one, too
-        let mut data = self.place();
-        data.push("text", self.text.as_str());
-        data.push("logprobs", Json::List(Vec::new()));
-        self.send("response.output_text.done", data, out);
-        let mut data = self.place();
-        data.push("part", self.part());
-        self.send("response.content_part.done", data, out);
+        if self.items.is_empty() {
+            self.items.push(Item::message()); // an empty answer is one, too
+            self.open(out);
+        }
+        self.close(out);
         let status = self.status();
-        let item = self.message(status, vec![self.part()]);
-        self.send("response.output_item.done", object! { "output_index" => 0u32, "item" => item }, out);
         let response = self.response(status, Some(total));
         let name = if status == "completed" { "response.completed" } else { "response.incomplete" };
         self.send(name, object! { "response" => response }, out);

@@ -11,7 +11,7 @@ use super::error::{Answer, Refusal};
 use super::json::{At, Fields, Json, object};
 use super::limits;
 use super::native::for_version;
-use super::prompt::Conversation;
+use super::prompt::{self, to_value};
 use super::runs::{Runs, Total, Whole};
 use super::service::{Bytesful, Call, Reply, json};
 use super::shapes::{finite, token_text};
@@ -222,23 +222,19 @@ impl Question<'_> {
             || format!("Classify the text. Answer with one of these and nothing else: {names}."),
             String::from,
         );
-        let chat = self.version.chat();
+        let template_of_model = self.version.template();
         self.names
             .iter()
             .map(|name| {
-                let mut scored = match (self.template, &chat) {
-                    (None, Ok(chat)) => {
-                        let messages = Json::List(vec![
-                            object! { "role" => "user", "content" => format!("{instructions}\n\n{}", self.input) },
-                        ]);
-                        let asked = Conversation {
-                            messages,
-                            tools: None,
-                            variables: Vec::new(),
-                            add_generation_prompt: true,
-                            go_on: None,
-                        };
-                        let prompt = chat.encode(&asked, self.version.context_length(), interrupt)?;
+                let mut scored = match (self.template, &template_of_model) {
+                    (None, Ok(template)) => {
+                        let guard = template.guard()?;
+                        let text = format!("{instructions}\n\n{}", self.input);
+                        let messages = Json::List(vec![object! { "role" => "user", "content" => text }]);
+                        let messages = to_value(&messages, Some(guard))?;
+                        let question =
+                            chat::Question { messages, add_generation_prompt: true, ..chat::Question::default() };
+                        let prompt = prompt::prompt(template, &question, self.version.context_length(), interrupt)?.ids;
                         let first = prompt.len();
                         let mut ids = prompt;
                         ids.extend(self.version.encode(name, false, false, interrupt)?);

@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::{Answer, Refusal};
-use super::prompt::Chat;
+use super::prompt;
+use crate::chat::Template;
 use crate::checkpoint::Value;
 use crate::embedding;
 use crate::error::Result;
@@ -32,7 +33,7 @@ pub struct Version {
     pub defaults: Options,
     /// The same for all answers with the same bits: our version, kernels, the model.
     pub fingerprint: String,
-    chat: OnceLock<Answer<Chat>>,
+    template: OnceLock<Answer<Template>>,
 }
 
 impl Version {
@@ -59,7 +60,7 @@ impl Version {
         let fingerprint = format!("b{}-{kernels}-{:08x}", env!("CARGO_PKG_VERSION"), hash as u32);
         let created = now();
         let (name, number) = (name.to_string(), number.to_string());
-        Ok(Self { name, number, created, model, session, defaults, fingerprint, chat: OnceLock::new() })
+        Ok(Self { name, number, created, model, session, defaults, fingerprint, template: OnceLock::new() })
     }
 
     /// The tokenizer, which was there when the version was opened.
@@ -73,8 +74,8 @@ impl Version {
     }
 
     /// The chat template, prepared when it is first asked for.
-    pub fn chat(&self) -> Answer<&Chat> {
-        self.chat.get_or_init(|| Chat::new(&self.model)).as_ref().map_err(Refusal::clone)
+    pub fn template(&self) -> Answer<&Template> {
+        self.template.get_or_init(|| prompt::template(&self.model)).as_ref().map_err(Refusal::clone)
     }
 
     /// The tokens of a text, which must leave room for an answer.

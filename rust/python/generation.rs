@@ -6,13 +6,15 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use super::floats::Logits;
 use super::ids::token_ids;
 use super::lend::Lent;
-use super::parameters::to_options;
+use super::parameters::{functions, to_options};
 use super::session::Held;
-use super::{Session, Tokenizer, raise};
+use super::{Session, Tokenizer, raise, run};
 use crate::error::{Error, Result};
-use crate::generate::{self, FinishReason, Timings};
+use crate::generate::{self, FinishReason, LogitsProcessor, Timings, TokenLogprobs};
+use crate::grammar;
 use crate::threads::Interrupt;
 use crate::tokenizer::{self, StreamDecoder};
 
@@ -21,6 +23,35 @@ use crate::tokenizer::{self, StreamDecoder};
 pub struct Generation {
     driven: Lent<Driven>,
     shown: Mutex<Shown>, // locked for a moment, and never while Python code can run
+    raised: Raised,
+}
+
+/// What a function of the caller raised, until it is raised again.
+type Raised = Arc<Mutex<Option<PyErr>>>;
+
+/// A function of the caller that changes logits.
+struct Callback {
+    function: Py<PyAny>,
+    raised: Raised,
+}
+
+impl LogitsProcessor for Callback {
+    fn process(&mut self, tokens: &[u32], logits: &mut [f32]) -> Result<()> {
+        let call = |py: Python<'_>| {
+            let view = Bound::new(py, Logits::new(logits))?;
+            self.function.call1(py, (tokens.to_vec(), &view))?;
+            view.get().copy_to(logits);
+            Ok(())
+        };
+        match Python::try_attach(call) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(e)) => {
+                *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+                Err(Error::Interrupted)
+            }
+            None => Err(Error::Interrupted),
+        }
+    }
 }
 
 struct Driven {
@@ -34,6 +65,7 @@ struct Driven {
 struct Shown {
     text: String,
     token_ids: Vec<u32>,
+    logprobs: Vec<TokenLogprobs>,
     finish: Option<FinishReason>,
     timings: Timings,
     seed: u64,
@@ -44,6 +76,7 @@ impl Shown {
         self.text.push_str(piece);
         let answer = driven.generation.answer();
         self.token_ids.extend_from_slice(&answer.generated()[self.token_ids.len()..]);
+        self.logprobs.extend_from_slice(&answer.logprobs()[self.logprobs.len()..]);
         self.finish = answer.finish_reason();
         self.timings = driven.generation.timings();
         self.seed = answer.seed();
@@ -52,22 +85,35 @@ impl Shown {
 
 #[pymethods]
 impl Generation {
+    /// `free_until` are markers up to which a grammar leaves the text free, and whether the answer may end before one.
     #[new]
+    #[pyo3(signature = (session, tokenizer, prompt, options, free_until=None))]
     fn new(
         py: Python<'_>,
         session: &Session,
         tokenizer: &Tokenizer,
         prompt: &Bound<'_, PyAny>,
         options: &Bound<'_, PyDict>,
+        free_until: Option<(Vec<String>, bool)>,
     ) -> PyResult<Self> {
         let vocab_size = session.vocab_size();
         let prompt = token_ids("a prompt is text or token ids", prompt, vocab_size, session.context_length())?;
+        let given = options;
         let options = to_options(py, options)?;
         if let Some((id, _)) = options.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocab_size) {
             let what = format!("logit_bias has token {id}, which is not in the vocabulary of {vocab_size}");
             return Err(PyValueError::new_err(what));
         }
         let tokenizer = tokenizer.inner();
+        let constraint = match options.grammar().map_err(|e| raise(py, e))? {
+            Some(grammar) => Some(run(py, |interrupt| grammar::compile(tokenizer, &grammar, interrupt))?),
+            None => None,
+        };
+        let raised = Raised::default();
+        let processors = match given.get_item("logits_processor")? {
+            Some(value) => functions(&value)?,
+            None => Vec::new(),
+        };
         let make = || {
             let decoder = StreamDecoder::new(Arc::clone(tokenizer), true);
             let stop = options.stop.clone();
@@ -75,14 +121,29 @@ impl Generation {
             for text in stop {
                 generation.stop_at(&tokenizer.special_tokens(&text)?);
             }
+            for function in processors {
+                generation.process(Box::new(Callback { function, raised: Arc::clone(&raised) }));
+            }
+            if let Some(constraint) = constraint {
+                generation.constrain(match &free_until {
+                    Some((markers, may_end)) => constraint.after(markers, *may_end),
+                    None => constraint,
+                });
+            }
             Ok(generation)
         };
         let made = make();
         let driven = Driven { generation: made.map_err(|e| raise(py, e))?, epoch: None, ready: None };
-        let mut shown =
-            Shown { text: String::new(), token_ids: Vec::new(), finish: None, timings: Timings::default(), seed: 0 };
+        let mut shown = Shown {
+            text: String::new(),
+            token_ids: Vec::new(),
+            logprobs: Vec::new(),
+            finish: None,
+            timings: Timings::default(),
+            seed: 0,
+        };
         shown.update(&driven, "");
-        Ok(Self { driven: Lent::new(driven), shown: Mutex::new(shown) })
+        Ok(Self { driven: Lent::new(driven), shown: Mutex::new(shown), raised })
     }
 
     /// The next piece of text, or None at the end.
@@ -92,6 +153,7 @@ impl Generation {
             driven.ready.take().map_or_else(|| self.compute(driven, held, interrupt), Ok)
         });
         session.free_if_closed(py);
+        let raised = self.raised().or(raised);
         match (result, raised) {
             (Ok(piece), Some(e)) => {
                 if let Ok(mut driven) = self.driven.lend() {
@@ -113,7 +175,7 @@ impl Generation {
             Ok(())
         });
         session.free_if_closed(py);
-        raised.map_or_else(|| result.map_err(|e| raise(py, e)), Err)
+        self.raised().or(raised).map_or_else(|| result.map_err(|e| raise(py, e)), Err)
     }
 
     /// All pieces so far.
@@ -125,6 +187,13 @@ impl Generation {
     #[getter]
     fn token_ids(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
         self.shown(py, |shown| shown.token_ids.clone())
+    }
+
+    /// Of each token its id and logarithm of the probability, and those of the most likely ones.
+    #[getter]
+    fn logprobs(&self, py: Python<'_>) -> PyResult<Vec<(u32, f32, Vec<(u32, f32)>)>> {
+        let logprobs = self.shown(py, |shown| shown.logprobs.clone())?;
+        Ok(logprobs.into_iter().map(|token| (token.id, token.logprob, token.top)).collect())
     }
 
     #[getter]
@@ -160,6 +229,11 @@ impl Generation {
         let text = piece.as_ref().ok().and_then(Option::as_deref).unwrap_or_default();
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).update(driven, text);
         piece
+    }
+
+    /// What a function of the caller raised.
+    fn raised(&self) -> Option<PyErr> {
+        self.raised.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn shown<T>(&self, py: Python<'_>, read: impl FnOnce(&Shown) -> T) -> PyResult<T> {

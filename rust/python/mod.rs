@@ -123,6 +123,7 @@ fn try_raise(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             let message = Error::ContextOverflow { tokens: *at_least, context_length: *at_most }.to_string();
             ("ContextOverflowError", (format!("at least {message}"), *at_least, *at_most).into_pyobject(py)?)
         }
+        Error::Grammar { pointer, .. } => ("GrammarError", (message, pointer.clone()).into_pyobject(py)?),
         Error::SessionBusy(_) => ("SessionBusyError", (message,).into_pyobject(py)?),
         Error::Closed { .. } => ("ModelClosedError", (message,).into_pyobject(py)?),
         _ => ("LlamaError", (message,).into_pyobject(py)?),

@@ -3,11 +3,11 @@
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyInt, PyList, PyMapping, PySequence, PyString, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyMapping, PySequence, PyString, PyTuple};
 
 use super::raise;
 use crate::generate::{Options, PromptOptions};
-use crate::sampling::{Kind, Parameter, SamplingParams, Value, parameters};
+use crate::sampling::{Field, Kind, Parameter, SamplingParams, Value, parameters};
 use crate::threads::MAX_THREADS;
 
 parameters! {
@@ -22,11 +22,35 @@ parameters! {
     }
 }
 
+parameters! {
+    /// What a caller does to an answer by code of its own.
+    pub struct CallerParams {
+        logits_processor: Functions = Functions, Kind::Functions,
+            "a function, or several, that change the logits before a token is chosen: it is called with the token ids so \
+             far and the logits, a numpy array to change in place, which is of no use after the call";
+    }
+}
+
+/// Functions of the caller, which are no data.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Functions;
+
+impl Field for Functions {
+    const OPTIONAL: bool = true;
+    fn to_value(&self) -> Value {
+        Value::None
+    }
+    fn from_value(_: Value) -> Option<Self> {
+        Some(Self)
+    }
+}
+
 /// All rows, with the name of their group.
 fn rows() -> impl Iterator<Item = (&'static str, &'static Parameter)> {
     let groups = [
         ("sampling", SamplingParams::TABLE),
         ("generation", Options::TABLE),
+        ("generation", CallerParams::TABLE),
         ("prompt", PromptOptions::TABLE),
         ("session", SessionParams::TABLE),
     ];
@@ -47,7 +71,7 @@ pub fn parameters(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
     let (options, prompt, session) = (Options::default(), PromptOptions::default(), SessionParams::default());
     for (group, row) in rows() {
         let default = options.get(row.name).or_else(|| prompt.get(row.name)).or_else(|| session.get(row.name));
-        let default = default.expect("each row is of one of these");
+        let default = default.or_else(|| CallerParams::default().get(row.name)).expect("each row is of one of these");
         let none = || py.None().into_bound(py);
         let (kind, least, largest, above, words): (_, _, _, _, &[&str]) = match row.kind {
             Kind::Bool => ("bool", none(), none(), false, &[]),
@@ -57,8 +81,12 @@ pub fn parameters(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
                 ("float", limit(min)?, limit(max)?, above, &[])
             }
             Kind::Choice(words) => ("choice", none(), none(), false, words),
+            Kind::Words(words) => ("words", none(), none(), false, words),
+            Kind::Text => ("text", none(), none(), false, &[]),
             Kind::Texts => ("strings", none(), none(), false, &[]),
+            Kind::Json => ("json", none(), none(), false, &[]),
             Kind::Biases => ("biases", none(), none(), false, &[]),
+            Kind::Functions => ("functions", none(), none(), false, &[]),
         };
         let words = PyTuple::new(py, words)?;
         let default = to_python(py, &default)?;
@@ -126,8 +154,20 @@ fn from_python(row: &Parameter, value: &Bound<'_, PyAny>) -> PyResult<Value> {
             }
             _ => Err(wrong_type(row, value)),
         },
-        Kind::Choice(_) => value.extract().map(Value::Text).map_err(|_| wrong_type(row, value)),
-        Kind::Texts => match value.cast::<PyString>() {
+        Kind::Choice(_) | Kind::Text => value.extract().map(Value::Text).map_err(|_| wrong_type(row, value)),
+        Kind::Json if value.is_instance_of::<PyString>() => Ok(Value::Text(value.extract()?)),
+        Kind::Json if value.is_instance_of::<PyBool>() || value.cast::<PyMapping>().is_ok() => {
+            let text = value.py().import("json")?.call_method1("dumps", (value,));
+            text.and_then(|text| text.extract()).map(Value::Text).map_err(|_| wrong_type(row, value))
+        }
+        Kind::Json => Err(wrong_type(row, value)),
+        Kind::Functions => functions(value).map(|_| Value::None).map_err(|_| wrong_type(row, value)),
+        Kind::Words(_) if value.is_instance_of::<PyString>() => {
+            // As llama.cpp's --samplers.
+            let text: String = value.extract()?;
+            Ok(Value::Texts(text.split(';').filter(|word| !word.is_empty()).map(String::from).collect()))
+        }
+        Kind::Texts | Kind::Words(_) => match value.cast::<PyString>() {
             Ok(text) => Ok(Value::Texts(vec![text.to_string()])),
             Err(_) if value.cast::<PySequence>().is_err() => Err(wrong_type(row, value)),
             Err(_) => {
@@ -151,6 +191,21 @@ fn from_python(row: &Parameter, value: &Bound<'_, PyAny>) -> PyResult<Value> {
     }
 }
 
+/// The functions that `value` is: one, several or none.
+pub fn functions(value: &Bound<'_, PyAny>) -> PyResult<Vec<Py<PyAny>>> {
+    if value.is_none() {
+        return Ok(Vec::new());
+    }
+    if value.is_callable() {
+        return Ok(vec![value.clone().unbind()]);
+    }
+    let is_function = |item: PyResult<Bound<'_, PyAny>>| {
+        let item = item?;
+        if item.is_callable() { Ok(item.unbind()) } else { Err(PyTypeError::new_err("no function")) }
+    };
+    value.cast::<PySequence>()?.try_iter()?.map(is_function).collect()
+}
+
 /// `value` as an int, if it is one: also numpy's are.
 pub fn index<'py>(value: &Bound<'py, PyAny>) -> Option<Bound<'py, PyInt>> {
     if let Ok(number) = value.cast_exact::<PyInt>() {
@@ -164,7 +219,10 @@ fn wrong_type(row: &Parameter, value: &Bound<'_, PyAny>) -> PyErr {
         Kind::Bool => "True or False",
         Kind::Int { .. } => "an int",
         Kind::Float { .. } => "a float",
-        Kind::Choice(_) => "a str",
+        Kind::Choice(_) | Kind::Text => "a str",
+        Kind::Words(_) => "a sequence of str",
+        Kind::Json => "a dict, or JSON as a str",
+        Kind::Functions => "a function or a sequence of them",
         Kind::Texts => "a str or a sequence of them; for none, leave it out",
         Kind::Biases => "a dict of floats by token id",
     };

@@ -112,7 +112,7 @@ impl Tensor {
         this.views.fetch_add(1, Ordering::AcqRel);
         let bytes = &this.view.bytes();
         // SAFETY: the bytes live as long as the tensor, which the buffer holds.
-        let filled = unsafe { fill_buffer(slf.clone().into_any(), view, flags, bytes, format, size, &shape) };
+        let filled = unsafe { fill_buffer(slf.clone().into_any(), view, flags, bytes, format, size, &shape, true) };
         if filled.is_err() {
             this.views.fetch_sub(1, Ordering::AcqRel);
         }

@@ -28,7 +28,7 @@ pub struct Buffers {
     list: Vec<Candidate>,
 }
 
-/// The tokens that may be chosen, and how likely they are. Steps change the logits first, and then cut.
+/// The tokens that may be chosen, and how likely they are. Steps may come in any order.
 #[derive(Debug)]
 pub struct Candidates<'a> {
     logits: &'a [f32],         // (vocab_size), as they came
@@ -36,7 +36,14 @@ pub struct Candidates<'a> {
     list: &'a mut Vec<Candidate>,
     is_list: bool,       // after the first cut
     max: f32,            // the largest logit of the list
-    enough: Option<f64>, // the list still has to be cut down to this mass
+    temperature: f32,    // what logits still have to be divided by
+    owed: Option<Share>, // a cut that the list still needs
+}
+
+/// A cut by mass that was put off: down to this mass, as masses were at this temperature.
+#[derive(Debug)]
+struct Share {
+    mass: f64,
     temperature: f32,
 }
 
@@ -46,15 +53,31 @@ impl<'a> Candidates<'a> {
         let Buffers { changed, list } = buffers;
         changed.clear();
         list.clear();
-        Self { logits, changed, list, is_list: false, max: f32::NEG_INFINITY, enough: None, temperature: 1.0 }
+        Self { logits, changed, list, is_list: false, max: f32::NEG_INFINITY, temperature: 1.0, owed: None }
     }
 
-    /// The logits, to be changed: a copy of those that came, made once.
-    ///
-    /// # Panics
-    /// After a cut.
-    pub fn logits_mut(&mut self) -> &mut [f32] {
-        assert!(!self.is_list, "logits are changed before anything is cut");
+    /// Changes the logits of some tokens: `change` gets the logit and what is said of the token. The ids ascend.
+    pub fn change<T>(&mut self, of: &[(u32, T)], change: impl Fn(f32, &T) -> f32) {
+        if !self.is_list && self.temperature == 1.0 {
+            let logits = self.dense_mut();
+            for (id, what) in of {
+                logits.get_mut(*id as usize).into_iter().for_each(|x| *x = change(*x, what));
+            }
+            return;
+        }
+        self.settle();
+        let temperature = std::mem::replace(&mut self.temperature, 1.0);
+        for c in &mut *self.list {
+            c.logit = (c.logit / temperature).clamp(f32::MIN, f32::MAX);
+            if let Ok(i) = of.binary_search_by_key(&c.id, |(id, _)| *id) {
+                c.logit = change(c.logit, &of[i].1);
+            }
+        }
+        self.list.retain(|c| c.logit > f32::NEG_INFINITY);
+        self.listed();
+    }
+
+    fn dense_mut(&mut self) -> &mut [f32] {
         if self.changed.is_empty() {
             self.changed.extend_from_slice(self.logits);
         }
@@ -65,8 +88,12 @@ impl<'a> Candidates<'a> {
         if self.changed.is_empty() { self.logits } else { self.changed }
     }
 
-    /// The id of the largest logit, before anything is cut; of equals the lowest.
-    pub fn most_likely(&self) -> Option<u32> {
+    /// The id of the most likely token; of equals the lowest.
+    pub fn most_likely(&mut self) -> Option<u32> {
+        if self.is_list {
+            self.settle();
+            return self.list.iter().min_by(|a, b| Candidate::order(a, b)).map(|c| c.id);
+        }
         argmax(self.dense())
     }
 
@@ -91,35 +118,161 @@ impl<'a> Candidates<'a> {
         self.settle();
         // The share is of what there is now. Which candidates that are, is found when the list is needed: a step after
         // this one may make it shorter, which is cheaper than to sort it.
-        let whole: f64 = self.list.iter().map(|c| mass(c, self.max)).sum();
-        self.enough = Some(f64::from(share) * whole);
+        self.owed = Some(Share { mass: f64::from(share) * self.mass(), temperature: self.temperature });
     }
 
     /// Keeps those that are at least `ratio` times as likely as the most likely.
     pub fn keep_ratio(&mut self, ratio: f32) {
-        self.make_list();
-        let least = self.max + ratio.ln();
-        self.list.retain(|c| c.logit >= least);
+        let least = self.max() + ratio.ln() * self.temperature;
+        self.keep_from(least);
     }
 
-    /// Logits are divided by it when one is drawn.
-    pub fn set_temperature(&mut self, temperature: f32) {
-        self.temperature = temperature;
+    /// Keeps those whose logit is less than `n` standard deviations of all logits below the largest.
+    pub fn keep_deviations(&mut self, n: f32) {
+        if self.owed.is_some() {
+            self.settle();
+        }
+        let (mut count, mut sum, mut squares) = (0.0, 0.0, 0.0);
+        self.for_each(|x| {
+            count += 1.0;
+            sum += x;
+        });
+        let mean = sum / count;
+        self.for_each(|x| squares += (x - mean) * (x - mean));
+        let deviation = (squares / count).sqrt();
+        let least = f64::from(self.max()) - f64::from(n) * deviation;
+        if count > 0.0 {
+            self.keep_from(least as f32);
+        }
     }
 
-    /// Draws one by its probability; `None` if there is nothing to choose from.
-    pub fn draw(mut self, rng: &mut Rng) -> Option<u32> {
+    /// Keeps the most typical that together have this share of the probability: those whose surprise is nearest to the
+    /// one that is expected.
+    pub fn keep_typical(&mut self, share: f32) {
         self.settle();
-        let weight = |c: &Candidate| f64::from(((c.logit - self.max) / self.temperature).exp());
-        let mut left = rng.next_f64() * self.list.iter().map(weight).sum::<f64>();
+        let (whole, expected) = (self.mass(), self.entropy());
+        let distance = |mass: f64| (-(mass / whole).ln() - expected).abs();
+        let masses = self.list.iter().map(|c| (mass(c, self.max, self.temperature), *c));
+        let mut by_distance: Vec<(f64, f64, Candidate)> = masses.map(|(mass, c)| (distance(mass), mass, c)).collect();
+        by_distance.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(Candidate::order(&a.2, &b.2)));
+        self.list.clear();
+        let mut sum = 0.0;
+        for (_, mass, c) in by_distance {
+            self.list.push(c);
+            sum += mass;
+            if sum > f64::from(share) * whole {
+                break;
+            }
+        }
+        self.listed();
+    }
+
+    /// Of those that are at least this likely, takes away all but the least likely.
+    pub fn drop_top(&mut self, threshold: f32) {
+        self.settle();
+        let least = f64::from(threshold) * self.mass();
+        self.list.sort_unstable_by(Candidate::order);
+        let n = self.list.iter().take_while(|c| mass(c, self.max, self.temperature) >= least).count();
+        if n > 1 {
+            self.list.drain(..n - 1);
+            self.listed();
+        }
+    }
+
+    /// Keeps those whose surprise is at most so many bits, at least one.
+    pub fn keep_surprise(&mut self, bits: f64) {
+        self.settle();
+        let (max, temperature, whole) = (self.max, self.temperature, self.mass());
+        self.list.retain(|c| c.logit == max || -(mass(c, max, temperature) / whole).log2() <= bits);
+    }
+
+    /// Logits are divided by it, when they are next looked at as numbers.
+    pub fn set_temperature(&mut self, temperature: f32) {
+        self.temperature = (self.temperature * temperature).max(f32::from_bits(1));
+    }
+
+    /// How many there are.
+    pub fn count(&mut self) -> usize {
+        self.settle();
+        self.list.len()
+    }
+
+    /// What one can expect to be surprised by, in nats.
+    pub fn entropy(&mut self) -> f64 {
+        self.settle();
+        let whole = self.mass();
+        let p = self.list.iter().map(|c| mass(c, self.max, self.temperature) / whole);
+        p.filter(|&p| p > 0.0).map(|p| -p * p.ln()).sum()
+    }
+
+    /// The probabilities of the `n` most likely, most likely first.
+    pub fn top_probabilities(&mut self, n: usize) -> Vec<f64> {
+        self.settle();
+        let whole = self.mass();
+        let mut logits: Vec<Candidate> = self.list.to_vec();
+        if n < logits.len() {
+            logits.select_nth_unstable_by(n, Candidate::order);
+            logits.truncate(n);
+        }
+        logits.sort_unstable_by(Candidate::order);
+        logits.iter().map(|c| mass(c, self.max, self.temperature) / whole).collect()
+    }
+
+    /// What there is to choose from, with probabilities, in the order of the ids.
+    #[cfg(test)]
+    pub fn probabilities(mut self) -> Vec<(u32, f64)> {
+        self.settle();
+        let whole = self.mass();
+        let p = |c: &Candidate| (c.id, mass(c, self.max, self.temperature) / whole);
+        let mut all: Vec<_> = self.list.iter().map(p).collect();
+        all.sort_unstable_by_key(|(id, _)| *id);
+        all
+    }
+
+    /// Draws one by its probability, which comes with it; `None` if there is nothing to choose from.
+    pub fn draw(mut self, rng: &mut Rng) -> Option<(u32, f64)> {
+        self.settle();
+        let whole = self.mass();
+        let mut left = rng.next_f64() * whole;
         for c in &*self.list {
-            left -= weight(c);
+            let mass = mass(c, self.max, self.temperature);
+            left -= mass;
             if left < 0.0 {
-                return Some(c.id);
+                return Some((c.id, mass / whole));
             }
         }
         // Only rounding leads here (or nothing to choose from): the most likely is as good as any.
-        self.list.iter().min_by(|a, b| Candidate::order(a, b)).map(|c| c.id)
+        let most_likely = self.list.iter().min_by(|a, b| Candidate::order(a, b))?;
+        Some((most_likely.id, mass(most_likely, self.max, self.temperature) / whole))
+    }
+
+    /// Keeps those whose logit is at least this.
+    fn keep_from(&mut self, least: f32) {
+        if self.is_list {
+            self.list.retain(|c| c.logit >= least);
+        } else {
+            let logits = if self.changed.is_empty() { self.logits } else { &**self.changed };
+            self.list.extend(usable(logits).filter(|c| c.logit >= least));
+            self.listed();
+        }
+    }
+
+    /// Calls `f` with each logit.
+    fn for_each(&self, mut f: impl FnMut(f64)) {
+        match self.is_list {
+            true => self.list.iter().for_each(|c| f(f64::from(c.logit))),
+            false => usable(self.dense()).for_each(|c| f(f64::from(c.logit))),
+        }
+    }
+
+    /// The largest logit.
+    fn max(&self) -> f32 {
+        if self.is_list { self.max } else { max_of(self.dense()).min(f32::MAX) }
+    }
+
+    /// The masses of all in the list.
+    fn mass(&self) -> f64 {
+        self.list.iter().map(|c| mass(c, self.max, self.temperature)).sum()
     }
 
     /// Makes the list, of all that can be chosen, if no cut has made it.
@@ -139,20 +292,41 @@ impl<'a> Candidates<'a> {
     /// Makes the list and does the cut that was put off.
     fn settle(&mut self) {
         self.make_list();
-        if let Some(enough) = self.enough.take() {
+        if let Some(Share { mass: enough, temperature }) = self.owed.take() {
             let max = self.max;
-            cut_mass(self.list, enough, |c| mass(c, max));
+            cut_mass(self.list, enough, |c| mass(c, max, temperature));
         }
     }
 }
 
 /// How likely a candidate is, next to one with the logit `max`.
-fn mass(c: &Candidate, max: f32) -> f64 {
-    f64::from((c.logit - max).exp())
+fn mass(c: &Candidate, max: f32, temperature: f32) -> f64 {
+    f64::from(((c.logit - max) / temperature).exp())
+}
+
+/// The natural logarithms of the probabilities of the token `id` and of the `n` most likely, by logits as they came.
+pub fn log_probabilities(logits: &[f32], id: u32, n: usize) -> (f32, Vec<(u32, f32)>) {
+    let max = max_of(logits).min(f32::MAX);
+    let whole: f64 = usable(logits).map(|c| f64::from((c.logit - max).exp())).sum();
+    let log = |x: f32| (f64::from(x.min(f32::MAX)) - f64::from(max) - whole.ln()) as f32;
+    let mut top = Vec::new();
+    if n > 0 {
+        select_top(logits, n, &mut top);
+    }
+    (log(logits[id as usize]), top.iter().map(|c| (c.id, log(c.logit))).collect())
 }
 
 /// The id of the largest logit; of equals the lowest.
 fn argmax(logits: &[f32]) -> Option<u32> {
+    let max = max_of(logits);
+    if max == f32::NEG_INFINITY {
+        return None;
+    }
+    logits.iter().position(|&x| x == max).map(|i| i as u32)
+}
+
+/// The largest logit; minus infinity if none is a number.
+fn max_of(logits: &[f32]) -> f32 {
     // Sixteen maxima side by side, so that the compiler may use vectors. NaN is larger than nothing.
     let mut max = [f32::NEG_INFINITY; 16];
     let (chunks, rest) = logits.as_chunks::<16>();
@@ -161,11 +335,7 @@ fn argmax(logits: &[f32]) -> Option<u32> {
             *max = if x > *max { x } else { *max };
         }
     }
-    let max = max.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
-    if max == f32::NEG_INFINITY {
-        return None;
-    }
-    logits.iter().position(|&x| x == max).map(|i| i as u32)
+    max.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max })
 }
 
 /// The logits that a token can be chosen by. Infinity becomes the largest number.

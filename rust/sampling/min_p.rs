@@ -1,7 +1,7 @@
 //! Keeps tokens by their probability relative to that of the most likely one (Nguyen et al., "Turning up the heat:
 //! min-p sampling", 2024).
 
-use super::{Candidates, SamplingParams, Step};
+use super::{Candidates, History, Rng, SamplingParams, Step};
 
 #[derive(Debug)]
 struct MinP(f32);
@@ -12,7 +12,7 @@ pub fn step(params: &SamplingParams) -> Option<Box<dyn Step>> {
 }
 
 impl Step for MinP {
-    fn apply(&self, candidates: &mut Candidates, _tokens: &[u32]) {
+    fn apply(&self, candidates: &mut Candidates, _history: &History, _rng: &mut Rng) {
         candidates.keep_ratio(self.0);
     }
 }

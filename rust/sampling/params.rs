@@ -4,6 +4,7 @@
 //! rows come the checks, [`Parameter`] for whoever shows options to people (the Python class, the command line, a
 //! server), and setting a field by its name. To add a parameter, add a row.
 
+use super::SAMPLERS;
 use crate::error::{Error, Result};
 
 /// A row of a table: what is to be known of a parameter besides its default.
@@ -42,10 +43,18 @@ pub enum Kind {
     },
     /// One of a few words.
     Choice(&'static [&'static str]),
+    /// Some of a few words, in any order.
+    Words(&'static [&'static str]),
+    /// A text of at least one character.
+    Text,
     /// Any number of texts, none of them empty.
     Texts,
+    /// JSON, as a text.
+    Json,
     /// Numbers by token id; none is NaN.
     Biases,
+    /// Functions of the caller, which are no data: here they are none.
+    Functions,
 }
 
 impl Kind {
@@ -57,6 +66,8 @@ impl Kind {
     pub const FINITE: Kind = Kind::Float { min: f32::MIN as f64, max: f32::MAX as f64, above: false };
     /// A finite number that is not negative.
     pub const NOT_NEGATIVE: Kind = Kind::Float { min: 0.0, max: f32::MAX as f64, above: false };
+    /// A count, or -1 for all.
+    pub const COUNT_OR_ALL: Kind = Kind::Int { min: -1, max: i64::MAX as i128 };
     /// A finite number above 0.
     pub const POSITIVE: Kind = Kind::Float { min: 0.0, max: f32::MAX as f64, above: true };
 }
@@ -82,8 +93,12 @@ impl std::fmt::Display for Kind {
                 let words: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
                 f.write_str(&words.join(" or "))
             }
+            Kind::Words(words) => write!(f, "some of {}", words.join(", ")),
+            Kind::Text => f.write_str("a string of at least one character"),
             Kind::Texts => f.write_str("strings of at least one character"),
+            Kind::Json => f.write_str("JSON"),
             Kind::Biases => f.write_str("numbers by token id"),
+            Kind::Functions => f.write_str("functions"),
         }
     }
 }
@@ -99,7 +114,7 @@ pub enum Value {
     Int(i128),
     /// A number.
     Float(f64),
-    /// A word.
+    /// A word, a text.
     Text(String),
     /// Texts.
     Texts(Vec<String>),
@@ -119,13 +134,15 @@ impl Parameter {
             (Kind::Int { min, max }, Value::Int(n)) => (min..=max).contains(n),
             (Kind::Float { min, max, above }, &Value::Float(x)) => (min..=max).contains(&x) && !(above && x == min),
             (Kind::Choice(words), Value::Text(word)) => words.contains(&word.as_str()),
+            (Kind::Words(words), Value::Texts(texts)) => texts.iter().all(|text| words.contains(&text.as_str())),
+            (Kind::Text | Kind::Json, Value::Text(text)) => !text.is_empty(),
             (Kind::Texts, Value::Texts(texts)) => !texts.iter().any(String::is_empty),
             (Kind::Biases, Value::Biases(biases)) => !biases.iter().any(|(_, bias)| bias.is_nan()),
             _ => false,
         };
         match (fits, value) {
             (true, _) => Ok(()),
-            (false, Value::Texts(_)) => {
+            (false, Value::Texts(_)) if self.kind == Kind::Texts => {
                 Err(Error::Argument(format!("a {} string is empty: it must have at least one character", self.name)))
             }
             (false, _) => Err(self.out_of_range(value)),
@@ -324,17 +341,50 @@ parameters! {
         temperature: f32 = 0.8, Kind::NOT_NEGATIVE,
             "divides the logits: below 1 the choice is more predictable, above 1 more varied; 0 always takes the most \
              likely token";
+        dynatemp_range: f32 = 0.0, Kind::NOT_NEGATIVE,
+            "the temperature goes this far down where the model is sure of the next token, and this far up where it is \
+             not; 0 keeps it";
+        dynatemp_exponent: f32 = 1.0, Kind::POSITIVE,
+            "how a dynamic temperature follows from how unsure the model is, a number from 0 to 1: as its power";
         top_k: usize = 40, Kind::COUNT, "choose among this many of the most likely tokens; 0 for all";
         top_p: f32 = 0.95, Kind::PROBABILITY,
             "choose among the most likely tokens whose probabilities add up to this; 1 for all";
         min_p: f32 = 0.05, Kind::PROBABILITY,
             "choose among tokens that are at least this likely relative to the most likely one; 0 for all";
+        typical_p: f32 = 1.0, Kind::PROBABILITY,
+            "choose among the tokens that are about as surprising as is to be expected, whose probabilities add up to \
+             this; 1 for all";
+        top_n_sigma: f32 = -1.0, Kind::FINITE,
+            "choose among tokens whose logit is at most this many standard deviations below the largest; 0 or less for all";
+        xtc_probability: f32 = 0.0, Kind::PROBABILITY,
+            "how often the most likely tokens are left out, where others are likely enough; 0 for never";
+        xtc_threshold: f32 = 0.1, Kind::PROBABILITY,
+            "how likely is likely enough for that: of the tokens that are, all but the least likely are left out; above 0.5 \
+             never";
         repeat_penalty: f32 = 1.0, Kind::POSITIVE,
             "divides the logits of tokens already seen, or multiplies them if negative: above 1 they become less likely";
-        repeat_last_n: usize = 64, Kind::COUNT, "how many of the last tokens the penalties look at; 0 for none";
+        repeat_last_n: i64 = 64, Kind::COUNT_OR_ALL,
+            "how many of the last tokens the penalties look at; 0 for none, -1 for all";
         presence_penalty: f32 = 0.0, Kind::FINITE, "subtracted from the logit of each token already seen";
         frequency_penalty: f32 = 0.0, Kind::FINITE,
             "subtracted from the logit of each token already seen, once per occurrence";
+        dry_multiplier: f32 = 0.0, Kind::NOT_NEGATIVE,
+            "the DRY penalty of a token that goes on with a sequence which was there before: this, times dry_base to the \
+             power of how much longer than dry_allowed_length the sequence is; 0 for none";
+        dry_base: f32 = 1.75, Kind::Float { min: 1.0, max: f32::MAX as f64, above: false },
+            "what the DRY penalty is multiplied by for each token of the sequence";
+        dry_allowed_length: usize = 2, Kind::COUNT, "how long such a sequence may be without a DRY penalty";
+        dry_penalty_last_n: i64 = 64, Kind::COUNT_OR_ALL,
+            "how many of the last tokens are searched for such sequences; 0 for none, -1 for all";
+        dry_sequence_breakers: Vec<String> = ["\n", ":", "\"", "*"].map(String::from).to_vec(), Kind::Texts,
+            "strings that such a sequence does not go across";
+        mirostat: usize = 0, Kind::Int { min: 0, max: 2 },
+            "keep the text as surprising as mirostat_tau says, by version 1 or 2 of Mirostat, instead of any top_k, top_p \
+             and the like; 0 for no";
+        mirostat_tau: f32 = 5.0, Kind::NOT_NEGATIVE, "the surprise that Mirostat keeps, in bits a token";
+        mirostat_eta: f32 = 0.1, Kind::NOT_NEGATIVE, "how fast Mirostat corrects itself";
+        samplers: Vec<String> = SAMPLERS.map(String::from).to_vec(), Kind::Words(&SAMPLERS),
+            "which steps choose a token, in which order; each does what its own parameters say";
         logit_bias: Vec<(u32, f32)> = Vec::new(), Kind::Biases,
             "added to the logits of these token ids before anything else; minus infinity rules a token out";
         seed: Option<u64> = None, Kind::Int { min: 0, max: u64::MAX as i128 },
@@ -382,6 +432,13 @@ mod tests {
             ("logit_bias", Value::Biases(vec![(0, f32::NAN)]), "logit_bias is [(0, NaN)], it must be numbers"),
             ("top_k", Value::Float(1.0), "top_k is 1, it must be"),
             ("top_k", Value::None, "top_k is none, it must be"),
+            (
+                "samplers",
+                Value::Texts(vec!["top".into()]),
+                "samplers is [\"top\"], it must be some of penalties, dry, top_n",
+            ),
+            ("mirostat", Value::Int(3), "mirostat is 3, it must be from 0 to 2"),
+            ("dry_base", Value::Float(0.5), "dry_base is 0.5, it must be 1 or more, and finite"),
         ] {
             let e = params.set(name, value).unwrap_err().to_string();
             assert!(e.starts_with(message), "{e}");

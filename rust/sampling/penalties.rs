@@ -1,6 +1,6 @@
 //! Penalties: tokens that were there lately become less likely.
 
-use super::{Candidates, SamplingParams, Step};
+use super::{Candidates, History, Rng, SamplingParams, Step};
 
 #[derive(Debug)]
 struct Penalties {
@@ -17,7 +17,7 @@ pub fn step(params: &SamplingParams) -> Option<Box<dyn Step>> {
         return None;
     }
     Some(Box::new(Penalties {
-        last_n: repeat_last_n,
+        last_n: usize::try_from(repeat_last_n).unwrap_or(usize::MAX),
         repeat: repeat_penalty,
         presence: presence_penalty,
         frequency: frequency_penalty,
@@ -25,14 +25,13 @@ pub fn step(params: &SamplingParams) -> Option<Box<dyn Step>> {
 }
 
 impl Step for Penalties {
-    fn apply(&self, candidates: &mut Candidates, tokens: &[u32]) {
-        let mut latest = tokens[tokens.len().saturating_sub(self.last_n)..].to_vec();
+    fn apply(&self, candidates: &mut Candidates, history: &History, _rng: &mut Rng) {
+        let mut latest = history.last(self.last_n).to_vec();
         latest.sort_unstable();
-        let logits = candidates.logits_mut();
-        for same in latest.chunk_by(|a, b| a == b) {
-            let Some(logit) = logits.get_mut(same[0] as usize) else { continue };
-            *logit = if *logit > 0.0 { *logit / self.repeat } else { *logit * self.repeat };
-            *logit -= self.presence + same.len() as f32 * self.frequency;
-        }
+        let counts: Vec<(u32, f32)> = latest.chunk_by(|a, b| a == b).map(|same| (same[0], same.len() as f32)).collect();
+        candidates.change(&counts, |x, count| {
+            let x = if x > 0.0 { x / self.repeat } else { x * self.repeat };
+            x - (self.presence + count * self.frequency)
+        });
     }
 }

@@ -1,6 +1,6 @@
 //! Keeps a number of the most likely tokens.
 
-use super::{Candidates, SamplingParams, Step};
+use super::{Candidates, History, Rng, SamplingParams, Step};
 
 #[derive(Debug)]
 struct TopK(usize);
@@ -11,7 +11,7 @@ pub fn step(params: &SamplingParams) -> Option<Box<dyn Step>> {
 }
 
 impl Step for TopK {
-    fn apply(&self, candidates: &mut Candidates, _tokens: &[u32]) {
+    fn apply(&self, candidates: &mut Candidates, _history: &History, _rng: &mut Rng) {
         candidates.keep_most_likely(self.0);
     }
 }

@@ -1,7 +1,7 @@
 //! Keeps the most likely tokens whose probabilities add up to a share (Holtzman et al., "The curious case of
 //! neural text degeneration", 2020).
 
-use super::{Candidates, SamplingParams, Step};
+use super::{Candidates, History, Rng, SamplingParams, Step};
 
 #[derive(Debug)]
 struct TopP(f32);
@@ -12,7 +12,7 @@ pub fn step(params: &SamplingParams) -> Option<Box<dyn Step>> {
 }
 
 impl Step for TopP {
-    fn apply(&self, candidates: &mut Candidates, _tokens: &[u32]) {
+    fn apply(&self, candidates: &mut Candidates, _history: &History, _rng: &mut Rng) {
         candidates.keep_mass(self.0);
     }
 }

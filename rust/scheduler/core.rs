@@ -18,7 +18,8 @@ use super::group::{Group, Key};
 use super::logprobs::logprob;
 use super::prefix::Place;
 use super::request::{
-    AnyAnswer, End, Event, Finish, Generate, Limits, PromptLogprobs, Request, Stats, Usage, Vectors, Work,
+    AnyAnswer, Choice, End, Event, Finish, Generate, Limits, PromptLogprobs, Request, Stats, TokenLogprob, Usage,
+    Vectors, Work,
 };
 use super::thread::Load;
 use super::ticket::Sink;
@@ -1174,6 +1175,14 @@ impl Running {
         let n = self.of.answer.generated().len();
         let event = self.of.answer.accept(&logits[logits.len() - vocab_size..])?;
         outcome.event.token_ids = self.of.answer.generated()[n..].to_vec();
+        let choice = |(token_id, logprob)| Choice { token_id, logprob };
+        let logprobs = self.of.answer.logprobs().get(n..).unwrap_or_default().iter();
+        outcome.event.logprobs = logprobs
+            .map(|of| TokenLogprob {
+                chosen: choice((of.id, of.logprob)),
+                top: of.top.iter().copied().map(choice).collect(),
+            })
+            .collect();
         match event {
             generate::Event::Piece(text) => outcome.event.text = text,
             generate::Event::Silent => {}

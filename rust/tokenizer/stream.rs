@@ -27,6 +27,11 @@ impl<T: Borrow<Tokenizer>> StreamDecoder<T> {
         Self { tokenizer, skip_special, at_start: false, pending: Vec::new(), kept: Vec::new() }
     }
 
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        self.tokenizer.borrow()
+    }
+
     /// A decoder for a whole text.
     pub(super) fn at_start(tokenizer: T, skip_special: bool) -> Self {
         let at_start = tokenizer.borrow().begins_with_a_space();

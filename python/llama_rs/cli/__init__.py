@@ -147,6 +147,8 @@ def _run(arguments: list[str], on_interrupt: Callable[..., object] | None) -> in
         return _fail(EXIT_BAD_MODEL, str(e))
     except errors.UnsupportedModelError as e:
         return _fail(EXIT_UNSUPPORTED_MODEL, str(e))
+    except errors.GrammarError as e:
+        return _fail(EXIT_USAGE, str(e))
     except errors.LlamaError as e:
         return _fail(EXIT_FAILURE, str(e))
     except ValueError as e:  # an argument that the library finds out of range

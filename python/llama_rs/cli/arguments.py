@@ -21,6 +21,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 MOST_TEXT = 1 << 30
 """Bytes of text that are read: no model's context holds a hundredth of it, and an input may never end."""
 
+MOST_GRAMMAR = 1 << 20
+"""Characters of a grammar or a schema that are read; the library takes a quarter of them."""
+
 PATIENCE = 2.0
 """Seconds that an input may be silent before a line says that it is waited for."""
 
@@ -204,13 +207,32 @@ class Text(click.ParamType):  # type: ignore[type-arg]
         return value
 
 
+class InFile(click.ParamType):  # type: ignore[type-arg]
+    """A text in a file; what begins as an object of JSON does is one itself, where JSON is wanted."""
+
+    def __init__(self, parameter: Parameter) -> None:
+        self.is_json = parameter.kind == "json"
+        self.name = "FILE|JSON" if self.is_json else "FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if self.is_json and value.lstrip().startswith("{"):
+            return value
+        try:
+            with open(value, encoding="utf-8") as f:
+                return f.read(MOST_GRAMMAR)
+        except OSError as e:
+            self.fail(f"{value}: {e.strerror}", param, ctx)
+        except UnicodeDecodeError as e:
+            self.fail(f"{value}: not UTF-8 text at byte {e.start}", param, ctx)
+
+
 def parameters(*names: str) -> Callable[[F], F]:
     """Options for parameters of the library, by their names or those of their groups, as its table declares them."""
 
     def add(command: F) -> F:
         rows = [row for name in names for row in PARAMETERS.values() if name in (row.group, row.name)]
         for row in reversed(rows):
-            if row.kind != "biases":  # token ids are for programs
+            if row.kind not in ("biases", "functions"):  # token ids are for programs
                 command = _option(row)(command)
         return command
 
@@ -222,6 +244,11 @@ SPELLINGS = {
     "max_tokens": ("-n", "--max-tokens"),
     "temperature": ("--temperature", "--temp"),
     "n_keep": ("--keep",),
+    "choices": ("--choice",),
+    "dynatemp_exponent": ("--dynatemp-exp", "--dynatemp-exponent"),
+    "mirostat_tau": ("--mirostat-ent", "--mirostat-tau"),
+    "mirostat_eta": ("--mirostat-lr", "--mirostat-eta"),
+    "dry_sequence_breakers": ("--dry-sequence-breaker",),
     "context_length": ("-c", "--context-length"),
     "threads": ("-t", "--threads"),
 }
@@ -238,6 +265,12 @@ def _option(row: Parameter) -> Callable[[F], F]:
         settings["is_flag"] = True
     elif row.kind == "choice":
         settings["type"] = click.Choice(row.choices)
+    elif row.kind == "words":
+        settings.update(default=";".join(row.default), metavar="NAMES")
+    elif row.kind == "json" or row.name == "grammar":
+        settings["type"] = InFile(row)
+    elif row.kind == "text":
+        settings["type"] = Text(row)
     elif row.kind == "strings":
         settings.update(type=Text(row), multiple=True)
         settings["help"] += " May be given several times."

@@ -27,7 +27,7 @@ Ctrl-C stops an answer. A line that ends with \\ goes on in the next one."""
 @text_option
 @model_option
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
-@parameters("max_tokens", "sampling", "stop", "session")
+@parameters("max_tokens", "json_schema", "grammar", "regex", "choices", "sampling", "stop", "session")
 def command(
     prompt: str | None,
     file: str | None,

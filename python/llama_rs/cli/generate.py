@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import click
 
-from .. import Model, Stream
+from .. import Model, Stream, TokenLogprob, TopLogprob
 from .._core import cpu
 from ..errors import ModelFileError, SavedSessionError
 from ..notes import counted
@@ -32,7 +32,8 @@ from .arguments import (
 @click.argument("prompt", required=False)
 @text_option
 @model_option
-@parameters("max_tokens", "sampling", "stop", "ignore_eos", "on_overflow", "n_keep", "prompt")
+@parameters("max_tokens", "json_schema", "grammar", "regex", "choices")
+@parameters("sampling", "stop", "ignore_eos", "logprobs", "top_logprobs", "on_overflow", "n_keep", "prompt")
 @click.option(
     "--prompt-cache",
     type=click.Path(dir_okay=False),
@@ -85,9 +86,12 @@ def command(
       llama-rs generate -m model.gguf -n 64 --temperature 0 < prompt.txt
       git diff | llama-rs generate "A summary of these changes:"
       llama-rs generate --prompt-cache rules.kv -f rules-and-question.txt
+      llama-rs generate --json-schema person.json "Ada Lovelace as JSON: "
     """
     if options["prompt_cache_readonly"] and not options["prompt_cache"]:
         raise click.UsageError("--prompt-cache-ro needs --prompt-cache FILE")
+    if (options["logprobs"] or options["top_logprobs"]) and not as_json:
+        raise click.UsageError("--logprobs and --top-logprobs need --json, which is where they are written")
     path = find_model(model)
     text = read_text(prompt, file)
     start = time.perf_counter()
@@ -133,6 +137,7 @@ def command(
     if stream.prompt_cache_error and not unsaved:
         warn(stream.prompt_cache_error)
     if as_json:
+        logprobs = {} if stream.logprobs is None else {"logprobs": [_of_token(token) for token in stream.logprobs]}
         write_json(
             {
                 "text": "".join(answer.pieces),
@@ -141,6 +146,7 @@ def command(
                 "prompt_tokens": stream.prompt_tokens,
                 "seed": stream.seed,
                 "timings": stream.timings._asdict(),
+                **logprobs,
             }
         )
     if verbose:
@@ -152,6 +158,15 @@ def command(
             "the model ended its answer at once: it is trained for conversations, whose form is in the metadata key "
             "tokenizer.chat_template, and the prompt does not have it; llama-rs chat writes it"
         )
+
+
+def _of_token(token: TokenLogprob) -> dict[str, Any]:
+    """A token as JSON, in the form of OpenAI's API."""
+
+    def shown(token: TokenLogprob | TopLogprob) -> dict[str, Any]:
+        return {"token": token.token, "logprob": token.logprob, "bytes": list(token.bytes)}
+
+    return {**shown(token), "top_logprobs": [shown(other) for other in token.top_logprobs]}
 
 
 class _Answer:

@@ -57,6 +57,7 @@ class Repository:
         self._seen: dict[tuple[str, str], object] = {}
         self._failed: set[tuple[str, str]] = set()  # versions that are not tried again by themselves
         self._is_over = threading.Event()
+        self._is_wanted = threading.Event()  # to look now
         self._thread: threading.Thread | None = None
 
     def scan(self) -> dict[str, Folder]:
@@ -176,9 +177,11 @@ class Repository:
             order = self._server.next_order(0.2)
             if order is not None:
                 order.done(self._do(order))
-            if reload is not None and monotonic() >= next_look:
-                self.look()
-                next_look = monotonic() + reload
+            if self._is_wanted.is_set() or (reload is not None and monotonic() >= next_look):
+                is_asked = self._is_wanted.is_set()
+                self._is_wanted.clear()
+                self.look(is_asked=is_asked)
+                next_look = monotonic() + (reload or 0.0)
 
     def _do(self, order: _core.Order) -> str | None:
         try:
@@ -190,8 +193,12 @@ class Repository:
             return _without_folder(str(e), self.folder)
         return None
 
-    def look(self) -> None:
-        """Loads what is new and complete."""
+    def look_soon(self) -> None:
+        """Has the thread look for what is new; for handlers of signals."""
+        self._is_wanted.set()
+
+    def look(self, *, is_asked: bool = False) -> None:
+        """Loads what is new and complete; all that is new, if somebody asks for it."""
         try:
             folders = self.scan()
         except (OSError, ValueError) as e:
@@ -209,7 +216,7 @@ class Repository:
                 for number in wanted
             )
             is_new = any((name, number) not in self._models for number in wanted)
-            if is_new and is_whole and not all((name, n) in self._failed for n in wanted):
+            if is_new and (is_asked or (is_whole and not all((name, n) in self._failed for n in wanted))):
                 try:
                     self.load(name)
                 except (LlamaError, OSError, ValueError, MemoryError) as e:

@@ -191,6 +191,15 @@ impl Registry {
         set_default(&mut entries, name);
     }
 
+    /// Looks for versions whose files are not what they were, and has them fail.
+    pub fn fail_changed(&self) {
+        for version in self.versions() {
+            if let Err(e) = version.model.checkpoint().check() {
+                self.fail(&version.name, &version.number, Refusal::from(e).message);
+            }
+        }
+    }
+
     /// Orders a change; whoever looks after the models answers.
     pub async fn order(&self, what: Change, model: String, number: Option<String>) -> Answer<()> {
         let nobody = || Refusal::new(409, "no_repository", "the server was started without a repository of models");

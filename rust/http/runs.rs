@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::error::{Answer, Refusal};
 use super::record::Record;
-use super::service::{Call, Shared};
+use super::service::Call;
 use super::version::Version;
-use crate::error::Error;
 use crate::generate::FinishReason;
 use crate::scheduler::{Event, Finish, Rejected, Request, Ticket, Usage, Work};
 
@@ -20,8 +19,6 @@ pub struct Runs {
     tickets: Vec<(usize, Option<Ticket>)>, // and the index of its first answer
     next: usize,                           // whose turn it is
     record: Rc<Record>,
-    shared: Arc<Shared>,
-    version: (String, String),
 }
 
 impl Runs {
@@ -43,9 +40,7 @@ impl Runs {
             tickets.push((index, Some(ticket)));
             index += n;
         }
-        let (record, shared) = (Rc::clone(&call.record), Arc::clone(&call.service.shared));
-        let version = (version.name.clone(), version.number.clone());
-        Ok(Self { tickets, next: 0, record, shared, version })
+        Ok(Self { tickets, next: 0, record: Rc::clone(&call.record) })
     }
 
     /// The next event of any answer; `None` when all have ended. What went wrong with one ends all.
@@ -75,15 +70,7 @@ impl Runs {
                     self.record.event(&event);
                     return Poll::Ready(Some(match event.end.as_ref().map(|end| &end.finish) {
                         None | Some(Finish::Done(_)) => Ok(event),
-                        Some(finish) => {
-                            if let Finish::Failed(error) = finish
-                                && let Error::Changed { .. } = &**error
-                            {
-                                let why = Refusal::from(&**error).message;
-                                self.shared.registry.fail(&self.version.0, &self.version.1, why);
-                            }
-                            Err(Refusal::from(finish))
-                        }
+                        Some(finish) => Err(Refusal::from(finish)),
                     }));
                 }
                 Poll::Ready(None) => *slot = None,

@@ -130,6 +130,9 @@ impl Service {
         let result = Rc::clone(&self).answer(&head, &mut body, &state, &record).await;
         let mut response = result.unwrap_or_else(|refusal| {
             record.code.set(refusal.code);
+            if refusal.code == "model_changed" {
+                self.shared.registry.fail_changed();
+            }
             refused(&refusal, error_as_text)
         });
         if !body.is_end_stream() {

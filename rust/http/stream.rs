@@ -37,6 +37,9 @@ pub fn respond(call: &Call, runs: Runs, per_prompt: usize, dialect: impl Dialect
         let (mut dialect, mut out) = (dialect, String::new());
         if let Err(refusal) = stream(&service, &sender, runs, per_prompt, &mut dialect, &mut out).await {
             record.code.set(refusal.code);
+            if refusal.code == "model_changed" {
+                service.shared.registry.fail_changed();
+            }
             dialect.error(&refusal, &mut out);
         }
         sender.send(out).await;

@@ -149,25 +149,32 @@ def command(
         for warning in doubts_of_length(llama, context_length or 0):
             warn(warning)
     host = options["host"]
-    if not keys and not options["unix"] and not LOOPBACK.fullmatch(host):
-        warn(f"others can reach {host}, and no --api-key is set: whoever does may use the model")
     settings = {name: options.pop(name) for name in _SETTINGS}
     given = {name: value for name, value in options.items() if _is_given(context, name)}
-    server = Server(
-        llama,
-        name=alias,
-        repository=repository,
-        reload=reload,
-        threads=threads,
-        api_keys=keys,
-        kv_bytes=kv_memory,
-        **settings,
-        **given,
-    )
-    say(f"serving {server.name} at {server.url}")
-    code = until_signalled(server, drain=drain, grace=drain_grace)
-    if code:
-        context.exit(code)
+    with Signals(drain=drain, grace=drain_grace) as signals:
+        server = Server(
+            llama,
+            name=alias,
+            repository=repository,
+            reload=reload,
+            threads=threads,
+            api_keys=keys,
+            kv_bytes=kv_memory,
+            **settings,
+            **given,
+        )
+        signals.server = server
+        if not keys and not settings["unix"] and not LOOPBACK.fullmatch(host):
+            warn(f"others can reach {host}, and no --api-key is set: whoever does may use the model")
+        say(f"serving {server.name} at {server.url}")
+        try:
+            signals.wait()
+        finally:
+            server.close()
+    if server._core.has_crashed:
+        say("error: the engine has stopped because of an error in it")
+        context.exit(EXIT_CRASHED)
+    context.exit(signals.code)
 
 
 _SETTINGS = (
@@ -198,36 +205,48 @@ def _keys_of(file: Any) -> list[str]:
     return [line.strip() for line in file if line.strip()] if file else []
 
 
-def until_signalled(server: Server, *, drain: float, grace: float) -> int:
-    """Waits until a signal has ended the server; gives the exit code."""
-    first: list[float] = []
-    code = 0
+class Signals:
+    """The first SIGINT or SIGTERM has answers be finished; a later one ends the server."""
 
-    def end(number: int, _: FrameType | None) -> None:
-        nonlocal code
-        now = time.monotonic()
-        if not first:
-            first.append(now)
-            # Whoever presses Ctrl-C waits.
-            server.drain(grace=grace if number == signal.SIGTERM else 0.0, patience=drain)
-        elif now > first[0] + 1:  # some programs send every signal twice
-            code = 128 + number
-            server._core.stop()
+    def __init__(self, *, drain: float, grace: float) -> None:
+        self.server: Server | None = None
+        self.code = 0
+        self._drain, self._grace = drain, grace
+        self._first: float | None = None
+        self._before: dict[int, Any] = {}
 
-    if server.repository is not None:
-        looks = server.repository.look
-        signal.signal(signal.SIGHUP, lambda *_: looks())
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, end)
-    try:
-        server.wait()
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.getsignal(number)
+            if self._before[number] != signal.SIG_IGN:
+                signal.signal(number, self._reload if number == signal.SIGHUP else self._end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
-        server.close()
-    if server._core.has_crashed:
-        say("error: the engine has stopped because of an error in it")
-        return EXIT_CRASHED
-    return code
+
+    def wait(self) -> None:
+        assert self.server is not None
+        if self._first is not None:  # a signal came while it started
+            self.server.close()
+        self.server.wait()
+
+    def _end(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            if self.server is not None:
+                # Whoever presses Ctrl-C waits.
+                grace = self._grace if number == signal.SIGTERM else 0.0
+                self.server.drain(grace=grace, patience=self._drain)
+        elif now > self._first + 1:  # some programs send every signal twice
+            self.code = 128 + number
+            if self.server is not None:
+                self.server._core.stop()
+
+    def _reload(self, number: int, _: FrameType | None) -> None:
+        if self.server is None or self.server.repository is None:
+            self._end(number, None)  # the terminal has gone
+        else:
+            self.server.repository.look_soon()

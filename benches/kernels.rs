@@ -96,7 +96,7 @@ fn main() {
 /// Seconds of a product of `w` with `tokens` rows: the shortest time of a few that take a while together.
 fn time(kernels: &'static dyn Kernels, threads: usize, w: &TensorView, tokens: usize) -> f64 {
     let interrupt = Interrupt::never();
-    let cx = Context { kernels, threads, interrupt: &interrupt, observer: None };
+    let cx = Context { kernels, threads, interrupt: &interrupt, observer: None, adapted: &[] };
     let mut x = Activations::default();
     x.reset(tokens, w.row_len(), &[w]);
     for (i, x) in x.x_mut().iter_mut().enumerate() {
@@ -174,6 +174,9 @@ fn peak_int8(set: &str, threads: usize) -> f64 {
         "avx512" => rate(threads, (TURNS * 12 * 64) as f64, &|| unsafe { x86::int8_avx512() }),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
+        "avxvnni" => rate(threads, (TURNS * 12 * 32) as f64, &|| unsafe { x86::int8_avxvnni() }),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
         "avx2" => rate(threads, (TURNS * 8 * 32) as f64, &|| unsafe { x86::int8_avx2() }),
         _ => rate(threads, (TURNS * 16) as f64, &|| {
             let mut sums = [0i32; 16];
@@ -194,7 +197,7 @@ fn peak_f32(set: &str, threads: usize) -> f64 {
         "avx512" => rate(threads, (TURNS * 12 * 16) as f64, &|| unsafe { x86::f32_avx512() }),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        "avx2" => rate(threads, (TURNS * 12 * 8) as f64, &|| unsafe { x86::f32_avx2() }),
+        "avx2" | "avxvnni" => rate(threads, (TURNS * 12 * 8) as f64, &|| unsafe { x86::f32_avx2() }),
         _ => rate(threads, (TURNS * 16) as f64, &|| {
             let mut sums = [0f32; 16];
             for i in 0..TURNS {
@@ -250,6 +253,18 @@ mod x86 {
         for _ in 0..TURNS {
             for sum in &mut sums {
                 *sum = _mm512_fmadd_ps(a, b, *sum);
+            }
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub fn int8_avxvnni() {
+        let (a, b) = (black_box(_mm256_set1_epi8(3)), black_box(_mm256_set1_epi8(5)));
+        let mut sums = [_mm256_setzero_si256(); 12];
+        for _ in 0..TURNS {
+            for sum in &mut sums {
+                *sum = _mm256_dpbusd_avx_epi32(*sum, a, b);
             }
         }
         black_box(sums);

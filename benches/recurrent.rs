@@ -85,7 +85,7 @@ fn rate(n: usize, round: &mut dyn FnMut()) -> f64 {
 
 fn chunks(kernels: &'static dyn kernels::Kernels, threads: usize, heads: LinearHeads, layers: usize, n: usize) -> f64 {
     let interrupt = Interrupt::never();
-    let cx = Context { kernels, threads, interrupt: &interrupt, observer: None };
+    let cx = Context { kernels, threads, interrupt: &interrupt, observer: None, adapted: &[] };
     let tokens = Tokens::new(heads, n);
     let (state_len, tail_len) = (heads.state_len().expect("a size"), heads.tail_len().expect("a size"));
     // (state, tail, their next): as a sequence has them
@@ -118,7 +118,13 @@ fn chunks(kernels: &'static dyn kernels::Kernels, threads: usize, heads: LinearH
 /// Token by token: reads and writes the state for each.
 fn recurrence(threads: usize, heads: LinearHeads, layers: usize, n: usize) -> f64 {
     let interrupt = Interrupt::never();
-    let cx = Context { kernels: kernels::best().expect("kernels"), threads, interrupt: &interrupt, observer: None };
+    let cx = Context {
+        kernels: kernels::best().expect("kernels"),
+        threads,
+        interrupt: &interrupt,
+        observer: None,
+        adapted: &[],
+    };
     let tokens = Tokens::new(heads, n);
     let state_len = heads.state_len().expect("a size");
     let mut all: Vec<Vec<f32>> = (0..layers).map(|_| vec![0.0; state_len]).collect();

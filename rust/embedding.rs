@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use crate::adapter::{self, Adapter};
 use crate::arch::Pooling;
 use crate::engine::{BATCH, Engine, Span, Want};
 use crate::error::{Error, Result};
@@ -66,6 +67,7 @@ pub fn embed(
     model: &Arc<Model>,
     texts: &[Vec<u32>],
     options: &EmbedOptions,
+    adapters: &[(Arc<Adapter>, f32)],
     interrupt: &Interrupt,
 ) -> Result<(Vec<f32>, usize)> {
     let pooling = options.pooling.unwrap_or(pooling(model));
@@ -80,7 +82,7 @@ pub fn embed(
     if dim == 0 || dim > full {
         return Err(Error::Argument(format!("dimensions is {dim}, it must be 1 to the model's {full}")));
     }
-    let rows = pooled(model, engine, texts, pooling, &options.session, interrupt)?;
+    let rows = pooled(model, engine, texts, pooling, &options.session, adapters, interrupt)?;
     let mut rows = engine.project(rows, options.session.threads, interrupt)?;
     if dim < full {
         rows = rows.chunks_exact(full).flat_map(|row| &row[..dim]).copied().collect();
@@ -107,6 +109,7 @@ pub fn rank(
     model: &Arc<Model>,
     texts: &[Vec<u32>],
     options: &SessionOptions,
+    adapters: &[(Arc<Adapter>, f32)],
     interrupt: &Interrupt,
 ) -> Result<(Vec<f32>, usize)> {
     let engine = model.engine()?;
@@ -114,7 +117,7 @@ pub fn rank(
         let what = "scores of documents by a model that is no reranker: it has no classifier (cls)".into();
         return Err(Error::Unsupported { path: model.checkpoint().path().into(), what });
     }
-    let rows = pooled(model, engine, texts, model.config().ranking.pooling, options, interrupt)?;
+    let rows = pooled(model, engine, texts, model.config().ranking.pooling, options, adapters, interrupt)?;
     let scores = engine.classify(rows, options.threads, interrupt)?;
     if !scores.iter().all(|score| score.is_finite()) {
         let what = "the scores are not numbers: a weight is damaged".into();
@@ -131,9 +134,11 @@ fn pooled(
     texts: &[Vec<u32>],
     pooling: Pooling,
     options: &SessionOptions,
+    adapters: &[(Arc<Adapter>, f32)],
     interrupt: &Interrupt,
 ) -> Result<Vec<f32>> {
     model.checkpoint().check()?;
+    let (adapters, _) = adapter::resolved(adapters, model.checkpoint())?;
     engine.expect_cold();
     if let Some(i) = texts.iter().position(Vec::is_empty) {
         return Err(Error::Argument(format!("text {i} is empty: it has no tokens")));
@@ -157,7 +162,12 @@ fn pooled(
         while sequences.len() < end - at {
             sequences.push(Sequence::new(&layout, options.context_length)?);
         }
-        let spans = sequences.iter_mut().zip(&texts[at..end]).map(|(sequence, tokens)| Span { sequence, tokens, want });
+        let spans = sequences.iter_mut().zip(&texts[at..end]).map(|(sequence, tokens)| Span {
+            sequence,
+            tokens,
+            want,
+            adapters: &adapters,
+        });
         let mut spans: Vec<Span> = spans.collect();
         let n = spans.iter().map(Span::n_wanted).sum::<usize>() * dim;
         grow(&mut hidden, n)?;

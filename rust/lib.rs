@@ -14,6 +14,7 @@
 //! # Ok::<(), llama_rs::Error>(())
 //! ```
 
+mod adapter;
 mod arch;
 mod chat;
 mod checkpoint;
@@ -44,6 +45,7 @@ mod threads;
 mod tokenizer;
 mod weights;
 
+pub use adapter::Adapter;
 pub use arch::{Config, Pooling};
 pub use checkpoint::{Checkpoint, Metadata, Value};
 pub use convert::convert;
@@ -69,8 +71,8 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     rooms! {
-        arch chat checkpoint embedding engine formats generate grammar hash http likelihood mapping measure quant quantize sampling scheduler tensor
-        threads tokenizer weights
+        arch chat checkpoint embedding engine formats generate grammar hash http likelihood mapping measure quant quantize sampling
+        scheduler tensor threads tokenizer weights
     }
 
     pub mod kernels {

@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use crate::adapter::Adapter;
 use crate::arch::Config;
 use crate::checkpoint::Checkpoint;
 use crate::engine::Engine;
@@ -81,6 +82,15 @@ impl Model {
         }
         let made = Arc::new(Engine::new(&self.checkpoint, &self.config, &self.weights)?);
         Ok(self.engine.get_or_init(|| made))
+    }
+
+    /// An adapter (LoRA) for this model: a GGUF file, or a directory as PEFT writes it. It is mapped, and so shared like the
+    /// model; nothing is merged.
+    ///
+    /// # Errors
+    /// As for [`Adapter::open`].
+    pub fn adapter(&self, path: &Path) -> Result<Adapter> {
+        Adapter::open(path, &self.checkpoint, &self.config, &self.weights)
     }
 
     /// The file: metadata and tensors.

@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::adapter::{self, Adapter};
 use crate::engine::{Engine, Span, Want};
 use crate::error::{Error, Result};
 use crate::generate::Forward;
+use crate::kernels::Changes;
 use crate::kv::Sequence;
 use crate::kv::saved::{self, Of, Saved, State};
 use crate::model::Model;
@@ -36,6 +38,8 @@ pub struct Session {
     model: Arc<Model>,
     engine: Arc<Engine>,
     sequence: Sequence,
+    adapters: Arc<Changes>,
+    adapters_hash: u64, // what is computed with others is no use here
     threads: usize,
     rng: Option<Rng>, // where the last answer left off
     logits: Vec<f32>, // (vocab_size), of the last pass
@@ -48,6 +52,15 @@ impl Session {
     /// [`Error::Argument`] if the context length or the number of threads is zero or absurd, [`Error::Changed`] if
     /// the model's file is not what it was, [`Error::Unsupported`] if the model is an encoder.
     pub fn new(model: &Arc<Model>, options: SessionOptions) -> Result<Self> {
+        Self::adapted(model, options, &[])
+    }
+
+    /// Starts an empty session of the model as these adapters change it, each as much as its number says: 1 is as it was
+    /// trained. The model's own weights stay as they are mapped, and other sessions share them.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if an adapter is one of another model, or if a number is none; as for [`Session::new`].
+    pub fn adapted(model: &Arc<Model>, options: SessionOptions, adapters: &[(Arc<Adapter>, f32)]) -> Result<Self> {
         let SessionOptions { context_length, threads, kv_type } = options;
         if !(1..=threads::MAX_THREADS).contains(&threads) {
             return Err(Error::Argument(format!("threads is {threads}, it must be 1 to {}", threads::MAX_THREADS)));
@@ -63,8 +76,10 @@ impl Session {
         model.checkpoint().check()?;
         let engine = Arc::clone(model.engine()?);
         let sequence = Sequence::new(&engine.layout(kv_type)?, context_length)?;
+        let (adapters, adapters_hash) = adapter::resolved(adapters, model.checkpoint())?;
         engine.expect_cold();
-        Ok(Self { model: Arc::clone(model), engine, sequence, threads, rng: None, logits: Vec::new() })
+        let model = Arc::clone(model);
+        Ok(Self { model, engine, sequence, adapters, adapters_hash, threads, rng: None, logits: Vec::new() })
     }
 
     /// The model.
@@ -99,6 +114,8 @@ impl Session {
             model: Arc::clone(&self.model),
             engine: Arc::clone(&self.engine),
             sequence: self.sequence.fork(),
+            adapters: Arc::clone(&self.adapters),
+            adapters_hash: self.adapters_hash,
             threads: self.threads,
             rng: self.rng.clone(),
             logits: Vec::new(),
@@ -140,7 +157,7 @@ impl Session {
     /// [`Error::File`] if the file cannot be written. What was at `path` is still there then.
     pub fn save(&mut self, path: &Path) -> Result<()> {
         let state = State { n: self.position(), shifted_from: self.sequence.shifted_from(), rng: self.rng.as_ref() };
-        saved::write(path, of(&self.model), &mut self.sequence, state)
+        saved::write(path, of(&self.model, self.adapters_hash), &mut self.sequence, state)
     }
 
     /// Saves the first `n` tokens alone, to be the start of other sessions, which [`Session::load_prefix`] makes.
@@ -150,18 +167,24 @@ impl Session {
     /// As for [`Session::save`].
     pub fn save_prefix(&mut self, path: &Path, n: usize) -> Result<()> {
         let state = State { n: n.min(self.sequence.exact()), shifted_from: None, rng: None };
-        saved::write(path, of(&self.model), &mut self.sequence, state)
+        saved::write(path, of(&self.model, self.adapters_hash), &mut self.sequence, state)
     }
 
     /// Brings a saved session back. Its keys and values are mapped: they are in memory once for all sessions that come from
     /// the file, in whatever process, and each adds to them for itself.
     ///
     /// # Errors
-    /// [`Error::SavedSession`] if the file does not hold a session of this model, [`Error::ContextOverflow`] if
-    /// it is longer than the context, [`Error::File`] if it cannot be read; as for [`Session::new`].
-    pub fn load(model: &Arc<Model>, path: &Path, options: SessionOptions) -> Result<Self> {
-        let mut session = Self::new(model, options)?;
-        let saved = Saved::open(path, of(model), session.sequence.layout())?;
+    /// [`Error::SavedSession`] if the file does not hold a session of this model with these adapters,
+    /// [`Error::ContextOverflow`] if it is longer than the context, [`Error::File`] if it cannot be read; as for
+    /// [`Session::adapted`].
+    pub fn load(
+        model: &Arc<Model>,
+        path: &Path,
+        options: SessionOptions,
+        adapters: &[(Arc<Adapter>, f32)],
+    ) -> Result<Self> {
+        let mut session = Self::adapted(model, options, adapters)?;
+        let saved = Saved::open(path, of(model, session.adapters_hash), session.sequence.layout())?;
         let (tokens, context_length) = (saved.n_tokens(), options.context_length);
         if tokens > context_length {
             return Err(Error::ContextOverflow { tokens, context_length });
@@ -175,9 +198,14 @@ impl Session {
     ///
     /// # Errors
     /// As for [`Session::load`], but that nothing is too long.
-    pub fn load_prefix(model: &Arc<Model>, path: &Path, options: SessionOptions) -> Result<Self> {
-        let mut session = Self::new(model, options)?;
-        let saved = Saved::open(path, of(model), session.sequence.layout())?;
+    pub fn load_prefix(
+        model: &Arc<Model>,
+        path: &Path,
+        options: SessionOptions,
+        adapters: &[(Arc<Adapter>, f32)],
+    ) -> Result<Self> {
+        let mut session = Self::adapted(model, options, adapters)?;
+        let saved = Saved::open(path, of(model, session.adapters_hash), session.sequence.layout())?;
         let n = saved.exact().min(options.context_length);
         saved.restore(&mut session.sequence, n)?;
         Ok(session)
@@ -195,7 +223,7 @@ impl Session {
     /// [`Error::Interrupted`], [`Error::Changed`], [`Error::OutOfMemory`]. On error nothing has changed.
     pub fn forward(&mut self, tokens: &[u32], interrupt: &Interrupt) -> Result<&mut [f32]> {
         self.logits.resize(self.model.config().vocab_size, 0.0);
-        let span = Span { sequence: &mut self.sequence, tokens, want: Want::Last };
+        let span = Span { sequence: &mut self.sequence, tokens, want: Want::Last, adapters: &self.adapters };
         self.engine.pass(&mut [span], &mut self.logits, self.threads, interrupt)?;
         Ok(&mut self.logits)
     }
@@ -214,7 +242,7 @@ impl Session {
         let bytes = n as u128 * size_of::<f32>() as u128;
         let mut logits =
             bytemuck::allocation::try_zeroed_vec(n).map_err(|()| Error::OutOfMemory { bytes, what: "logits" })?;
-        let span = Span { sequence: &mut self.sequence, tokens, want: Want::All };
+        let span = Span { sequence: &mut self.sequence, tokens, want: Want::All, adapters: &self.adapters };
         self.engine.pass(&mut [span], &mut logits, self.threads, interrupt)?;
         Ok(logits)
     }
@@ -244,6 +272,7 @@ impl Session {
             sequence: &mut session.sequence,
             tokens,
             want: *want,
+            adapters: &session.adapters,
         });
         let mut spans: Vec<Span> = spans.collect();
         let n = spans.iter().map(Span::n_wanted).sum::<usize>() * vocab_size;
@@ -260,13 +289,21 @@ impl Session {
     }
 }
 
-fn of(model: &Model) -> Of<'_> {
-    Of { checkpoint: model.checkpoint(), config: model.config() }
+fn of(model: &Model, adapters: u64) -> Of<'_> {
+    Of { checkpoint: model.checkpoint(), config: model.config(), adapters }
 }
 
 impl Forward for Session {
     fn forward(&mut self, tokens: &[u32], interrupt: &Interrupt) -> Result<&[f32]> {
         Session::forward(self, tokens, interrupt).map(|logits| &*logits)
+    }
+
+    fn forward_all(&mut self, tokens: &[u32], interrupt: &Interrupt) -> Result<Vec<f32>> {
+        Session::forward_all(self, tokens, interrupt)
+    }
+
+    fn truncate(&mut self, n: usize) -> Result<()> {
+        Session::truncate(self, n)
     }
 
     fn position(&self) -> usize {
@@ -279,10 +316,6 @@ impl Forward for Session {
 
     fn keep_prefix(&mut self, tokens: &[u32]) -> usize {
         Session::keep_prefix(self, tokens)
-    }
-
-    fn truncate(&mut self, n: usize) -> Result<()> {
-        Session::truncate(self, n)
     }
 
     fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {

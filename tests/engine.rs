@@ -136,11 +136,11 @@ fn sequences_of_hybrids_get_the_bits_that_they_get_alone() {
                         let n = random(position as u64 + 1) as usize;
                         if n < position / 2 {
                             sessions[i].save_prefix(&saved.0, n).unwrap();
-                            sessions[i] = Session::load_prefix(&model, &saved.0, options).unwrap();
+                            sessions[i] = Session::load_prefix(&model, &saved.0, options, &[]).unwrap();
                             assert_eq!(sessions[i].position(), n);
                         } else {
                             sessions[i].save(&saved.0).unwrap();
-                            let loaded = Session::load(&model, &saved.0, options).unwrap();
+                            let loaded = Session::load(&model, &saved.0, options, &[]).unwrap();
                             assert_eq!(sessions[i].tokens(), loaded.tokens());
                             sessions[i] = loaded;
                         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use llama_rs::internals::embedding::{EmbedOptions, embed};
-use llama_rs::internals::generate::{Generation, Overflow};
+use llama_rs::internals::generate::{Decode, Generation, Overflow};
 use llama_rs::internals::quant::DType;
 use llama_rs::internals::sampling::Rng;
 use llama_rs::internals::scheduler::{
@@ -475,11 +475,42 @@ fn numbers_that_make_no_sense_end_one_answer_and_no_other() {
 }
 
 #[test]
+fn a_bug_in_one_answer_ends_that_one() {
+    struct Bug(usize);
+    impl Decode for Bug {
+        fn token_bytes(&self, _id: u32) -> Vec<u8> {
+            Vec::new()
+        }
+        fn push(&mut self, _: u32) -> Result<String, Error> {
+            self.0 += 1;
+            assert!(self.0 < 4, "this is a test of what a bug does");
+            Ok("a".into())
+        }
+        fn finish(&mut self) -> String {
+            String::new()
+        }
+    }
+    let model = llama();
+    let mut engine = Inline::new(throughput()).unwrap();
+    let options = Options { sampling: SamplingParams::greedy(), ..Options::default() };
+    let decoder: Box<dyn Decode + Send> = Box::new(Bug(0));
+    let answers = vec![llama_rs::Answer::new(text(1, 10), &[], decoder, options).unwrap()];
+    let generate = Generate { answers, prompt_logprobs: None, on_overflow: Overflow::Stop, n_keep: 0 };
+    let ill = Request::new(&model, self::options(CONTEXT), Work::Generate(generate));
+    let mut ill = engine.submit(ill).unwrap();
+    let mut well = engine.submit(request(&model, &text(2, 10), 20, 1)).unwrap();
+    run(&mut engine);
+    let event = all_there_is(&mut ill);
+    assert!(event.text == "aaa" && matches!(event.end.unwrap().finish, Finish::Crashed));
+    assert_eq!(all_there_is(&mut well).token_ids.len(), 20);
+}
+
+#[test]
 fn vectors_are_those_that_texts_have_alone() {
     let model = llama();
     let texts: Vec<Vec<u32>> = (0..9).map(|i| text(i, 20 * i as usize + 1)).collect();
     let embedding = EmbedOptions { normalize: true, session: options(CONTEXT), ..EmbedOptions::default() };
-    let (expected, dim) = embed(&model, &texts, &embedding, &never()).unwrap();
+    let (expected, dim) = embed(&model, &texts, &embedding, &[], &never()).unwrap();
     let mut engine = Inline::new(Limits { step: Duration::from_nanos(1), ..throughput() }).unwrap();
     let mut answer = engine.submit(request(&model, &text(1, 10), 20, 1)).unwrap();
     engine.step(&never()).unwrap();

@@ -176,12 +176,45 @@ def test_options_of_generate_reach_the_library(tiny: Path) -> None:
         "repeat_last_n": 8,
         "presence_penalty": 0.3,
         "frequency_penalty": 0.2,
+        "typical_p": 0.95,
+        "top_n_sigma": 3.0,
+        "dynatemp_range": 0.4,
+        "xtc_probability": 0.5,
+        "dry_multiplier": 0.8,
+        "dry_sequence_breakers": "e",
+        "samplers": "dry;top_k;typ_p;temperature;xtc",
         "seed": 11,
     }
-    given = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    given = [word for name, value in options.items() for word in (option_of(name), str(value))]
     answer = data("generate", "-m", tiny, *given, "--ignore-eos", "--no-parse-special", "the <|im_end|>")
     same = Model(tiny).generate("the <|im_end|>", **options, ignore_eos=True, parse_special=False)
     assert (answer["token_ids"], answer["text"]) == (same.token_ids, same.text)
+
+
+def test_answers_have_the_form_that_one_says(tiny: Path, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    (tmp_path / "grammar.gbnf").write_text('root ::= [a-c]{2} "!"')
+    common = ("generate", "-m", tiny, "the sea")
+    for given in (json.dumps(schema), str(tmp_path / "schema.json")):
+        assert json.loads(good(*common, "--json-schema", given)) in ({"a": 1}, {"a": 2})
+    assert re.fullmatch("[a-c]{2}!\n", good(*common, "--grammar", tmp_path / "grammar.gbnf"))
+    assert re.fullmatch("[0-9]{4}\n", good(*common, "--regex", "[0-9]{4}"))
+    assert good(*common, "--choice", "yes", "--choice", "no") in ("yes\n", "no\n")
+    wrong = bad(2, *common, "--json-schema", '{"properties": {"a": {"not": {}}}}')
+    assert wrong == "error: the schema at #/properties/a/not: it cannot be enforced\n"
+    assert "no-such-file: No such file" in bad(2, *common, "--grammar", "no-such-file")
+    assert "--regex and --choice are both given" in bad(2, *common, "--regex", "a", "--choice", "a")
+
+
+def test_logprobs_are_in_the_json(tiny: Path) -> None:
+    common = ("generate", "-m", tiny, "-n", "3", "--ignore-eos", "--top-logprobs", "2", "the sea")
+    answer = data(*common)
+    assert len(answer["logprobs"]) == len(answer["token_ids"]) == 3
+    spelt = [list(Tokenizer(tiny).token_bytes(token)) for token in answer["token_ids"]]
+    assert [token["bytes"] for token in answer["logprobs"]] == spelt
+    assert all(len(token["top_logprobs"]) == 2 and token["logprob"] <= 0 for token in answer["logprobs"])
+    assert "need --json" in bad(2, *common)
 
 
 def test_stop_may_be_given_several_times(smollm2: Path) -> None:
@@ -625,13 +658,14 @@ def test_the_script_is_the_module() -> None:
 
 def option_of(name: str) -> str:
     """How the parameter of the library is spelt on the command line."""
-    return {"n_keep": "--keep"}.get(name, f"--{name.replace('_', '-')}")
+    others = {"n_keep": "--keep", "choices": "--choice", "dry_sequence_breakers": "--dry-sequence-breaker"}
+    return others.get(name, f"--{name.replace('_', '-')}")
 
 
 def test_generate_has_the_parameters_of_the_library() -> None:
     text = " ".join(good("generate", "--help").split())
     for parameter in PARAMETERS.values():
-        if parameter.kind == "biases":
+        if parameter.kind in ("biases", "functions"):
             continue
         start = text.index(option_of(parameter.name))
         assert parameter.help.split(";")[0][1:40].replace("n_keep", "--keep") in text[start:], parameter.name

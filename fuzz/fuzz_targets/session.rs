@@ -117,7 +117,7 @@ fn make_right(file: &mut [u8], input: &Input, block_len: usize) {
 
 fn use_it(model: &Arc<Model>, path: &Path, input: &Input) -> Result<()> {
     let load = if input.prefix { Session::load_prefix } else { Session::load };
-    let mut session = load(model, path, options(usize::from(input.context_length).max(1)))?;
+    let mut session = load(model, path, options(usize::from(input.context_length).max(1)), &[])?;
     let n = session.position();
     assert!(n <= session.context_length());
     let mut other = session.fork();
@@ -125,7 +125,7 @@ fn use_it(model: &Arc<Model>, path: &Path, input: &Input) -> Result<()> {
         session.forward(&[1, 2], &Interrupt::never())?;
         session.shift(n / 2, 1)?;
         session.save(&path.with_extension("again"))?;
-        Session::load(model, &path.with_extension("again"), options(256))?;
+        Session::load(model, &path.with_extension("again"), options(256), &[])?;
     }
     other.truncate(n / 2)?;
     let kept = other.keep_prefix(&[0, 1, 2, 3]);

@@ -153,7 +153,11 @@ class Model:
     def checkpoint(self) -> Checkpoint: ...
     def tokenizer(self) -> Tokenizer: ...
     def check(self, context_length: int, threads: int, kv_type: str) -> None: ...
-    def session(self, context_length: int, threads: int, kv_type: str) -> Session: ...
+    def has_tokens_of(self, other: Model) -> bool: ...
+    def adapter(self, path: str | os.PathLike[str]) -> Adapter: ...
+    def session(
+        self, context_length: int, threads: int, kv_type: str, lora: Sequence[tuple[Adapter, float]]
+    ) -> Session: ...
     def embed(
         self,
         texts: Sequence[str | Sequence[int]],
@@ -164,13 +168,30 @@ class Model:
         context_length: int,
         threads: int,
         kv_type: str,
+        lora: Sequence[tuple[Adapter, float]],
     ) -> tuple[Floats, list[int]]: ...
     def rank(
-        self, texts: Sequence[Sequence[int]], context_length: int, threads: int, kv_type: str
+        self,
+        texts: Sequence[Sequence[int]],
+        context_length: int,
+        threads: int,
+        kv_type: str,
+        lora: Sequence[tuple[Adapter, float]],
     ) -> list[list[float]]: ...
     def load_session(
-        self, path: str | os.PathLike[str], context_length: int, threads: int, kv_type: str, prefix: bool
+        self,
+        path: str | os.PathLike[str],
+        context_length: int,
+        threads: int,
+        kv_type: str,
+        prefix: bool,
+        lora: Sequence[tuple[Adapter, float]],
     ) -> Session: ...
+
+@final
+class Adapter:
+    @property
+    def n_matrices(self) -> int: ...
 
 @final
 class Session:
@@ -269,6 +290,8 @@ class Generation:
         tokenizer: Tokenizer,
         prompt: Sequence[int],
         options: dict[str, Any],
+        lookup: bool = False,
+        draft: Session | None = None,
         free_until: tuple[Sequence[str], bool] | None = None,
     ) -> Generation: ...
     def next(self, session: Session) -> str | None: ...
@@ -284,7 +307,7 @@ class Generation:
     @property
     def seed(self) -> int: ...
     @property
-    def timings(self) -> tuple[int, float, int, float, int]: ...
+    def timings(self) -> tuple[int, float, int, float, int, int, int]: ...
 
 def generate_batch(
     model: Model,
@@ -294,6 +317,7 @@ def generate_batch(
     threads: int,
     kv_type: str,
     parallel: int,
+    lora: Sequence[tuple[Adapter, float]],
 ) -> list[tuple[str, list[int], Literal["stop", "length"], tuple[int, float, int, float, int], int]]: ...
 
 @final
@@ -314,6 +338,7 @@ class Engine:
         timeout: float | None,
         bell: Bell,
         id: int,
+        lora: Sequence[tuple[Adapter, float]],
     ) -> Ticket: ...
     def stats(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
@@ -335,7 +360,7 @@ class Bell:
 
 @final
 class Sampler:
-    def __new__(cls, options: dict[str, Any]) -> Sampler: ...
+    def __new__(cls, tokenizer: Tokenizer, options: dict[str, Any]) -> Sampler: ...
     def sample(self, logits: Any, tokens: Sequence[int]) -> int | None: ...
     @property
     def seed(self) -> int: ...

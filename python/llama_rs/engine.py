@@ -329,6 +329,7 @@ class AsyncStream(AsyncIterator[str]):
                 timeout,
                 bell._core,
                 id,
+                model._lora(None),
             )
 
         submitted = asyncio.ensure_future(asyncio.to_thread(submit))

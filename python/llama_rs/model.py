@@ -14,7 +14,18 @@ from .checkpoint import Checkpoint, Metadata, Tensor, Tensors
 from .errors import ModelChangedError, ModelClosedError, ModelNotFoundError
 from .lazy import Lazy
 from .notes import counted, note
-from .options import GenerateOptions, KvType, Load, Messages, Pooling, SamplingParams, default_threads, merged
+from .options import (
+    GenerateOptions,
+    KvType,
+    Load,
+    Lora,
+    Messages,
+    Pooling,
+    SamplingParams,
+    adapters,
+    default_threads,
+    merged,
+)
 from .prompt_cache import PromptCache
 from .session import Completion, Session, Stream, Timings
 from .tokenizer import Tokenizer
@@ -118,6 +129,7 @@ class Model:
             file cannot be mapped at all that happens by itself, and the logger ``llama_rs`` says so.
         prefault: read the file now, so that a disk error is an exception here.
         lock: keep the file in memory for as long as the model is open (mlock); it is read now.
+        lora: adapters, as ``lora`` of :meth:`session` takes them: what every session has unless asked for others.
 
     A model can be pickled, as its path, these arguments and a fingerprint of the file: whoever unpickles it maps the
     same file, in milliseconds. Copies share the map.
@@ -143,6 +155,7 @@ class Model:
         load: Load = "mmap",
         prefault: bool = False,
         lock: bool = False,
+        lora: Lora = (),
     ) -> None:
         self.path = os.fspath(path)
         self._open: _core.Model | None = _core.Model(path, load, prefault, lock)
@@ -157,6 +170,9 @@ class Model:
         self.context_length = context_length
         self.kv_type = kv_type
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._adapters: dict[str, _core.Adapter] = {}  # those that were opened, by their paths
+        self.lora = adapters(lora)
+        self._lora(None)  # opened now: who has a bad one hears of it here
         self._engines: weakref.WeakSet[_engine.AsyncEngine] = weakref.WeakSet()
         self._engine: _engine.AsyncEngine | None = None  # of the asynchronous methods
         self._tokenizer: Tokenizer | None = None
@@ -191,29 +207,59 @@ class Model:
             self._tokenizer = Tokenizer._of(core.tokenizer(), self.path)
         return self._tokenizer
 
-    def session(self, *, context_length: int | None = None) -> Session:
-        """Starts an empty session: an explicit key-value cache."""
+    def session(self, *, context_length: int | None = None, lora: Lora | None = None) -> Session:
+        """Starts an empty session: an explicit key-value cache.
+
+        Args:
+            context_length: positions there is room for; default that of the model.
+            lora: adapters (LoRA) of this model: the path of one, a GGUF file or a directory as PEFT writes it; a pair
+                of a path and how strong it is, 1 as it was trained; or a list of such. Default those of the model;
+                ``[]`` is none. They are mapped and never merged: sessions with different ones share the model's
+                weights. A file is opened once a model.
+
+        Raises:
+            ModelFormatError: if a file is no adapter, or not one of this model.
+            UnsupportedModelError: if it changes what cannot be changed: embeddings, the output, experts.
+        """
         length = self.context_length if context_length is None else context_length
-        session = Session(self, self._handle.session(length, self.threads, self.kv_type))
+        core = self._handle.session(length, self.threads, self.kv_type, self._lora(lora))
+        session = Session(self, core, self.lora if lora is None else adapters(lora))
         self._sessions.add(session)
         return session
 
-    def load_session(self, path: str | os.PathLike[str], *, context_length: int | None = None) -> Session:
+    def _lora(self, lora: Lora | None) -> list[tuple[_core.Adapter, float]]:
+        """Adapters, open."""
+        handle, found = self._handle, []
+        for path, scale in self.lora if lora is None else adapters(lora):
+            key = os.path.abspath(path)
+            if key not in self._adapters:
+                self._adapters[key] = handle.adapter(path)
+            found.append((self._adapters[key], scale))
+        return found
+
+    def load_session(
+        self, path: str | os.PathLike[str], *, context_length: int | None = None, lora: Lora | None = None
+    ) -> Session:
         """Brings back a session that :meth:`Session.save` saved, ready to go on.
 
         Nothing is read: the file is mapped, and its pages are in memory once for all sessions that come from it, in
         whatever process. What a session adds is its own; the file never changes by it.
 
         Raises:
-            SavedSessionError: if the file is not a saved session, or one of another model.
+            SavedSessionError: if the file is not a saved session, or one of another model or with other adapters.
             ContextOverflowError: if it is longer than ``context_length``.
             ModelFileError: if it cannot be read.
         """
         length = self.context_length if context_length is None else context_length
-        return self._load_session(path, length, prefix=False)
+        return self._load_session(path, length, prefix=False, lora=lora)
 
-    def _load_session(self, path: str | os.PathLike[str], context_length: int, *, prefix: bool) -> Session:
-        session = Session(self, self._handle.load_session(path, context_length, self.threads, self.kv_type, prefix))
+    def _load_session(
+        self, path: str | os.PathLike[str], context_length: int, *, prefix: bool, lora: Lora | None
+    ) -> Session:
+        core = self._handle.load_session(
+            path, context_length, self.threads, self.kv_type, prefix, self._lora(lora)
+        )  # fmt: skip
+        session = Session(self, core, self.lora if lora is None else adapters(lora))
         self._sessions.add(session)
         return session
 
@@ -224,6 +270,8 @@ class Model:
         sampling: SamplingParams | None = None,
         prompt_cache: str | os.PathLike[str] | None = None,
         prompt_cache_readonly: bool = False,
+        lora: Lora | None = None,
+        speculative: Literal["prompt-lookup"] | Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
         """Answers a prompt. The same seed, file and build give the same answer.
@@ -238,6 +286,12 @@ class Model:
                 it is left as it is, the answer comes all the same, and the logger ``llama_rs`` says so, or
                 :attr:`Stream.prompt_cache_error`.
             prompt_cache_readonly: use the file as it is: it has to be there, and to be a cache of this model.
+            lora: adapters, see :meth:`session`; default those of the model.
+            speculative: guess tokens ahead, and compute several in one pass: ``"prompt-lookup"`` guesses that what
+                followed the last tokens before follows them again, as in summaries, edits and code; a smaller
+                :class:`Model` of the same vocabulary guesses what it finds most likely. It changes the time and nothing
+                else: the answer is the same, to the token, also with sampling. :class:`Timings` say how many guesses
+                were right.
             options: the fields of :class:`SamplingParams`, which says what they mean: ``max_tokens``, ``temperature``,
                 ``seed``, ``stop`` and so on. They override ``sampling``.
 
@@ -251,6 +305,8 @@ class Model:
             sampling=sampling,
             prompt_cache=prompt_cache,
             prompt_cache_readonly=prompt_cache_readonly,
+            lora=lora,
+            speculative=speculative,
             **options,
         )
         return stream._completion()
@@ -262,14 +318,16 @@ class Model:
         sampling: SamplingParams | None = None,
         prompt_cache: str | os.PathLike[str] | None = None,
         prompt_cache_readonly: bool = False,
+        lora: Lora | None = None,
+        speculative: Literal["prompt-lookup"] | Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Stream:
         """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text."""
         params = merged(sampling, options)
         if prompt_cache is None:
-            return self.session()._stream(prompt, params, owned=True)
+            return self.session(lora=lora)._stream(prompt, params, owned=True, speculative=speculative)
         cache = PromptCache(prompt_cache, readonly=prompt_cache_readonly)
-        return cache.open(self)._stream(prompt, params, owned=True, prompt_cache=cache)
+        return cache.open(self, lora)._stream(prompt, params, owned=True, prompt_cache=cache, speculative=speculative)
 
     def generate_batch(
         self,
@@ -318,6 +376,7 @@ class Model:
             self.threads,
             self.kv_type,
             parallel,
+            self._lora(None),
         )
         return [
             Completion(text, token_ids, reason, timings[0], Timings(*timings), seed)
@@ -362,6 +421,8 @@ class Model:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_options: Mapping[str, Any] | None = None,
         sampling: SamplingParams | None = None,
+        lora: Lora | None = None,
+        speculative: Literal["prompt-lookup"] | Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
         """Answers a conversation, in the form that the model was trained for: by the chat template in its file.
@@ -375,6 +436,8 @@ class Model:
             tools: descriptions of functions, as the template takes them.
             template_options: other variables of the template, such as ``enable_thinking``.
             sampling: how the answer is made.
+            lora: adapters, see :meth:`session`; default those of the model.
+            speculative: guess tokens ahead, see :meth:`generate`.
             options: the fields of :class:`SamplingParams`. They override ``sampling``.
 
         Raises:
@@ -383,7 +446,13 @@ class Model:
             ValueError: if the template refuses the messages, or an argument is out of range.
         """
         stream = self.stream_chat(
-            messages, tools=tools, template_options=template_options, sampling=sampling, **options
+            messages,
+            tools=tools,
+            template_options=template_options,
+            sampling=sampling,
+            lora=lora,
+            speculative=speculative,
+            **options,
         )
         return stream._completion()
 
@@ -394,12 +463,14 @@ class Model:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_options: Mapping[str, Any] | None = None,
         sampling: SamplingParams | None = None,
+        lora: Lora | None = None,
+        speculative: Literal["prompt-lookup"] | Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Stream:
         """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of text."""
         params = merged(sampling, options)
         prompt = self._chat_prompt(messages, tools, template_options, self.context_length)
-        return self.session()._stream(prompt, params, owned=True)
+        return self.session(lora=lora)._stream(prompt, params, owned=True, speculative=speculative)
 
     def chat_prompt(
         self,
@@ -489,7 +560,15 @@ class Model:
         """
         several: list[str | Sequence[int]] = [texts] if isinstance(texts, str) else [*texts]
         data, counts = self._handle.embed(
-            several, pooling, normalize, dimensions, truncate, self.context_length, self.threads, self.kv_type
+            several,
+            pooling,
+            normalize,
+            dimensions,
+            truncate,
+            self.context_length,
+            self.threads,
+            self.kv_type,
+            self._lora(None),
         )
         vectors = np.asarray(data)
         if pooling != "none":
@@ -510,7 +589,9 @@ class Model:
 
         handle = self._handle
         ids = pairs(self, query, documents)
-        return [scores[0] for scores in handle.rank(ids, self.context_length, self.threads, self.kv_type)]
+        return [
+            scores[0] for scores in handle.rank(ids, self.context_length, self.threads, self.kv_type, self._lora(None))
+        ]
 
     def classify(
         self,
@@ -700,6 +781,7 @@ class Model:
             "threads": self.threads,
             "context_length": self.context_length,
             "kv_type": self.kv_type,
+            "lora": [(os.path.abspath(path), scale) for path, scale in self.lora],
             **self._load,
         }
         return _reopen, (os.path.abspath(self.path), options, self._handle.checkpoint().fingerprint())
@@ -734,6 +816,7 @@ class Model:
             for engine in list(self._engines):
                 engine.close()
             self._open = self._engine = None
+            self._adapters = {}
             self._tokenizer = None
             self._templates = {}
 

@@ -46,6 +46,15 @@ Messages = str | Sequence[Mapping[str, Any]]
 is one message of the user."""
 
 
+Lora = (
+    str
+    | os.PathLike[str]
+    | tuple[str | os.PathLike[str], float]
+    | Sequence[str | os.PathLike[str] | tuple[str | os.PathLike[str], float]]
+)
+"""Adapters: the path of one, a pair of a path and how strong it is, or a list of such."""
+
+
 class Parameter(NamedTuple):
     """A row of the table of parameters."""
 
@@ -155,8 +164,8 @@ class SamplingParams:
         dry_allowed_length: how long such a sequence may be without a DRY penalty.
         dry_penalty_last_n: how many of the last tokens are searched for such sequences; 0 for none, -1 for all.
         dry_sequence_breakers: strings that such a sequence does not go across.
-        mirostat: keep the text as surprising as mirostat_tau says, by version 1 or 2 of Mirostat, instead of
-            any top_k, top_p and the like; 0 for no.
+        mirostat: version 1 or 2 of Mirostat, which keeps the text as surprising as mirostat_tau says, instead
+            of top_k, top_p and the like; 0 for none.
         mirostat_tau: the surprise that Mirostat keeps, in bits a token.
         mirostat_eta: how fast Mirostat corrects itself.
         samplers: which steps choose a token, in which order; each does what its own parameters say.
@@ -319,3 +328,26 @@ def default_threads() -> int:
     if text.isascii() and text.isdecimal() and len(text) < 20 and 1 <= int(text) <= most:
         return int(text)
     raise ValueError(f"LLAMA_RS_THREADS is {text!r}, it must be a whole number from 1 to {most}")
+
+
+def adapters(lora: Lora) -> tuple[tuple[str, float], ...]:
+    """Adapters as pairs of a path and how strong each is.
+
+    Raises:
+        TypeError: if one is neither a path nor such a pair.
+    """
+    if isinstance(lora, (str, os.PathLike)) or _is_pair(lora):
+        lora = [lora]  # type: ignore[list-item]
+    if not isinstance(lora, Sequence):
+        raise TypeError(f"lora is of type {type(lora).__name__}, it must be a path, a path and a number, or a list")
+    found = []
+    for item in lora:
+        path, scale = item if isinstance(item, tuple) and _is_pair(item) else (item, 1.0)
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"an adapter is of type {type(path).__name__}, it must be a path, or a path and a number")
+        found.append((os.fspath(path), float(scale)))
+    return tuple(found)
+
+
+def _is_pair(item: object) -> bool:
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], (int, float))

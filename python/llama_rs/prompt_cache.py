@@ -17,6 +17,7 @@ from .errors import LlamaError, ModelFileError, SavedSessionError
 
 if TYPE_CHECKING:
     from .model import Model
+    from .options import Lora
     from .session import Session
 
 
@@ -29,7 +30,7 @@ class PromptCache:
         self._held = 0  # tokens of the file, as far as they fit in the context
         self._is_to_be_written = not readonly
 
-    def open(self, model: Model) -> Session:
+    def open(self, model: Model, lora: Lora | None = None) -> Session:
         """A session of what the file holds; an empty one if there is no file, or an empty file (mktemp makes one).
 
         Raises:
@@ -39,14 +40,14 @@ class PromptCache:
         session = None
         try:
             if not self._is_to_be_written or _holds_something(self.path):
-                session = model._load_session(self.path, model.context_length, prefix=True)
+                session = model._load_session(self.path, model.context_length, prefix=True, lora=lora)
                 self._held = session.position
         except (ModelFileError, SavedSessionError) as e:
             if not self.is_dispensable(e):
                 raise
         if self._is_to_be_written:
             self._try_the_folder()
-        return session or model.session()
+        return session or model.session(lora=lora)
 
     def keep(self, session: Session, prompt_tokens: int, cached_tokens: int) -> None:
         """Writes the file once the prompt is computed, if that is worth it. Later calls do nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Unpack
 
 from . import _core
 from .errors import SavedSessionError
@@ -32,6 +32,10 @@ class Timings(NamedTuple):
     generation_seconds: float
     cached_tokens: int
     """Tokens of the prompt that were in the session already and took no time."""
+    drafted_tokens: int = 0
+    """Tokens that were guessed ahead, see ``speculative`` of :meth:`Model.generate`."""
+    accepted_tokens: int = 0
+    """How many of them were right."""
 
 
 class TopLogprob(NamedTuple):
@@ -80,8 +84,10 @@ class Session:
     be used meanwhile.
     """
 
-    def __init__(self, model: _model.Model, core: _core.Session) -> None:
+    def __init__(self, model: _model.Model, core: _core.Session, lora: tuple[tuple[str, float], ...]) -> None:
         self.model = model
+        self.lora = lora
+        """The adapters that it computes with, each with how strong it is."""
         self._handle = core
 
     @property
@@ -134,6 +140,7 @@ class Session:
         prompt: str | Sequence[int],
         *,
         sampling: SamplingParams | None = None,
+        speculative: Literal["prompt-lookup"] | _model.Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
         """Answers a prompt, as :meth:`Model.generate` does, with the same options.
@@ -142,13 +149,14 @@ class Session:
         rest of the session is forgotten. So in a conversation each prompt is the one before, its answer, and what comes
         next. Without a seed the random numbers go on where the last answer left off.
         """
-        return self.stream(prompt, sampling=sampling, **options)._completion()
+        return self.stream(prompt, sampling=sampling, speculative=speculative, **options)._completion()
 
     def stream(
         self,
         prompt: str | Sequence[int],
         *,
         sampling: SamplingParams | None = None,
+        speculative: Literal["prompt-lookup"] | _model.Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Stream:
         """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text.
@@ -156,7 +164,7 @@ class Session:
         Whoever uses the session for something else before the last piece ends the stream: its next piece is a
         :class:`SessionBusyError`.
         """
-        return self._stream(prompt, merged(sampling, options), owned=False)
+        return self._stream(prompt, merged(sampling, options), owned=False, speculative=speculative)
 
     def chat(
         self,
@@ -165,11 +173,17 @@ class Session:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_options: Mapping[str, Any] | None = None,
         sampling: SamplingParams | None = None,
+        speculative: Literal["prompt-lookup"] | _model.Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
         """Answers a conversation, as :meth:`Model.chat` does; what the session has of it is not computed again."""
         stream = self.stream_chat(
-            messages, tools=tools, template_options=template_options, sampling=sampling, **options
+            messages,
+            tools=tools,
+            template_options=template_options,
+            sampling=sampling,
+            speculative=speculative,
+            **options,
         )
         return stream._completion()
 
@@ -180,12 +194,13 @@ class Session:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_options: Mapping[str, Any] | None = None,
         sampling: SamplingParams | None = None,
+        speculative: Literal["prompt-lookup"] | _model.Model | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Stream:
         """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of text."""
         params = merged(sampling, options)
         prompt = self.model._chat_prompt(messages, tools, template_options, self.context_length)
-        return self._stream(prompt, params, owned=False)
+        return self._stream(prompt, params, owned=False, speculative=speculative)
 
     def _stream(
         self,
@@ -194,6 +209,7 @@ class Session:
         *,
         owned: bool,
         prompt_cache: PromptCache | None = None,
+        speculative: Literal["prompt-lookup"] | _model.Model | None = None,
     ) -> Stream:
         tokenizer = self.model.tokenizer
         if isinstance(prompt, str):
@@ -202,7 +218,9 @@ class Session:
         options = dict(params)
         if params.logits_processor:
             options["logits_processor"] = [_with_arrays(function) for function in params.logits_processor]
-        generation = _core.Generation(self._handle, tokenizer._core, prompt, options)
+        draft = self._draft(speculative)
+        is_lookup = speculative == "prompt-lookup"
+        generation = _core.Generation(self._handle, tokenizer._core, prompt, options, is_lookup, draft)
         stream = Stream(self, generation, owned=owned)
         stream._has_logprobs = params.logprobs or params.top_logprobs > 0
         if prompt_cache:
@@ -211,9 +229,21 @@ class Session:
                 prompt_cache.compute(self, prompt)
         return stream
 
+    def _draft(self, speculative: Literal["prompt-lookup"] | _model.Model | None) -> _core.Session | None:
+        """A session of the model that guesses, if one does."""
+        if speculative is None or speculative == "prompt-lookup":
+            return None
+        if isinstance(speculative, str) or not hasattr(speculative, "session"):
+            raise ValueError(f'speculative is {speculative!r}, it must be "prompt-lookup" or a smaller Model')
+        if not self.model._handle.has_tokens_of(speculative._handle):
+            raise ValueError(
+                f"{speculative.path}: cannot guess tokens for {self.model.path}, whose vocabulary is another"
+            )
+        return speculative.session(context_length=self.context_length)._handle
+
     def fork(self) -> Session:
         """Another session with the same tokens, at no cost: they share what was computed, and each goes on alone."""
-        session = Session(self.model, self._handle.fork())
+        session = Session(self.model, self._handle.fork(), self.lora)
         self.model._sessions.add(session)
         return session
 

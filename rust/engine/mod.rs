@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use crate::arch::Config;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::kernels::{self, Context, Kernels, Observer};
+use crate::kernels::{self, Adapted, Changes, Context, Kernels, Observer};
 use crate::kv::{Layout, Sequence};
 use crate::mapping::guarded;
 use crate::quant::DType;
@@ -50,6 +50,8 @@ pub struct Span<'a> {
     pub tokens: &'a [u32],
     /// What to give of them.
     pub want: Want,
+    /// What is changed in the matrices of layers for them, and by how much. A sequence has the same all along.
+    pub adapters: &'a Changes,
 }
 
 /// What a pass gives of a span.
@@ -171,9 +173,9 @@ impl Engine {
         assert!(!wants_logits || self.config.has_logits, "logits of a model that has some");
         let (_busy, _guarded) = (threads::busy(), guarded());
         let observer = self.observer.get().map(|observer| &**observer);
-        let cx = Context { kernels: self.kernels, threads, interrupt, observer };
-        for Span { sequence, .. } in spans.iter_mut() {
-            self.settle(sequence, threads, interrupt)?;
+        let cx = Context { kernels: self.kernels, threads, interrupt, observer, adapted: &[] };
+        for Span { sequence, adapters, .. } in spans.iter_mut() {
+            self.settle(sequence, adapters, threads, interrupt)?;
         }
         for Span { sequence, tokens, .. } in spans.iter_mut() {
             if tokens.is_empty() {
@@ -214,12 +216,18 @@ impl Engine {
     ///
     /// # Errors
     /// As for [`Engine::pass`].
-    pub fn settle(&self, sequence: &mut Sequence, threads: usize, interrupt: &Interrupt) -> Result<()> {
+    pub fn settle(
+        &self,
+        sequence: &mut Sequence,
+        adapters: &Changes,
+        threads: usize,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
         let tokens = sequence.take_owed();
         if tokens.is_empty() {
             return Ok(());
         }
-        let span = Span { sequence, tokens: &tokens, want: Want::Nothing };
+        let span = Span { sequence, tokens: &tokens, want: Want::Nothing, adapters };
         self.pass(&mut [span], &mut [], threads, interrupt).inspect_err(|_| sequence.give_back(&tokens))
     }
 
@@ -255,6 +263,15 @@ impl Engine {
             for (span, (_, range)) in spans[first..last].iter_mut().zip(&pieces) {
                 span.sequence.begin_batch(span.sequence.position() + range.start, range.len())?;
             }
+            let mut at = 0;
+            let adapted = spans[first..last].iter().zip(&pieces).filter_map(|(span, (_, range))| {
+                let rows = at..at + range.len();
+                at = rows.end;
+                (!span.adapters.is_empty()).then_some(Adapted { rows, changes: span.adapters })
+            });
+            let adapted: Vec<Adapted> = adapted.collect();
+            let &Context { kernels, threads, interrupt, observer, .. } = cx;
+            let cx = &Context { kernels, threads, interrupt, observer, adapted: &adapted };
             let mut pass = Pass::new(self, cx, buffers, &mut spans[first..last], &pieces);
             let (now, later) = std::mem::take(&mut out).split_at_mut(pass.n_wanted() * row);
             pass.run(now)?;
@@ -262,6 +279,7 @@ impl Engine {
             // The files were what they were up to here, or nothing of this gets out.
             self.checkpoint.check()?;
             spans[first..last].iter().try_for_each(|span| span.sequence.check())?;
+            spans[first..last].iter().flat_map(|span| span.adapters).try_for_each(|(adapter, _)| adapter.check())?;
             spans[first..last].iter_mut().for_each(|span| span.sequence.end_batch());
         }
         Ok(())

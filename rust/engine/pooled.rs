@@ -84,7 +84,7 @@ impl Engine {
 
     fn with_context<T>(&self, threads: usize, interrupt: &Interrupt, work: impl FnOnce(&Context) -> T) -> Result<T> {
         let (_busy, _guarded) = (threads::busy(), guarded());
-        let done = work(&Context { kernels: self.kernels, threads, interrupt, observer: None });
+        let done = work(&Context { kernels: self.kernels, threads, interrupt, observer: None, adapted: &[] });
         self.checkpoint.check()?;
         if interrupt.poll(0) { Err(Error::Interrupted) } else { Ok(done) }
     }

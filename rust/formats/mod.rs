@@ -5,10 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod ggml;
 pub mod gguf;
 pub(crate) mod huggingface;
 mod safetensors;
+
+pub(crate) use adapter::{AdapterFile, Change, open_adapter};
+pub(crate) use huggingface::has_pairs;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -6,10 +6,12 @@
 
 mod answer;
 mod options;
+mod speculate;
 mod stop;
 
 pub use answer::{Answer, Decode, Event, FinishReason, LogitsProcessor, TokenLogprobs};
 pub use options::{Options, Overflow, PromptOptions};
+pub use speculate::{Draft, Drafter, Lookup};
 pub use stop::StopStrings;
 
 use std::path::Path;
@@ -19,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::grammar::Constraint;
 use crate::sampling::Rng;
 use crate::threads::Interrupt;
+use speculate::Speculation;
 
 /// Where the time went. The caller's own time between two pieces counts nowhere.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -33,12 +36,18 @@ pub struct Timings {
     pub generated_tokens: usize,
     /// Time for them: all but the prompt.
     pub generation: Duration,
+    /// Tokens that were guessed ahead.
+    pub drafted_tokens: usize,
+    /// How many of them were right.
+    pub accepted_tokens: usize,
 }
 
 /// What generation needs of a session.
 pub trait Forward {
     /// Computes `tokens` and gives the logits of the last one. On error nothing has changed.
     fn forward(&mut self, tokens: &[u32], interrupt: &Interrupt) -> Result<&[f32]>;
+    /// The same with the logits of each, one after another: the same bits as one by one.
+    fn forward_all(&mut self, tokens: &[u32], interrupt: &Interrupt) -> Result<Vec<f32>>;
     /// Tokens computed so far.
     fn position(&self) -> usize;
     /// Tokens that there is room for.
@@ -69,6 +78,7 @@ pub struct Generation<D> {
     n_keep: usize,
     position: usize, // where the session was left
     timings: Timings,
+    speculation: Option<Speculation>,
 }
 
 impl<D: Decode> Generation<D> {
@@ -81,7 +91,12 @@ impl<D: Decode> Generation<D> {
         let n_keep = usize::try_from(options.n_keep).unwrap_or(prompt.len());
         let answer = Answer::new(prompt, end_tokens, decoder, options)?;
         let timings = Timings { prompt_tokens: answer.prompt().len(), ..Timings::default() };
-        Ok(Self { answer, on_overflow, n_keep, position: 0, timings })
+        Ok(Self { answer, on_overflow, n_keep, position: 0, timings, speculation: None })
+    }
+
+    /// Guesses tokens ahead, which changes the time that the answer takes and nothing else.
+    pub fn speculate(&mut self, draft: Box<dyn Draft>) {
+        self.speculation = Some(Speculation::new(draft));
     }
 
     /// See [`Answer::stop_at`].
@@ -118,7 +133,7 @@ impl<D: Decode> Generation<D> {
         Ok(None)
     }
 
-    /// One token more, or the end. Gives the text that is now certain.
+    /// A token more, or as many as were guessed right, or the end. Gives the text that is now certain.
     fn step<S: Forward>(&mut self, session: &mut S, interrupt: &Interrupt) -> Result<String> {
         let start = Instant::now();
         let is_prompt = self.answer.generated().is_empty();
@@ -135,13 +150,50 @@ impl<D: Decode> Generation<D> {
             self.position = session.position();
         }
 
-        let logits = session.forward(self.answer.wants(), interrupt)?;
+        let guessed = match &mut self.speculation {
+            Some(speculation) if !is_prompt => {
+                let room = session.context_length() - session.position() - 1;
+                let left = self.answer.max_tokens() - self.answer.generated().len();
+                speculation.draft(self.answer.tokens(), room.min(left - 1), interrupt)?
+            }
+            _ => Vec::new(),
+        };
+        let (mut all, before) = (Vec::new(), session.position());
+        let logits = if guessed.is_empty() {
+            session.forward(self.answer.wants(), interrupt)?
+        } else {
+            all = session.forward_all(&[self.answer.wants(), &guessed].concat(), interrupt)?;
+            &all
+        };
         let after_forward = Instant::now();
-        let event = self.answer.accept(logits).map_err(|e| match e {
-            Error::Numeric { what, .. } => Error::Numeric { path: session.path().to_path_buf(), what },
-            e => e,
-        });
-        if event.is_err() {
+        let (mut text, mut accepted, mut failed) = (String::new(), 0, None);
+        for (i, logits) in logits.chunks_exact(logits.len() / (guessed.len() + 1)).enumerate() {
+            accepted = i;
+            match self.answer.accept(logits) {
+                Ok(Event::Piece(piece)) => text.push_str(&piece),
+                Ok(Event::Silent) => {}
+                Ok(Event::End { text: rest, .. }) => {
+                    text.push_str(&rest);
+                    break;
+                }
+                Err(e) => {
+                    failed = Some(e);
+                    break;
+                }
+            }
+            if self.answer.tokens().last() != guessed.get(i) {
+                break;
+            }
+        }
+        if !all.is_empty() {
+            session.truncate(before + accepted + 1)?;
+        }
+        if let Some(speculation) = &mut self.speculation {
+            speculation.was(guessed.len(), accepted);
+            self.timings.drafted_tokens = speculation.drafted;
+            self.timings.accepted_tokens = speculation.accepted;
+        }
+        if failed.is_some() {
             // The logits are gone: whoever asks again computes the last token again.
             session.truncate(session.position() - 1)?;
             self.answer.set_computed(self.answer.tokens().len() - 1);
@@ -155,10 +207,11 @@ impl<D: Decode> Generation<D> {
         } else {
             self.timings.generation += start.elapsed();
         }
-        Ok(match event? {
-            Event::Piece(text) | Event::End { text, .. } => text,
-            Event::Silent => String::new(),
-        })
+        match failed {
+            Some(Error::Numeric { what, .. }) => Err(Error::Numeric { path: session.path().to_path_buf(), what }),
+            Some(e) => Err(e),
+            None => Ok(text),
+        }
     }
 
     /// Finds what the session has of the prompt.
@@ -233,6 +286,17 @@ mod tests {
             }
             Ok(&self.logits)
         }
+        fn forward_all(&mut self, tokens: &[u32], interrupt: &Interrupt) -> Result<Vec<f32>> {
+            let mut all = Vec::new();
+            for &token in tokens {
+                all.extend_from_slice(self.forward(&[token], interrupt)?);
+            }
+            Ok(all)
+        }
+        fn truncate(&mut self, n: usize) -> Result<()> {
+            self.seen.truncate(n);
+            Ok(())
+        }
         fn position(&self) -> usize {
             self.seen.len()
         }
@@ -246,10 +310,6 @@ mod tests {
         }
         fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {
             self.seen.drain(n_keep..n_keep + n_discard);
-            Ok(())
-        }
-        fn truncate(&mut self, n: usize) -> Result<()> {
-            self.seen.truncate(n);
             Ok(())
         }
         fn can_shift(&self) -> bool {
@@ -601,5 +661,75 @@ mod tests {
         let mut generation = Generation::new(vec![20], &[END], Letters::default(), greedy()).unwrap();
         let e = generation.next(&mut session, &Interrupt::never()).unwrap_err();
         assert!(matches!(e, Error::Numeric { .. }), "{e}");
+    }
+
+    /// Guesses that are right now and then, or always, or never.
+    #[derive(Debug)]
+    struct Guess {
+        right: usize, // so many of the first
+    }
+
+    impl Draft for Guess {
+        fn draft(&mut self, tokens: &[u32], most: usize, _interrupt: &Interrupt) -> Result<Vec<u32>> {
+            let next = tokens.last().unwrap() + 1;
+            Ok((0..most.min(5)).map(|i| if i < self.right { (next + i as u32).min(39) } else { 30 }).collect())
+        }
+    }
+
+    #[test]
+    fn guesses_change_no_answer_and_leave_nothing_behind() {
+        let options = [
+            greedy(),
+            Options { max_tokens: Some(3), ..greedy() },
+            Options { max_tokens: Some(9), ignore_eos: true, ..greedy() },
+            Options { stop: vec!["mn".into()], ..greedy() },
+            Options { on_overflow: Overflow::Shift, max_tokens: Some(20), ignore_eos: true, n_keep: 1, ..greedy() },
+            Options {
+                sampling: SamplingParams { seed: Some(5), temperature: 8.0, ..SamplingParams::default() },
+                ..Options::default()
+            },
+        ];
+        for options in options {
+            for context_length in [8, 14, 100] {
+                for right in 0..6 {
+                    let run = |guess: Option<Guess>| {
+                        let mut session = counter(context_length);
+                        let mut generation =
+                            Generation::new(vec![5, 6, 7], &[END], Letters::default(), options.clone()).unwrap();
+                        let is_guessed = guess.is_some();
+                        if let Some(guess) = guess {
+                            generation.speculate(Box::new(guess));
+                        }
+                        let mut text = String::new();
+                        while let Some(piece) = generation.next(&mut session, &Interrupt::never()).unwrap() {
+                            text.push_str(&piece);
+                        }
+                        let timings = generation.timings();
+                        assert!(timings.accepted_tokens <= timings.drafted_tokens);
+                        assert!(is_guessed || timings.drafted_tokens == 0);
+                        let answer = generation.answer();
+                        (
+                            text,
+                            answer.generated().to_vec(),
+                            answer.finish_reason(),
+                            session.seen,
+                            session.rng.map(|rng| rng.words()),
+                        )
+                    };
+                    assert_eq!(run(None), run(Some(Guess { right })), "{right} right of {context_length}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_that_guesses_as_the_other_answers_is_right() {
+        let mut session = counter(100);
+        let mut generation = Generation::new(vec![1, 2], &[END], Letters::default(), greedy()).unwrap();
+        generation.speculate(Box::new(Drafter::new(counter(100), 40)));
+        while generation.next(&mut session, &Interrupt::never()).unwrap().is_some() {}
+        let timings = generation.timings();
+        assert_eq!(generation.answer().generated(), (3..26).collect::<Vec<_>>());
+        assert!(timings.accepted_tokens > 12, "{timings:?}");
     }
 }

@@ -146,6 +146,9 @@ fn lark_string(text: &str) -> String {
 /// # Errors
 /// [`Error::Grammar`] if it cannot be enforced: what is wrong, and for a JSON Schema where; [`Error::Interrupted`].
 pub fn compile(tokenizer: &Arc<Tokenizer>, grammar: &Grammar, interrupt: &Interrupt) -> Result<Constraint> {
+    if let Some(matcher) = Grammars::known(tokenizer, grammar) {
+        return Ok(Constraint::new(matcher));
+    }
     let (send, receive) = sync_channel(1);
     let work = {
         let (tokenizer, grammar) = (Arc::clone(tokenizer), grammar.clone());
@@ -187,10 +190,14 @@ fn one_line(text: &str) -> String {
 }
 
 impl Grammars {
+    /// A grammar at its beginning.
     fn matcher(&self, grammar: &Grammar) -> Result<Matcher> {
         let compiled = try_compile(self.factory(), grammar.to_llguidance()?);
         match (compiled, grammar) {
-            (Ok(matcher), _) => Ok(matcher),
+            (Ok(matcher), _) => {
+                self.keep(grammar, &matcher);
+                Ok(matcher)
+            }
             (Err(what), Grammar::JsonSchema { schema, strict }) => {
                 Err(schema::located(schema, *strict, what, |schema| {
                     try_compile(self.factory(), TopLevelGrammar::from_json_schema(schema)).err()
@@ -302,11 +309,11 @@ impl Constraint {
     /// # Errors
     /// As for [`Constraint::prepare`].
     pub fn accept(&mut self, token: u32, bytes: &[u8]) -> Result<Accepted> {
+        self.prepare()?;
         let Some(waiting) = &mut self.waits else {
-            if self.matcher.validate_tokens(&[token]).map_err(failed)? == 0 {
+            if self.mask.take_if(|mask| (token as usize) < mask.len() && mask.is_allowed(token)).is_none() {
                 return Ok(Accepted::Refused);
             }
-            self.mask = None;
             self.matcher.consume_token(token).map_err(failed)?;
             return Ok(if self.matcher.is_stopped() { Accepted::Complete } else { Accepted::Going });
         };

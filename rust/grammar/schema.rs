@@ -268,7 +268,10 @@ fn check(name: &str, value: &Value, at: &str) -> Result<()> {
 
 fn is_inexact(value: &Value) -> bool {
     match value {
-        Value::Number(n) => n.as_f64().is_none_or(|x| x.abs() > MOST_EXACT),
+        Value::Number(n) => match (n.as_i64(), n.as_f64()) {
+            (Some(n), _) => n.unsigned_abs() > MOST_EXACT as u64,
+            (None, x) => x.is_none_or(|x| x.abs() >= MOST_EXACT),
+        },
         Value::Array(values) => values.iter().any(is_inexact),
         Value::Object(map) => map.values().any(is_inexact),
         _ => false,

@@ -1,12 +1,13 @@
 //! A vocabulary as a trie: once per tokenizer, shared by all grammars.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use llguidance::ParserFactory;
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
+use llguidance::{Matcher, ParserFactory};
 
-use super::one_line;
+use super::{Grammar, one_line};
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
@@ -15,9 +16,13 @@ use crate::tokenizer::Tokenizer;
 const MOST_TOKEN: usize = 1000;
 const MOST_BYTES: usize = 4 << 20;
 
+/// Grammars that are kept, the latest ones: a program asks for the same form again and again.
+const MOST_KEPT: usize = 32;
+
 /// What the grammars of a vocabulary share.
 pub struct Grammars {
     factory: ParserFactory,
+    kept: Mutex<VecDeque<(Grammar, Matcher)>>, // latest last, each at its beginning
 }
 
 impl Grammars {
@@ -44,7 +49,24 @@ impl Grammars {
             .map_err(|e| failed(one_line(&e.to_string())))?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
-        Ok(Self { factory })
+        Ok(Self { factory, kept: Mutex::default() })
+    }
+
+    /// A grammar that was compiled before, at its beginning, if it can be had at once.
+    pub fn known(tokenizer: &Arc<Tokenizer>, grammar: &Grammar) -> Option<Matcher> {
+        let known = KNOWN.try_lock().ok()?;
+        let (_, grammars) = known.iter().find(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(tokenizer)))?;
+        let kept = grammars.kept.try_lock().ok()?;
+        kept.iter().find(|(known, _)| known == grammar).map(|(_, matcher)| matcher.deep_clone())
+    }
+
+    /// Keeps a grammar at its beginning.
+    pub fn keep(&self, grammar: &Grammar, matcher: &Matcher) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push_back((grammar.clone(), matcher.deep_clone()));
+        if kept.len() > MOST_KEPT {
+            kept.pop_front();
+        }
     }
 
     pub fn factory(&self) -> &ParserFactory {

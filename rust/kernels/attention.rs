@@ -879,7 +879,7 @@ mod tests {
     ) -> Vec<f32> {
         let (mut out, mut parts) = (vec![f32::NAN; q.len() / heads.head_dim * heads.value_dim], Vec::new());
         let interrupt = Interrupt::never();
-        let cx = Context { kernels, threads, interrupt: &interrupt, observer: None };
+        let cx = Context { kernels, threads, interrupt: &interrupt, observer: None, adapted: &[] };
         Attention::new(heads, scores, q, spans, &mut out, &mut parts).run(&cx);
         out
     }

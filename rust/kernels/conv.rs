@@ -172,7 +172,7 @@ mod tests {
             let weights = ConvWeights { taps: of_taps, bias: biased.then_some(of_bias), n_taps, silu };
             let rows: Vec<&[f32]> = rows.chunks_exact(channels).collect();
             for kernels in kernels::all() {
-                let cx = Context { kernels, threads: 2, interrupt: &interrupt, observer: None };
+                let cx = Context { kernels, threads: 2, interrupt: &interrupt, observer: None, adapted: &[] };
                 let mut out = vec![0.0; tokens * channels];
                 Conv::new(weights, vec![rows.clone()], &mut out).run(&cx);
                 for t in 0..tokens {

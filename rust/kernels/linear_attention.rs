@@ -835,7 +835,7 @@ mod tests {
     fn chunks_give_what_the_recurrence_gives() {
         let interrupt = Interrupt::never();
         for kernels in kernels::all() {
-            let cx = Context { kernels, threads: 2, interrupt: &interrupt, observer: None };
+            let cx = Context { kernels, threads: 2, interrupt: &interrupt, observer: None, adapted: &[] };
             for heads in shapes() {
                 let n = 75;
                 let tokens = Tokens::random(heads, n, 7);
@@ -874,7 +874,7 @@ mod tests {
                 let mut rng = Rng::new(seed as u64);
                 let mut random = |n: usize| rng.next_u64() as usize % n;
                 let tokens = Tokens::random(heads, n, seed as u64);
-                let cx = |threads| Context { kernels, threads, interrupt: &interrupt, observer: None };
+                let cx = |threads| Context { kernels, threads, interrupt: &interrupt, observer: None, adapted: &[] };
                 let width = heads.n_heads * heads.value_dim;
                 let (all, kept) = Memory::new(heads).go_on(&cx(1), &tokens, n, Some(80));
                 let mut memory = Memory::new(heads);
@@ -898,7 +898,7 @@ mod tests {
         let interrupt = Interrupt::never();
         let heads = shapes()[0];
         for kernels in kernels::all() {
-            let cx = Context { kernels, threads: 2, interrupt: &interrupt, observer: None };
+            let cx = Context { kernels, threads: 2, interrupt: &interrupt, observer: None, adapted: &[] };
             let tokens = Tokens::random(heads, 40, 3);
             let width = heads.n_heads * heads.value_dim;
             let counts = [1, 20, 7, 12];

@@ -69,6 +69,35 @@ impl<'a> Matmul<'a> {
         Self { accumulate: true, ..self }
     }
 
+    /// `out += w x` to some tokens of what another job has written, for matrices of as many rows; `x` has those tokens alone.
+    ///
+    /// # Safety
+    /// - The job is done, and nobody else reads or writes its results for these tokens while this one lives.
+    ///
+    /// # Panics
+    /// As [`Matmul::new`], and if the job has no such tokens or rows.
+    pub(super) unsafe fn more(job: &'a Matmul, tokens: Range<usize>, w: &'a TensorView, x: &'a Activations) -> Self {
+        assert!(w.n_rows() == job.rows && x.tokens() == tokens.len(), "a product for the same rows and tokens");
+        assert!(w.row_len() == x.n() && x.is_ready_for(w), "activations that fit, and are ready for {}", w.dtype());
+        // SAFETY: the caller's promise.
+        let out = unsafe { job.out_of(tokens) };
+        Self { w, x, tokens: 0..x.tokens(), out, rows: job.rows, accumulate: true }
+    }
+
+    /// The results for some tokens.
+    ///
+    /// # Safety
+    /// - The job is done, and nobody else reads or writes these results while they are borrowed.
+    ///
+    /// # Panics
+    /// If the job has no such tokens.
+    pub(super) unsafe fn out_of<'b>(&'b self, tokens: Range<usize>) -> Disjoint<'b, f32> {
+        assert!(self.tokens.start <= tokens.start && tokens.end <= self.tokens.end, "tokens of the job");
+        let at = |t: usize| (t - self.tokens.start) * self.rows;
+        // SAFETY: the caller's promise.
+        Disjoint::new(unsafe { self.out.slice(at(tokens.start)..at(tokens.end)) })
+    }
+
     /// Where the result of token `t` and row `r` is; those of the next rows follow.
     ///
     /// # Panics

@@ -2,7 +2,7 @@
 //!
 //! The integer kernels are written by hand for each instruction set, because tiles differ; each has a scalar
 //! twin that computes the same integers. The float operations have one body over a [`vector::Vector`]. Which
-//! set runs is decided once, by what the CPU has or by `LLAMA_RS_CPU=scalar|avx2|avx512`, and called
+//! set runs is decided once, by what the CPU has or by `LLAMA_RS_CPU=scalar|avx2|avxvnni|avx512`, and called
 //! through [`Kernels`] per strip of rows, never per block.
 //!
 //! The result of a row and a token has the same bits whatever else is computed beside it, on however many threads: each set
@@ -12,6 +12,7 @@ pub mod activations;
 mod attention;
 mod conv;
 mod linear_attention;
+mod low_rank;
 pub mod matmul;
 mod ops;
 mod scalar;
@@ -38,13 +39,14 @@ use activations::{Activations, QuantizedRow};
 pub use attention::{Attention, AttentionSpan, BLOCK, Heads, KV_TYPES, Mask, Scores, load_key, value_row, zero_key};
 pub use conv::{Conv, ConvWeights, MAX_TAPS};
 pub use linear_attention::{CHUNK, KeyHead, LinearAttention, LinearHeads, LinearInputs, LinearSpan, Rule};
+pub use low_rank::{Adapted, Changes, LowRank, LowRanks};
 use matmul::Matmul;
 
 /// A set of kernels for one instruction set.
 ///
 /// Only a set that the CPU can run can be had, from [`best`] or [`all`].
 pub trait Kernels: Sync {
-    /// `scalar`, `avx2` or `avx512`.
+    /// `scalar`, `avx2`, `avxvnni` or `avx512`.
     fn name(&self) -> &'static str;
 
     /// From this many tokens on, unpacking a strip of rows once for all is faster than unpacking each row for every few.
@@ -245,6 +247,8 @@ pub struct Context<'a> {
     pub interrupt: &'a Interrupt<'a>,
     /// Sees what matrices are multiplied with.
     pub observer: Option<&'a dyn Observer>,
+    /// Rows of the batch for which matrices are changed: disjoint ones.
+    pub adapted: &'a [Adapted<'a>],
 }
 
 /// Sees what matrices are multiplied with, to measure how important their columns are.
@@ -278,6 +282,9 @@ impl Context<'_> {
             jobs.iter().for_each(|job| observer.see(job.w, job.x, job.tokens.clone()));
         }
         matmul::matmul(self, jobs);
+        if !self.adapted.is_empty() {
+            low_rank::add(self, jobs);
+        }
     }
 }
 
@@ -287,6 +294,7 @@ pub fn all() -> Vec<&'static dyn Kernels> {
     #[cfg(target_arch = "x86_64")]
     {
         sets.extend(avx2::Avx2::get().map(|k| k as &dyn Kernels));
+        sets.extend(avx2::Avx2::with_vnni().map(|k| k as &dyn Kernels));
         sets.extend(avx512::Avx512::get().map(|k| k as &dyn Kernels));
     }
     sets

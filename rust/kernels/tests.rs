@@ -97,7 +97,7 @@ fn matrix_of(
 }
 
 fn context<'a>(kernels: &'static dyn Kernels, threads: usize, interrupt: &'a Interrupt<'a>) -> Context<'a> {
-    Context { kernels, threads, interrupt, observer: None }
+    Context { kernels, threads, interrupt, observer: None, adapted: &[] }
 }
 
 /// Activations of these rows for `w`, made ready by `kernels`.

@@ -4,20 +4,22 @@
 
 use std::arch::x86_64::*;
 
-/// The 6-bit scales of the 8 groups of a Q4_K or Q5_K block, then the minima.
+/// The 6-bit scales of the 8 groups of a Q4_K or Q5_K block, then the minima, from its first 16 bytes; of two blocks at once.
 ///
 /// # Safety
 /// - The CPU has AVX2.
-/// - `p` is valid for reads of a block.
 #[inline(always)]
-pub unsafe fn scales_mins_6bit(p: *const u8) -> __m128i {
-    // SAFETY: bytes 0..16 are d, dmin and the scales; the features are the caller's promise.
+pub unsafe fn scales_mins_6bit(all: __m256i) -> __m256i {
+    // SAFETY: the features are the caller's promise.
     unsafe {
-        let all = _mm_loadu_si128(p.cast()); // d and dmin, a, b, c, see `scale_min_6bit`
-        let low = _mm_srlv_epi32(_mm_shuffle_epi32::<0b11_10_11_01>(all), _mm_setr_epi32(0, 0, 0, 4)); // a, c, b, c
-        let low = _mm_and_si128(low, _mm_setr_epi32(0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f));
-        let high = _mm_srli_epi32::<2>(_mm_shuffle_epi32::<0b10_10_01_01>(all)); // a, a, b, b
-        _mm_or_si128(low, _mm_and_si128(high, _mm_setr_epi32(0, 0x3030_3030, 0, 0x3030_3030)))
+        // `all` is d and dmin, a, b, c, see `scale_min_6bit`
+        let low = _mm256_shuffle_epi32::<0b11_10_11_01>(all); // a, c, b, c
+        let low = _mm256_srlv_epi32(low, _mm256_setr_epi32(0, 0, 0, 4, 0, 0, 0, 4));
+        let mask = _mm_setr_epi32(0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f);
+        let low = _mm256_and_si256(low, _mm256_broadcastsi128_si256(mask));
+        let high = _mm256_srli_epi32::<2>(_mm256_shuffle_epi32::<0b10_10_01_01>(all)); // a, a, b, b
+        let high = _mm256_and_si256(high, _mm256_broadcastsi128_si256(_mm_setr_epi32(0, 0x3030_3030, 0, 0x3030_3030)));
+        _mm256_or_si256(low, high)
     }
 }
 

@@ -9,7 +9,7 @@
 //! | 8 | 4 | version of the format |
 //! | 12 | 4 | alignment of the blocks: a page, where the file was written |
 //! | 16 | 24 | the model: bytes of its files, hash of its header, hash of samples of every tensor |
-//! | 40 | 8 | hash of what keys and values depend on: heads, rotations |
+//! | 40 | 8 | hash of what keys and values depend on: heads, rotations, adapters |
 //! | 48 | 8 | their type, as GGUF numbers types |
 //! | 56 | 8 | number of tokens, `n` |
 //! | 64 | 8 | the first token that was shifted, or all ones |
@@ -58,6 +58,8 @@ pub struct Of<'a> {
     pub checkpoint: &'a Checkpoint,
     /// Its hyper-parameters.
     pub config: &'a Config,
+    /// A hash of what adapters change, 0 if there are none.
+    pub adapters: u64,
 }
 
 /// What of a session is saved besides the blocks.
@@ -85,7 +87,7 @@ pub fn write(path: &Path, model: Of, sequence: &mut Sequence, state: State) -> R
     header.extend(VERSION.to_le_bytes());
     header.extend((alignment as u32).to_le_bytes());
     header.extend(fingerprint(model.checkpoint)?.iter().flat_map(|word| word.to_le_bytes()));
-    header.extend(settings(model.config).to_le_bytes());
+    header.extend((settings(model.config) ^ model.adapters).to_le_bytes());
     header.extend(u64::from(layout.kv_type().id()).to_le_bytes());
     header.extend((n as u64).to_le_bytes());
     header.extend(shifted_from.map_or(u64::MAX, |from| from as u64).to_le_bytes());
@@ -228,8 +230,8 @@ impl Saved {
             Some(theirs) => return Err(wrong(format!("a session with keys and values in {theirs}, not in {kv_type}"))),
             None => return Err(damaged()),
         }
-        if u64_at(40) != settings(model.config) {
-            return Err(wrong(format!("a session of {name} with other settings")));
+        if u64_at(40) != settings(model.config) ^ model.adapters {
+            return Err(wrong(format!("a session of {name} with other settings or other adapters (lora)")));
         }
         let n = usize::try_from(u64_at(56)).map_err(|_| damaged())?;
         let shifted_from = Some(u64_at(64)).filter(|&from| from != u64::MAX);

@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
 use super::ids::token_ids;
+use super::model::{Adapter, adapters};
 use super::parameters::to_options;
 use super::{Model, raise, raise_ref, run};
 use crate::error::{Error, Result};
@@ -67,7 +68,9 @@ pub fn generate_batch<'py>(
     threads: &Bound<'py, PyAny>,
     kv_type: &str,
     parallel: usize,
+    lora: Vec<(PyRef<'py, Adapter>, f32)>,
 ) -> PyResult<Vec<Done>> {
+    let lora = adapters(&lora);
     let session = model.options(py, context_length, threads, kv_type)?;
     let model = model.shared();
     let asked = prompts.iter().zip(&options).map(|(prompt, options)| asked(py, model, prompt, options, &session));
@@ -80,7 +83,8 @@ pub fn generate_batch<'py>(
         let mut tickets = Vec::with_capacity(asked.len());
         for (prompt, options) in asked {
             let work = Work::Generate(Generate::new(model, prompt, options, 1)?);
-            tickets.push(engine.submit(Request::new(model, session, work))?);
+            let adapters = lora.clone();
+            tickets.push(engine.submit(Request { adapters, ..Request::new(model, session, work) })?);
         }
         while engine.step(interrupt)? {}
         // An error may be one of several answers.
@@ -159,7 +163,9 @@ impl Engine {
         timeout: Option<f64>,
         bell: &Bell,
         id: u64,
+        lora: Vec<(PyRef<'_, Adapter>, f32)>,
     ) -> PyResult<Ticket> {
+        let adapters = adapters(&lora);
         let session = model.options(py, context_length, threads, kv_type)?;
         let model = model.shared();
         let (prompt, options) = asked(py, model, prompt, options, &session)?;
@@ -169,7 +175,7 @@ impl Engine {
         });
         let submitted = run(py, |_| {
             let work = Work::Generate(Generate::new(model, prompt, options, 1)?);
-            let request = Request { client, priority, deadline, ..Request::new(model, session, work) };
+            let request = Request { client, priority, deadline, adapters, ..Request::new(model, session, work) };
             Ok(self.scheduler.submit(request))
         })?;
         match submitted {

@@ -13,7 +13,7 @@ use super::parameters::{functions, to_options};
 use super::session::Held;
 use super::{Session, Tokenizer, raise, run};
 use crate::error::{Error, Result};
-use crate::generate::{self, FinishReason, LogitsProcessor, Timings, TokenLogprobs};
+use crate::generate::{self, Drafter, FinishReason, LogitsProcessor, Lookup, Timings, TokenLogprobs};
 use crate::grammar;
 use crate::threads::Interrupt;
 use crate::tokenizer::{self, StreamDecoder};
@@ -87,13 +87,15 @@ impl Shown {
 impl Generation {
     /// `free_until` are markers up to which a grammar leaves the text free, and whether the answer may end before one.
     #[new]
-    #[pyo3(signature = (session, tokenizer, prompt, options, free_until=None))]
+    #[pyo3(signature = (session, tokenizer, prompt, options, lookup=false, draft=None, free_until=None))]
     fn new(
         py: Python<'_>,
         session: &Session,
         tokenizer: &Tokenizer,
         prompt: &Bound<'_, PyAny>,
         options: &Bound<'_, PyDict>,
+        lookup: bool,
+        draft: Option<&Session>,
         free_until: Option<(Vec<String>, bool)>,
     ) -> PyResult<Self> {
         let vocab_size = session.vocab_size();
@@ -133,7 +135,16 @@ impl Generation {
             Ok(generation)
         };
         let made = make();
-        let driven = Driven { generation: made.map_err(|e| raise(py, e))?, epoch: None, ready: None };
+        let mut generation = made.map_err(|e| raise(py, e))?;
+        if lookup {
+            generation.speculate(Box::new(Lookup));
+        }
+        if let Some(draft) = draft {
+            let taken = draft.take().map_err(|e| raise(py, e))?;
+            let shared = vocab_size.min(draft.vocab_size());
+            generation.speculate(Box::new(Drafter::new(taken, shared)));
+        }
+        let driven = Driven { generation, epoch: None, ready: None };
         let mut shown = Shown {
             text: String::new(),
             token_ids: Vec::new(),
@@ -206,11 +217,14 @@ impl Generation {
         self.shown(py, |shown| shown.seed)
     }
 
-    /// Prompt tokens, seconds for them, generated tokens, seconds for them, prompt tokens that were there already.
+    /// Prompt tokens, seconds for them, generated tokens, seconds for them, prompt tokens that were there already, tokens that
+    /// were guessed, and those of them that were right.
     #[getter]
-    fn timings(&self, py: Python<'_>) -> PyResult<(usize, f64, usize, f64, usize)> {
+    fn timings(&self, py: Python<'_>) -> PyResult<(usize, f64, usize, f64, usize, usize, usize)> {
         let t = self.shown(py, |shown| shown.timings)?;
-        Ok((t.prompt_tokens, t.prompt.as_secs_f64(), t.generated_tokens, t.generation.as_secs_f64(), t.cached_tokens))
+        let (prompt, generation) = (t.prompt.as_secs_f64(), t.generation.as_secs_f64());
+        let guessed = (t.drafted_tokens, t.accepted_tokens);
+        Ok((t.prompt_tokens, prompt, t.generated_tokens, generation, t.cached_tokens, guessed.0, guessed.1))
     }
 }
 

@@ -58,7 +58,7 @@ mod _core {
     #[pymodule_export]
     use super::generation::Generation;
     #[pymodule_export]
-    use super::model::Model;
+    use super::model::{Adapter, Model};
     #[pymodule_export]
     use super::parameters::{check, parameters};
     #[pymodule_export]

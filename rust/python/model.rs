@@ -17,9 +17,9 @@ use crate::error::Result;
 use crate::kernels::KV_TYPES;
 use crate::kv::Sequence;
 use crate::mapping::{Load, LoadOptions};
-use crate::model;
 use crate::quant::DType;
 use crate::session::{self, SessionOptions};
+use crate::{adapter, model};
 
 /// A model, immutable and shared.
 #[pyclass(frozen)]
@@ -89,7 +89,9 @@ impl Model {
         context_length: &Bound<'_, PyAny>,
         threads: &Bound<'_, PyAny>,
         kv_type: &str,
+        lora: Vec<(PyRef<'_, Adapter>, f32)>,
     ) -> PyResult<(Floats, Vec<usize>)> {
+        let lora = adapters(&lora);
         let session = self.options(py, context_length, threads, kv_type)?;
         let pooling = pooling.map(to_pooling).transpose()?;
         let options = EmbedOptions { pooling, normalize, dimensions, session };
@@ -105,7 +107,7 @@ impl Model {
                 }
             });
             let ids = ids.collect::<Result<Vec<_>>>()?;
-            let (data, dim) = embedding::embed(&self.inner, &ids, &options, interrupt)?;
+            let (data, dim) = embedding::embed(&self.inner, &ids, &options, &lora, interrupt)?;
             Ok((data, dim, ids.iter().map(Vec::len).collect()))
         })?;
         let rows = data.len() / dim;
@@ -120,18 +122,39 @@ impl Model {
         context_length: &Bound<'_, PyAny>,
         threads: &Bound<'_, PyAny>,
         kv_type: &str,
+        lora: Vec<(PyRef<'_, Adapter>, f32)>,
     ) -> PyResult<Vec<Vec<f32>>> {
+        let lora = adapters(&lora);
         let options = self.options(py, context_length, threads, kv_type)?;
         let longest = embedding::longest(&self.inner, &options);
         let vocab_size = self.inner.config().vocab_size;
         let ids = texts.iter().map(|ids| token_ids(TEXT, ids, vocab_size, longest)).collect::<PyResult<Vec<_>>>()?;
-        let (scores, n) = run(py, |interrupt| embedding::rank(&self.inner, &ids, &options, interrupt))?;
+        let (scores, n) = run(py, |interrupt| embedding::rank(&self.inner, &ids, &options, &lora, interrupt))?;
         Ok(scores.chunks_exact(n).map(<[f32]>::to_vec).collect())
+    }
+
+    /// An adapter for this model.
+    fn adapter(&self, py: Python<'_>, path: PathBuf) -> PyResult<Adapter> {
+        let inner = run(py, |_| self.inner.adapter(&path))?;
+        Ok(Adapter { inner: Arc::new(inner) })
     }
 
     fn tokenizer(&self, py: Python<'_>) -> PyResult<Tokenizer> {
         let inner = run(py, |_| self.inner.tokenizer())?;
         Ok(Tokenizer::of(inner, self.inner.checkpoint()))
+    }
+
+    /// Whether the tokens of two models are the same: all but one in a hundred of those that both have.
+    fn has_tokens_of(&self, py: Python<'_>, other: &Self) -> PyResult<bool> {
+        run(py, |_| {
+            let (a, b) = (self.inner.tokenizer()?, other.inner.tokenizer()?);
+            let n = a.vocab_size().min(b.vocab_size());
+            let mut others = 0;
+            for id in 0..n as u32 {
+                others += usize::from(a.token_bytes(id)? != b.token_bytes(id)?);
+            }
+            Ok(others <= n / 100)
+        })
     }
 
     /// Checks what sessions would be made with.
@@ -151,11 +174,13 @@ impl Model {
         context_length: &Bound<'_, PyAny>,
         threads: &Bound<'_, PyAny>,
         kv_type: &str,
+        lora: Vec<(PyRef<'_, Adapter>, f32)>,
     ) -> PyResult<Session> {
-        let options = self.options(py, context_length, threads, kv_type)?;
-        Ok(Session::of(run(py, |_| session::Session::new(&self.inner, options))?))
+        let (options, lora) = (self.options(py, context_length, threads, kv_type)?, adapters(&lora));
+        Ok(Session::of(run(py, |_| session::Session::adapted(&self.inner, options, &lora))?))
     }
 
+    #[allow(clippy::too_many_arguments)] // as Python has them
     /// The session that was saved to `path`; with `prefix`, as much of it as fits, to start another with.
     fn load_session(
         &self,
@@ -165,11 +190,31 @@ impl Model {
         threads: &Bound<'_, PyAny>,
         kv_type: &str,
         prefix: bool,
+        lora: Vec<(PyRef<'_, Adapter>, f32)>,
     ) -> PyResult<Session> {
-        let options = self.options(py, context_length, threads, kv_type)?;
+        let (options, lora) = (self.options(py, context_length, threads, kv_type)?, adapters(&lora));
         let load = if prefix { session::Session::load_prefix } else { session::Session::load };
-        Ok(Session::of(run(py, |_| load(&self.inner, &path, options))?))
+        Ok(Session::of(run(py, |_| load(&self.inner, &path, options, &lora))?))
     }
+}
+
+/// An adapter (LoRA) of a model.
+#[pyclass(frozen)]
+pub struct Adapter {
+    inner: Arc<adapter::Adapter>,
+}
+
+#[pymethods]
+impl Adapter {
+    /// Number of matrices that it changes.
+    #[getter]
+    fn n_matrices(&self) -> usize {
+        self.inner.n_matrices()
+    }
+}
+
+pub(super) fn adapters(lora: &[(PyRef<'_, Adapter>, f32)]) -> Vec<(Arc<adapter::Adapter>, f32)> {
+    lora.iter().map(|(adapter, scale)| (Arc::clone(&adapter.inner), *scale)).collect()
 }
 
 /// A text, or the ids of its tokens.

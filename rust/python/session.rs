@@ -79,6 +79,17 @@ impl Session {
         })
     }
 
+    /// Takes the session out, for a use of which Python knows nothing: this one is closed then.
+    ///
+    /// # Errors
+    /// [`Error::SessionBusy`] if it is in use, [`Error::Closed`].
+    pub fn take(&self) -> Result<session::Session> {
+        self.check_open()?;
+        let held = self.held.lend()?.take().ok_or_else(|| self.closed_error())?;
+        self.closed.store(CLOSED, Ordering::SeqCst);
+        Ok(held.session)
+    }
+
     fn check_open(&self) -> Result<()> {
         if self.closed() { Err(self.closed_error()) } else { Ok(()) }
     }

@@ -379,8 +379,8 @@ parameters! {
         dry_sequence_breakers: Vec<String> = ["\n", ":", "\"", "*"].map(String::from).to_vec(), Kind::Texts,
             "strings that such a sequence does not go across";
         mirostat: usize = 0, Kind::Int { min: 0, max: 2 },
-            "keep the text as surprising as mirostat_tau says, by version 1 or 2 of Mirostat, instead of any top_k, top_p \
-             and the like; 0 for no";
+            "version 1 or 2 of Mirostat, which keeps the text as surprising as mirostat_tau says, instead of top_k, top_p \
+             and the like; 0 for none";
         mirostat_tau: f32 = 5.0, Kind::NOT_NEGATIVE, "the surprise that Mirostat keeps, in bits a token";
         mirostat_eta: f32 = 0.1, Kind::NOT_NEGATIVE, "how fast Mirostat corrects itself";
         samplers: Vec<String> = SAMPLERS.map(String::from).to_vec(), Kind::Words(&SAMPLERS),

@@ -9,6 +9,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,11 +24,12 @@ use super::request::{
 };
 use super::thread::Load;
 use super::ticket::Sink;
+use crate::adapter::{self, Adapter};
 use crate::embedding::{self, EmbedOptions};
 use crate::engine::{BATCH, Span, Want};
 use crate::error::{Error, Result};
 use crate::generate::{self, FinishReason, Overflow};
-use crate::kernels::BLOCK;
+use crate::kernels::{BLOCK, Changes};
 use crate::kv::Sequence;
 use crate::model::Model;
 use crate::session::{Session, SessionOptions};
@@ -45,6 +47,8 @@ const EXPECTED: usize = 256;
 const SHORT: usize = 64;
 /// ... so many times.
 const OVERTAKEN: u8 = 4;
+/// So many of those that wait are looked at for the next one.
+const LOOKED_AT: usize = 64;
 /// A client that has had so many tokens more than one that waits gives it its place.
 const QUANTUM: u64 = 256;
 
@@ -69,7 +73,7 @@ impl Pin {
     /// # Errors
     /// As for [`Session::load_prefix`], and [`Error::SavedSession`].
     pub fn load(model: &Arc<Model>, session: SessionOptions, path: &Path, salt: u64) -> Result<Self> {
-        let mut sequence = Session::load_prefix(model, path, session)?.into_sequence();
+        let mut sequence = Session::load_prefix(model, path, session, &[])?.into_sequence();
         sequence.verify()?;
         Ok(Self { model: Arc::clone(model), session, sequence, salt })
     }
@@ -83,6 +87,8 @@ pub(super) struct About {
     index: usize,
     client: u64,
     pub salt: u64,
+    adapters: Vec<(Arc<Adapter>, f32)>,
+    changes: Arc<Changes>, // theirs
     priority: i8,
     deadline: Option<Instant>,
     arrival: Instant,
@@ -165,6 +171,7 @@ pub(super) struct Core {
     groups: Vec<Group>,
     waiting: Vec<Waiting>,
     clients: HashMap<u64, u64>, // tokens that were computed for them, and what they were given when they came
+    has_priorities: bool,       // any request had one
     clock: u64,
     turn: usize,            // the group whose turn it is
     current: Option<usize>, // the group that is being computed
@@ -181,6 +188,7 @@ impl Core {
             groups: Vec::new(),
             waiting: Vec::new(),
             clients: HashMap::new(),
+            has_priorities: false,
             clock: 0,
             turn: 0,
             current: None,
@@ -195,20 +203,26 @@ impl Core {
     pub fn add(&mut self, job: Job, load: &Load) {
         let Job { request, sink, arrival } = job;
         let tokens = request.prompt_tokens();
-        let Request { model, session, work, client, salt, priority, deadline } = request;
+        let Request { model, session, work, client, salt, priority, deadline, adapters } = request;
         self.is_busy = true;
+        self.has_priorities |= priority != 0;
         self.arrives(client);
         let key = Key::new(&model, &session);
-        if let Err(error) = self.group(&key, &model) {
-            let n = work.n();
-            load.leave(n, tokens);
-            let error = Arc::new(error);
-            for index in 0..n {
-                let end = End { finish: Finish::Failed(Arc::clone(&error)), usage: Usage::default(), seed: 0 };
-                sink.push(Event { index, end: Some(end), ..Event::default() });
+        let resolved = self.group(&key, &model).map(|_| ());
+        let resolved = resolved.and_then(|()| adapter::resolved(&adapters, model.checkpoint()));
+        let (changes, changes_hash) = match resolved {
+            Ok(resolved) => resolved,
+            Err(error) => {
+                let n = work.n();
+                load.leave(n, tokens);
+                let error = Arc::new(error);
+                for index in 0..n {
+                    let end = End { finish: Finish::Failed(Arc::clone(&error)), usage: Usage::default(), seed: 0 };
+                    sink.push(Event { index, end: Some(end), ..Event::default() });
+                }
+                return;
             }
-            return;
-        }
+        };
         let mut wait = |index: usize, task: Task, prompt_tokens: usize| {
             self.clock += 1;
             let about = About {
@@ -217,7 +231,9 @@ impl Core {
                 sink: sink.clone(),
                 index,
                 client,
-                salt,
+                salt: salt ^ changes_hash, // what was computed with others is no use
+                adapters: adapters.clone(),
+                changes: Arc::clone(&changes),
                 priority,
                 deadline,
                 arrival,
@@ -275,6 +291,9 @@ impl Core {
 
     /// A client comes: it is next, but does not catch up for the time when it wanted nothing.
     fn arrives(&mut self, client: u64) {
+        if self.waiting.last().is_some_and(|last| last.about.client == client) {
+            return; // it is here already
+        }
         let active = self.active_clients();
         if active.contains(&client) {
             return;
@@ -672,15 +691,21 @@ impl Core {
 
     // Who is next.
 
-    /// Those of a group that wait, the next one first.
-    fn queue(&self, g: usize) -> Vec<usize> {
+    /// The first ones of a group that wait for this kind of work, the next one first.
+    fn queue(&self, g: usize, is_kind: impl Fn(&Task) -> bool) -> Vec<usize> {
         let key = &self.groups[g].key;
-        let of_group = self.waiting.iter().enumerate().filter(|(_, waiting)| waiting.key == *key);
+        let of_kind = |waiting: &Waiting| is_kind(&waiting.task) && waiting.key == *key;
+        let of_group = self.waiting.iter().enumerate().filter(|(_, waiting)| of_kind(waiting));
         let mut order: Vec<usize> = of_group.map(|(i, _)| i).collect();
-        order.sort_by_key(|&i| {
+        let rank = |&i: &usize| {
             let about = &self.waiting[i].about;
             (-i16::from(about.priority), self.had(about.client), about.number)
-        });
+        };
+        if order.len() > LOOKED_AT {
+            order.select_nth_unstable_by_key(LOOKED_AT, rank);
+            order.truncate(LOOKED_AT);
+        }
+        order.sort_unstable_by_key(rank);
         order
     }
 
@@ -689,8 +714,7 @@ impl Core {
         if !self.groups[g].texts.is_empty() {
             return;
         }
-        let next = self.queue(g).into_iter().find(|&i| matches!(self.waiting[i].task, Task::Texts(_)));
-        let Some(i) = next else { return };
+        let Some(&i) = self.queue(g, |task| matches!(task, Task::Texts(_))).first() else { return };
         let Waiting { mut about, task, queued, .. } = self.waiting.remove(i);
         if let Task::Texts(texts) = task {
             about.start(now);
@@ -702,7 +726,11 @@ impl Core {
 
     /// Takes the next one of a group out of the queue, if there is one and room for it.
     fn take_next(&mut self, g: usize, now: Instant, load: &Load) -> Option<u64> {
-        let order = self.queue(g);
+        let is_full = self.groups[g].running.len() >= self.limits.parallel;
+        if is_full && self.clients.len() <= 1 && !self.has_priorities {
+            return None; // nobody gives a place to another
+        }
+        let order = self.queue(g, |task| matches!(task, Task::Answer(_)));
         // What is about to be computed for another need not be computed again.
         let cached: Vec<(usize, usize)> = order
             .into_iter()
@@ -719,7 +747,6 @@ impl Core {
                 next = short;
             }
         }
-        let is_full = self.groups[g].running.len() >= self.limits.parallel;
         if is_full {
             next = first;
         }
@@ -847,7 +874,9 @@ impl Core {
             loop {
                 let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
                 let Some((running, logits, tokens, outcome)) = job else { break };
-                *outcome = running.accept(logits, *tokens, vocab_size);
+                // A bug in one answer ends that one.
+                let accepted = catch_unwind(AssertUnwindSafe(|| running.accept(logits, *tokens, vocab_size)));
+                *outcome = accepted.unwrap_or_else(|_| Outcome { end: Some(Finish::Crashed), ..Outcome::default() });
             }
         };
         if n > 1 {
@@ -958,8 +987,8 @@ impl Core {
         let interrupt = Interrupt::new(&stop);
         let some = &texts.texts[start..end];
         let made = match &texts.embed {
-            Some(options) => embedding::embed(&about.model, some, options, &interrupt),
-            None => embedding::rank(&about.model, some, &about.session, &interrupt),
+            Some(options) => embedding::embed(&about.model, some, options, &about.adapters, &interrupt),
+            None => embedding::rank(&about.model, some, &about.session, &about.adapters, &interrupt),
         };
         match made {
             Ok((data, dim)) => {
@@ -1129,7 +1158,7 @@ impl Running {
             None => answer.wants(),
             Some(_) => &answer.prompt()[at..],
         };
-        Span { sequence: &mut self.sequence, tokens: &todo[..tokens], want }
+        Span { sequence: &mut self.sequence, tokens: &todo[..tokens], want, adapters: &self.about.changes }
     }
 
     /// Takes what a step has computed: `tokens` of them, and the logits that were wanted.

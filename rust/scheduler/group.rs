@@ -148,7 +148,7 @@ impl Group {
         let found = self.prefixes.find(about.salt, tokens, Some(now));
         let common = |running: &&Running| in_common(tokens, running).min(running.sequence.position());
         let best = self.of_salt(about.salt).max_by_key(common);
-        if let Some(best) = best.filter(|best| common(best) > found.n) {
+        if let Some(best) = best.filter(|best| common(best) > found.n && best.sequence.check().is_ok()) {
             let mut fork = best.sequence.fork();
             let n = fork.keep_prefix(&of.answer.tokens()[..of.most_cached() + 1]);
             if n > found.n && fork.context_length() == context_length {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::group::own_bytes;
+use crate::adapter::Adapter;
 use crate::embedding::{self, EmbedOptions};
 use crate::engine::BATCH;
 use crate::error::{Error, Result};
@@ -34,12 +35,24 @@ pub struct Request {
     pub priority: i8,
     /// When the answer is of no use any more.
     pub deadline: Option<Instant>,
+    /// What changes the model for it, each by how much. Only requests with the same ones share prefixes; they are computed
+    /// together with those that have others.
+    pub adapters: Vec<(Arc<Adapter>, f32)>,
 }
 
 impl Request {
     /// A request of nobody in particular.
     pub fn new(model: &Arc<Model>, session: SessionOptions, work: Work) -> Self {
-        Self { model: Arc::clone(model), session, work, client: 0, salt: 0, priority: 0, deadline: None }
+        Self {
+            model: Arc::clone(model),
+            session,
+            work,
+            client: 0,
+            salt: 0,
+            priority: 0,
+            deadline: None,
+            adapters: Vec::new(),
+        }
     }
 }
 

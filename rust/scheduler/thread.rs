@@ -22,6 +22,9 @@ use crate::threads::{self, Interrupt};
 /// A second panic within so long is one too many.
 const CALM: Duration = Duration::from_secs(60);
 
+/// How often others are shown how it is doing, while it is busy: it takes a walk through all that is kept.
+const SHOW: Duration = Duration::from_millis(20);
+
 /// Computes requests on a thread of its own. When it is dropped, what has not ended is cancelled.
 ///
 /// A child of `fork` has the scheduler and not the thread: there it takes no requests.
@@ -255,6 +258,7 @@ fn run(shared: &Shared) {
     let _guarded = guarded();
     let mut core = Core::new(shared.limits);
     let mut last_panic: Option<Instant> = None;
+    let mut shown = Instant::now();
     loop {
         let mut inbox = shared.lock();
         while inbox.jobs.is_empty() && !inbox.changed && !core.is_busy() {
@@ -287,7 +291,10 @@ fn run(shared: &Shared) {
                 shared.lock().phase = Phase::Stopping;
             }
         }
-        *shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = core.stats();
+        if !core.is_busy() || shown.elapsed() >= SHOW {
+            *shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = core.stats();
+            shown = Instant::now();
+        }
         let mut inbox = shared.lock();
         if inbox.phase == Phase::Stopping && inbox.jobs.is_empty() && core.is_empty() {
             inbox.ended = true;

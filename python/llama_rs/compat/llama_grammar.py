@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 
 class LlamaGrammar:
@@ -13,6 +14,12 @@ class LlamaGrammar:
         self.kind = kind
         """``"gbnf"``, ``"json_schema"`` or ``"json_object"``."""
         self.source = source
+
+    def _options(self) -> dict[str, Any]:
+        """It as an option of an answer."""
+        if self.kind == "json_object":
+            return {"response_format": {"type": "json_object"}}
+        return {"json_schema" if self.kind == "json_schema" else "grammar": self.source}
 
     @classmethod
     def from_string(cls, grammar: str, verbose: bool = True) -> LlamaGrammar:  # noqa: ARG003

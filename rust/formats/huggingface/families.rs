@@ -378,6 +378,13 @@ pub const FAMILIES: &[Family] = &[
     family(&["modernbert"], |_| Ok("modern-bert"), &[MODERN_BERT], modern_bert),
 ];
 
+/// Whether GGUF files of an architecture have the rows of a head in another order, see [`Family::pairs`].
+pub fn has_pairs(architecture: &str) -> bool {
+    const PAIRS: &[&str] =
+        &["llama", "mistral3", "granite", "granitemoe", "granitehybrid", "smollm3", "arcee", "minicpm", "deepseek"];
+    PAIRS.contains(&architecture)
+}
+
 /// The row of a model.
 pub fn find(config: &Config) -> Result<&'static Family> {
     let name = config.required("model_type", config.str("model_type")?)?;

@@ -13,6 +13,7 @@
 //!
 //! Nothing of the tokenizer is read until somebody asks for it.
 
+mod adapter;
 mod config;
 mod families;
 mod keys;
@@ -23,9 +24,11 @@ use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(super) use self::adapter::open_adapter;
 pub(crate) use self::config::Config;
 pub(crate) use self::families::Family;
 use self::families::How;
+pub(crate) use self::families::has_pairs;
 pub(crate) use self::keys::Made;
 use super::{OpenPart, gguf, one_line, safetensors};
 use crate::checkpoint::{Checkpoint, Pairs, TensorInfo};

@@ -1,4 +1,4 @@
-//! Matrix products, AVX2.
+//! Matrix products in registers of 256 bits: AVX2, and AVX-VNNI if `VNNI`.
 //!
 //! Two ways through a matrix, both from [`Unpack`], that give the same bits:
 //!
@@ -12,7 +12,8 @@
 //!
 //! Without `dpbusd`, `maddubs` multiplies unsigned weights with signed activations and adds pairs in 16 bits. Integers up
 //! to 63 fit, and the sums of several pairs of small ones; larger ones (Q8_0, IQ4) go by magnitude and sign,
-//! `|w| * (a with the sign of w)`, one pair at a time.
+//! `|w| * (a with the sign of w)`, one pair at a time. With it all weights are raised until they are unsigned, and the
+//! products of four are added to a sum of 32 bits in one instruction.
 //!
 //! No closures and no iterator adaptors where there are registers: code that is generic over a closure lacks the features
 //! of the set, and every intrinsic in it would be a call.
@@ -22,8 +23,8 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx2;
 use super::unpack::{Scales, Unpack};
+use super::{avx2, avxvnni};
 use crate::kernels::activations::{QuantizedRow, Rows};
 use crate::kernels::matmul::{Matmul, STRIP};
 
@@ -37,39 +38,71 @@ const ROW_TOKENS: usize = 4;
 /// `out[t][r] (+)= w[r] . x[t]` for the rows `rows` and all tokens of `job`.
 ///
 /// # Safety
-/// - The CPU has the features of the set.
+/// - The CPU has the features of the set, and AVX-VNNI if `VNNI`.
 /// - `rows` are rows of `job.w`, which is of type `U`, and no other worker writes the same rows of `job.out`.
-pub unsafe fn rows<U: Unpack>(job: &Matmul, rows: Range<usize>) {
+pub unsafe fn rows<U: Unpack, const VNNI: bool>(job: &Matmul, rows: Range<usize>) {
     for t in job.tokens.clone().step_by(ROW_TOKENS) {
         // SAFETY: the caller's promises.
         unsafe {
             match job.tokens.end - t {
-                1 => tokens_rows::<U, 1>(job, rows.clone(), t),
-                2 => tokens_rows::<U, 2>(job, rows.clone(), t),
-                3 => tokens_rows::<U, 3>(job, rows.clone(), t),
-                _ => tokens_rows::<U, ROW_TOKENS>(job, rows.clone(), t),
+                1 => some_tokens::<U, VNNI, 1>(job, rows.clone(), t),
+                2 => some_tokens::<U, VNNI, 2>(job, rows.clone(), t),
+                3 => some_tokens::<U, VNNI, 3>(job, rows.clone(), t),
+                _ => some_tokens::<U, VNNI, ROW_TOKENS>(job, rows.clone(), t),
             }
         }
     }
 }
 
-avx2! {
-    /// Rows for the `T` tokens from `t`.
-    ///
-    /// # Safety
-    /// - The matrix, of type `U`, has these rows, and the activations these tokens; nobody else writes their results.
-    unsafe fn tokens_rows<U: Unpack, const T: usize>(job: &Matmul, rows: Range<usize>, t: usize) {
-        let x = Rows::<T>::new(job.x, t, 0, U::HALVES);
-        let mut r = rows.start;
-        while r < rows.end {
-            // Eight rows or, at the end of a matrix, one: then all of the eight are the same.
-            let n = if rows.end - r >= 8 { 8 } else { 1 };
-            // SAFETY: the features are those of this function; the rest is the caller's promise.
-            unsafe { dots::<U, T>(job, r, n, t, &x) };
-            r += n;
-        }
-    }
+/// Rows for the `T` tokens from `t`: through the door of the set.
+///
+/// # Safety
+/// - As for [`rows`], and the tokens are those of `job`.
+unsafe fn some_tokens<U: Unpack, const VNNI: bool, const T: usize>(job: &Matmul, rows: Range<usize>, t: usize) {
+    // SAFETY: the caller's promises.
+    unsafe { if VNNI { tokens_rows_vnni::<U, T>(job, rows, t) } else { tokens_rows::<U, T>(job, rows, t) } }
 }
+
+/// The doors of the products: `$features` gives them those of a set.
+macro_rules! doors {
+    ($features:ident, vnni: $vnni:literal, $tokens_rows:ident, $tile:ident) => {
+        $features! {
+            /// Rows for the `T` tokens from `t`.
+            ///
+            /// # Safety
+            /// - The matrix, of type `U`, has these rows, and the activations these tokens; nobody else writes their results.
+            unsafe fn $tokens_rows<U: Unpack, const T: usize>(job: &Matmul, rows: Range<usize>, t: usize) {
+                let x = Rows::<T>::new(job.x, t, 0, U::HALVES);
+                let mut r = rows.start;
+                while r < rows.end {
+                    // Eight rows or, at the end of a matrix, one: then all of the eight are the same.
+                    let n = if rows.end - r >= 8 { 8 } else { 1 };
+                    // SAFETY: the features are those of this function; the rest is the caller's promise.
+                    unsafe { dots::<U, $vnni, T>(job, r, n, t, &x) };
+                    r += n;
+                }
+            }
+
+            /// 16 rows times the `T` tokens from `t`, groups `first .. first + n`.
+            ///
+            /// # Safety
+            /// - The panel is unpacked, and these tokens have these groups; nobody else writes the results.
+            unsafe fn $tile<U: Unpack, const T: usize>(
+                scratch: &Scratch,
+                job: &Matmul,
+                rows: Range<usize>,
+                t: usize,
+                first: usize,
+                n: usize,
+            ) {
+                // SAFETY: the features are those of this function; the rest is the caller's promise.
+                unsafe { tile_in::<U, $vnni, T>(scratch, job, rows, t, first, n) }
+            }
+        }
+    };
+}
+doors!(avx2, vnni: false, tokens_rows, tile);
+doors!(avxvnni, vnni: true, tokens_rows_vnni, tile_vnni);
 
 /// The products of the `n` rows from `r`, eight or one, with the `T` tokens from `t`, whose rows are `x`.
 ///
@@ -80,7 +113,7 @@ avx2! {
 /// - The CPU has the features of the set.
 /// - The matrix, of type `U`, has the rows, and `x` is of its tokens; nobody else writes the results.
 #[inline(always)]
-unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize, x: &Rows<T>) {
+unsafe fn dots<U: Unpack, const VNNI: bool, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize, x: &Rows<T>) {
     let row_bytes = job.w.row_bytes();
     let block = size_of::<U>();
     let (blocks, per_block) = (row_bytes / block, U::DTYPE.block_len() / 32);
@@ -107,14 +140,20 @@ unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: u
                 }
                 let mut scales = Scales::ZERO;
                 U::scales(&p, &mut scales);
-                let lines = (8 * block).div_ceil(64 * per_block);
-                for g in 0..per_block {
+                let span = if U::SPAN > 0 { U::SPAN } else { 1 };
+                let lines = (8 * block).div_ceil(64 * (per_block / span));
+                for s in 0..per_block / span {
                     // A few at a time: there are no more than ten to sixteen places for lines on their way.
                     for line in 0..lines {
-                        let line = ahead.wrapping_add(64 * (g * lines + line)).cast();
+                        let line = ahead.wrapping_add(64 * (s * lines + line)).cast();
                         if far { _mm_prefetch::<_MM_HINT_T1>(line) } else { _mm_prefetch::<_MM_HINT_T0>(line) }
                     }
-                    add_group::<U, T>(&mut sums, &p, &scales, g, x, b * per_block + g);
+                    let at = b * per_block + s * span;
+                    if U::SPAN > 0 {
+                        add_span::<U, VNNI, T>(&mut sums, &p, &scales, s, x, at);
+                    } else {
+                        add_group::<U, VNNI, T>(&mut sums, &p, &scales, s, x, at);
+                    }
                 }
             }
             for j in 0..T {
@@ -132,13 +171,75 @@ unsafe fn dots<U: Unpack, const T: usize>(job: &Matmul, r: usize, n: usize, t: u
     }
 }
 
-/// Adds the products of group `g` of the blocks at `p` with group `at` of the activations.
+/// Adds the products of the `SPAN` groups from `SPAN * s` on of the blocks at `p` with the groups of the activations from `at`
+/// on: rows `k` and `k + 4` at a time, so that a lane of what comes out holds what it holds in a tile.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - Each of `p` is valid for reads of a block of type `U` with these groups, and so is `x`.
+#[inline(always)]
+unsafe fn add_span<U: Unpack, const VNNI: bool, const T: usize>(
+    sums: &mut [__m256; T],
+    p: &[*const u8; 8],
+    scales: &Scales,
+    s: usize,
+    x: &Rows<T>,
+    at: usize,
+) {
+    debug_assert!(!U::HALVES && U::MAGNITUDE.is_none() && U::SPAN <= 2);
+    let narrow = if VNNI { 0 } else { narrow_levels(U::LARGEST) };
+    // SAFETY: blocks are there, and the activations as many groups; the features are the caller's promise.
+    unsafe {
+        let zero = _mm256_setzero_si256();
+        let mut a = [[[zero; 2]; 2]; T];
+        for j in 0..T {
+            for g in 0..U::SPAN {
+                for half in 0..2 {
+                    let a16 = x.qs[j].add(32 * (at + g) + 16 * half);
+                    a[j][g][half] = _mm256_broadcastsi128_si256(_mm_loadu_si128(a16.cast()));
+                }
+            }
+        }
+        // `[group][token]`: rows 0 1 | 4 5, then 2 3 | 6 7.
+        let mut four = [[[zero; T]; 2]; 2];
+        for k in 0..2 {
+            let mut first = [[zero; T]; 2];
+            for i in 0..2 {
+                let row = 2 * k + i;
+                let q = U::two_rows::<VNNI>(p[row], p[row + 4], s);
+                for g in 0..U::SPAN {
+                    for j in 0..T {
+                        let mut sum = dot_halves::<U, VNNI>(q[g], a[j][g]);
+                        if i == 0 {
+                            first[g][j] = sum;
+                        } else {
+                            sum = add_quarters(first[g][j], sum, narrow == 0);
+                            four[k][g][j] = if narrow == 1 { widen(sum) } else { sum };
+                        }
+                    }
+                }
+            }
+        }
+        for g in 0..U::SPAN {
+            for j in 0..T {
+                let [a, b] = [four[0][g][j], four[1][g][j]].map(|q| _mm256_castsi256_ps(q));
+                let even = _mm256_castps_si256(_mm256_shuffle_ps::<0x88>(a, b));
+                let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0xdd>(a, b));
+                let sum = add(even, odd, narrow < 2);
+                let sum = if narrow == 2 { widen(sum) } else { sum };
+                scale::<U, VNNI, T>(sums, sum, scales, j, U::SPAN * s + g, 0, x, at + g);
+            }
+        }
+    }
+}
+
+/// Adds the products of group `g` of the blocks at `p` with group `at` of the activations, a row at a time.
 ///
 /// # Safety
 /// - The CPU has the features of the set.
 /// - Each of `p` is valid for reads of a block of type `U`, `g` is a group of it, and `x` has a group `at`.
 #[inline(always)]
-unsafe fn add_group<U: Unpack, const T: usize>(
+unsafe fn add_group<U: Unpack, const VNNI: bool, const T: usize>(
     sums: &mut [__m256; T],
     p: &[*const u8; 8],
     scales: &Scales,
@@ -146,7 +247,6 @@ unsafe fn add_group<U: Unpack, const T: usize>(
     x: &Rows<T>,
     at: usize,
 ) {
-    let halves = if U::HALVES { 2 } else { 1 };
     // SAFETY: blocks are there, and the activations as many groups; the features are the caller's promise.
     unsafe {
         let mut a = [_mm256_setzero_si256(); T];
@@ -163,33 +263,64 @@ unsafe fn add_group<U: Unpack, const T: usize>(
             };
             let mut q = [[_mm256_setzero_si256(); 2]; 4];
             for i in 0..4 {
-                q[i] = U::factors(p[rows[i]], g, scales.signs[rows[i]][g]);
+                let (p, signs) = (p[rows[i]], scales.signs[rows[i]][g]);
+                q[i] = if VNNI && U::MAGNITUDE.is_none() {
+                    [U::integers::<true>(p, g, signs); 2]
+                } else {
+                    U::factors(p, g, signs)
+                };
             }
             for j in 0..T {
-                four[j][k] = dot_four::<U>(&q, a[j]);
+                four[j][k] = dot_four::<U, VNNI>(&q, a[j]);
             }
         }
         for j in 0..T {
-            let da = _mm256_broadcast_ss(&*x.d[j].add(at));
             let [first, second] = four[j];
-            let sums_of_rows = if U::HALVES {
-                [_mm256_permute2x128_si256::<0x20>(first, second), _mm256_permute2x128_si256::<0x31>(first, second)]
+            if U::HALVES {
+                let halves = [
+                    _mm256_permute2x128_si256::<0x20>(first, second),
+                    _mm256_permute2x128_si256::<0x31>(first, second),
+                ];
+                scale::<U, VNNI, T>(sums, halves[0], scales, j, g, 0, x, at);
+                scale::<U, VNNI, T>(sums, halves[1], scales, j, g, 1, x, at);
             } else {
-                [_mm256_hadd_epi32(first, second); 2]
-            };
-            for half in 0..halves {
-                let mut product = sums_of_rows[half];
-                if !U::MINS && !U::SIGNED && U::MAGNITUDE.is_none() {
-                    let bias = _mm256_set1_epi32(x.bias[j].add(halves * at + half).read());
-                    product = _mm256_add_epi32(product, biased::<U>(bias));
-                }
-                let scale = _mm256_mul_ps(scales.d[halves * g + half], da);
-                sums[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), scale, sums[j]);
-                if U::MINS {
-                    let sum = _mm256_broadcast_ss(&*x.sum[j].add(halves * at + half));
-                    sums[j] = _mm256_fmadd_ps(scales.m[halves * g + half], sum, sums[j]);
-                }
+                scale::<U, VNNI, T>(sums, _mm256_hadd_epi32(first, second), scales, j, g, 0, x, at);
             }
+        }
+    }
+}
+
+/// Adds `product`, the sums of group `g` of eight rows with group `at` of token `j`, or of half `half` of it, times their
+/// scales.
+///
+/// # Safety
+/// - The CPU has the features of the set, and `x` has a group `at`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // it becomes part of its two callers
+unsafe fn scale<U: Unpack, const VNNI: bool, const T: usize>(
+    sums: &mut [__m256; T],
+    product: __m256i,
+    scales: &Scales,
+    j: usize,
+    g: usize,
+    half: usize,
+    x: &Rows<T>,
+    at: usize,
+) {
+    let halves = if U::HALVES { 2 } else { 1 };
+    // SAFETY: the activations have the group; the features are the caller's promise.
+    unsafe {
+        let da = _mm256_broadcast_ss(&*x.d[j].add(at));
+        let mut product = product;
+        if !U::MINS && (VNNI || !U::SIGNED) && U::MAGNITUDE.is_none() {
+            let bias = _mm256_set1_epi32(x.bias[j].add(halves * at + half).read());
+            product = _mm256_add_epi32(product, biased::<U>(bias));
+        }
+        let scale = _mm256_mul_ps(U::scale(scales, halves * g + half), da);
+        sums[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), scale, sums[j]);
+        if U::MINS {
+            let sum = _mm256_broadcast_ss(&*x.sum[j].add(halves * at + half));
+            sums[j] = _mm256_fmadd_ps(U::offset(scales, halves * g + half), sum, sums[j]);
         }
     }
 }
@@ -205,39 +336,90 @@ unsafe fn biased<U: Unpack>(bias: __m256i) -> __m256i {
     unsafe { _mm256_sra_epi32(bias, _mm_cvtsi32_si128(128u32.ilog2() as i32 - U::BIAS.ilog2() as i32)) }
 }
 
-/// The products of `factors`, see [`Unpack::factors`], with `a` in pairs, 16 bits.
+/// How often registers of products of integers up to `largest` can be added across in 16 bits, where sums are twice as many a
+/// register as in 32. A product is up to 127 times the integer, and up to 32767 fits: pairs up to 127 (of magnitudes), four
+/// products up to 63, which two halves of a group make, eight up to 31, sixteen up to 15.
+const fn narrow_levels(largest: u8) -> usize {
+    match largest {
+        0..=15 => 2,
+        16..=31 => 1,
+        _ => 0,
+    }
+}
+
+/// Pairs of 16 bits added to each other.
 ///
 /// # Safety
 /// - The CPU has the features of the set.
 #[inline(always)]
-unsafe fn pairs(factors: [__m256i; 2], a: __m256i, signed: bool) -> __m256i {
+unsafe fn widen(pairs: __m256i) -> __m256i {
     // SAFETY: the features are the caller's promise.
-    unsafe { _mm256_maddubs_epi16(factors[0], if signed { _mm256_sign_epi8(a, factors[1]) } else { a }) }
+    unsafe { _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)) }
+}
+
+/// The products of `factors`, see [`Unpack::factors`], with `a`: in pairs, 16 bits, or with `VNNI` in fours, 32 bits.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn products<const VNNI: bool>(factors: [__m256i; 2], a: __m256i, signed: bool) -> __m256i {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let a = if signed { _mm256_sign_epi8(a, factors[1]) } else { a };
+        if VNNI {
+            _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), factors[0], a)
+        } else {
+            _mm256_maddubs_epi16(factors[0], a)
+        }
+    }
+}
+
+/// The products of two rows, see [`Unpack::two_rows`], with the halves of a group, each in both lanes: the sums of a lane are
+/// those of a row, in 16 bits if [`narrow_levels`] says so.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn dot_halves<U: Unpack, const VNNI: bool>(q: [__m256i; 2], a: [__m256i; 2]) -> __m256i {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        if VNNI {
+            let first = _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), q[0], a[0]);
+            return _mm256_dpbusd_avx_epi32(first, q[1], a[1]);
+        }
+        let mut pairs = [_mm256_setzero_si256(); 2];
+        for half in 0..2 {
+            let factors = if U::SIGNED { [_mm256_abs_epi8(q[half]), q[half]] } else { [q[half]; 2] };
+            pairs[half] = products::<false>(factors, a[half], U::SIGNED);
+            if U::LARGEST > 63 {
+                pairs[half] = widen(pairs[half]);
+            }
+        }
+        let sum = add(pairs[0], pairs[1], U::LARGEST > 63);
+        if narrow_levels(U::LARGEST) == 0 && U::LARGEST <= 63 { widen(sum) } else { sum }
+    }
 }
 
 /// The products of the factors of four rows with `a`, added up to 32 bits as [`add_group`] wants them: with HALVES the sums
 /// of the first halves of the four rows, then of the second halves; else two sums of each of rows 0 and 2, then of 1 and 3.
 ///
-/// Registers are added to each other in 16 bits, where sums are twice as many, as long as the products of the largest factor
-/// allow: 2 * 127 times that each, up to 32767.
-///
 /// # Safety
 /// - The CPU has the features of the set.
 #[inline(always)]
-unsafe fn dot_four<U: Unpack>(q: &[[__m256i; 2]; 4], a: __m256i) -> __m256i {
+unsafe fn dot_four<U: Unpack, const VNNI: bool>(q: &[[__m256i; 2]; 4], a: __m256i) -> __m256i {
     let (signed, largest) = match U::MAGNITUDE {
         Some(magnitude) => (true, magnitude),
-        None => (U::SIGNED, U::LARGEST),
+        None => (U::SIGNED && !VNNI, U::LARGEST),
     };
-    let (wide_first, wide_second) = (largest > 63, U::HALVES || largest > 31);
+    // See [`narrow_levels`]: with HALVES two of a pair are added to each other, else four in two levels.
+    let (wide_first, wide_second) = (VNNI || largest > 63, VNNI || U::HALVES || largest > 31);
     // SAFETY: the features are the caller's promise.
     unsafe {
-        let one = _mm256_set1_epi16(1);
         let mut p = [_mm256_setzero_si256(); 4];
         for i in 0..4 {
-            p[i] = pairs(q[i], a, signed);
-            if wide_first {
-                p[i] = _mm256_madd_epi16(p[i], one);
+            p[i] = products::<VNNI>(q[i], a, signed);
+            if wide_first && !VNNI {
+                p[i] = widen(p[i]);
             }
         }
         let mut two = if U::HALVES {
@@ -246,13 +428,13 @@ unsafe fn dot_four<U: Unpack>(q: &[[__m256i; 2]; 4], a: __m256i) -> __m256i {
             [add_lanes(p[0], p[1], wide_first), add_lanes(p[2], p[3], wide_first)]
         };
         if wide_second && !wide_first {
-            two = [_mm256_madd_epi16(two[0], one), _mm256_madd_epi16(two[1], one)];
+            two = [widen(two[0]), widen(two[1])];
         }
         if U::HALVES {
             return _mm256_hadd_epi32(two[0], two[1]);
         }
         let sum = add_quarters(two[0], two[1], wide_second);
-        if wide_second { sum } else { _mm256_madd_epi16(sum, one) }
+        if wide_second { sum } else { widen(sum) }
     }
 }
 
@@ -314,7 +496,7 @@ thread_local! {
 /// # Safety
 /// - The CPU has the features of the set.
 /// - `rows` and `tokens` are rows and tokens of `job`, whose matrix is of type `U`; no other worker writes their results.
-pub unsafe fn strip<U: Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+pub unsafe fn strip<U: Unpack, const VNNI: bool>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
     const { assert!(STRIP.is_multiple_of(PANEL)) };
     SCRATCH.with(|cell| {
         // SAFETY: this thread's own, and `strip` does not call itself.
@@ -322,7 +504,7 @@ pub unsafe fn strip<U: Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<u
         let scratch = scratch.get_or_insert_with(bytemuck::allocation::zeroed_box);
         for start in rows.clone().step_by(PANEL) {
             // SAFETY: the caller's promises.
-            unsafe { panel::<U>(scratch, job, start..(start + PANEL).min(rows.end), tokens.clone()) }
+            unsafe { panel::<U, VNNI>(scratch, job, start..(start + PANEL).min(rows.end), tokens.clone()) }
         }
     });
 }
@@ -330,20 +512,47 @@ pub unsafe fn strip<U: Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<u
 /// # Safety
 /// - The CPU has the features of the set.
 /// - `rows` and `tokens` are rows and tokens of `job`, whose matrix is of type `U`; no other worker writes their results.
-unsafe fn panel<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+unsafe fn panel<U: Unpack, const VNNI: bool>(
+    scratch: &mut Scratch,
+    job: &Matmul,
+    rows: Range<usize>,
+    tokens: Range<usize>,
+) {
     let groups = job.x.n() / 32;
     for first in (0..groups).step_by(BLOCK_GROUPS) {
         let n = BLOCK_GROUPS.min(groups - first);
         // SAFETY: the caller's promises.
         unsafe {
-            unpack_panel::<U>(scratch, job, rows.clone(), first, n);
+            unpack_panel::<U, VNNI>(scratch, job, rows.clone(), first, n);
             for t in tokens.clone().step_by(TILE) {
                 match tokens.end - t {
-                    1 => tile::<U, 1>(scratch, job, rows.clone(), t, first, n),
-                    2 => tile::<U, 2>(scratch, job, rows.clone(), t, first, n),
-                    _ => tile::<U, TILE>(scratch, job, rows.clone(), t, first, n),
+                    1 => tile_of::<U, VNNI, 1>(scratch, job, rows.clone(), t, first, n),
+                    2 => tile_of::<U, VNNI, 2>(scratch, job, rows.clone(), t, first, n),
+                    _ => tile_of::<U, VNNI, TILE>(scratch, job, rows.clone(), t, first, n),
                 }
             }
+        }
+    }
+}
+
+/// A tile, through the door of the set.
+///
+/// # Safety
+/// - As for `tile`.
+unsafe fn tile_of<U: Unpack, const VNNI: bool, const T: usize>(
+    scratch: &Scratch,
+    job: &Matmul,
+    rows: Range<usize>,
+    t: usize,
+    first: usize,
+    n: usize,
+) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        if VNNI {
+            tile_vnni::<U, T>(scratch, job, rows, t, first, n);
+        } else {
+            tile::<U, T>(scratch, job, rows, t, first, n);
         }
     }
 }
@@ -353,25 +562,15 @@ avx2! {
     ///
     /// # Safety
     /// - The matrix, of type `U`, has these rows and groups; `n` is at most `BLOCK_GROUPS`, and of whole blocks.
-    unsafe fn unpack_panel<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usize>, first: usize, n: usize) {
-        // SAFETY: the features are those of this function; the rest is the caller's promise.
-        unsafe { unpack_panel_in::<U>(scratch, job, rows, first, n) }
-    }
-
-    /// 16 rows times the `T` tokens from `t`, groups `first .. first + n`.
-    ///
-    /// # Safety
-    /// - The panel is unpacked, and these tokens have these groups; nobody else writes the results.
-    unsafe fn tile<U: Unpack, const T: usize>(
-        scratch: &Scratch,
+    unsafe fn unpack_panel<U: Unpack, const RAISED: bool>(
+        scratch: &mut Scratch,
         job: &Matmul,
         rows: Range<usize>,
-        t: usize,
         first: usize,
         n: usize,
     ) {
         // SAFETY: the features are those of this function; the rest is the caller's promise.
-        unsafe { tile_in::<U, T>(scratch, job, rows, t, first, n) }
+        unsafe { unpack_panel_in::<U, RAISED>(scratch, job, rows, first, n) }
     }
 }
 
@@ -379,7 +578,13 @@ avx2! {
 /// - The CPU has the features of the set.
 /// - As for `unpack_panel`.
 #[inline(always)]
-unsafe fn unpack_panel_in<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: Range<usize>, first: usize, n: usize) {
+unsafe fn unpack_panel_in<U: Unpack, const RAISED: bool>(
+    scratch: &mut Scratch,
+    job: &Matmul,
+    rows: Range<usize>,
+    first: usize,
+    n: usize,
+) {
     let per_block = U::DTYPE.block_len() / 32;
     let halves = if U::HALVES { 2 } else { 1 };
     let row_bytes = job.w.row_bytes();
@@ -402,23 +607,43 @@ unsafe fn unpack_panel_in<U: Unpack>(scratch: &mut Scratch, job: &Matmul, rows: 
                 }
                 let mut scales = Scales::ZERO;
                 U::scales(&p, &mut scales);
+                if U::SPAN > 0 {
+                    for s in 0..per_block / U::SPAN {
+                        let mut q = [[[_mm256_setzero_si256(); 2]; 2]; 4];
+                        for i in 0..4 {
+                            q[i] = U::two_rows::<RAISED>(p[i], p[i + 4], s);
+                        }
+                        for g in 0..U::SPAN {
+                            for half in 0..2 {
+                                let columns =
+                                    transpose_four(q[0][g][half], q[1][g][half], q[2][g][half], q[3][g][half]);
+                                for dword in 0..4 {
+                                    let to = &mut scratch.q[b * per_block + U::SPAN * s + g][4 * half + dword];
+                                    _mm256_store_si256(to.as_mut_ptr().add(8 * eight).cast(), columns[dword]);
+                                }
+                            }
+                        }
+                    }
+                }
                 for g in 0..per_block {
                     let at = b * per_block + g;
-                    let mut q = [_mm256_setzero_si256(); 8];
-                    for i in 0..8 {
-                        q[i] = U::integers(p[i], g, scales.signs[i][g]);
-                    }
-                    let columns = transpose(q);
-                    for dword in 0..8 {
-                        let to = scratch.q[at][dword].as_mut_ptr().add(8 * eight);
-                        _mm256_store_si256(to.cast(), columns[dword]);
+                    if U::SPAN == 0 {
+                        let mut q = [_mm256_setzero_si256(); 8];
+                        for i in 0..8 {
+                            q[i] = U::integers::<RAISED>(p[i], g, scales.signs[i][g]);
+                        }
+                        let columns = transpose(q);
+                        for dword in 0..8 {
+                            let to = scratch.q[at][dword].as_mut_ptr().add(8 * eight);
+                            _mm256_store_si256(to.cast(), columns[dword]);
+                        }
                     }
                     for half in 0..halves {
                         let d = scratch.d[at][half].as_mut_ptr().add(8 * eight);
-                        _mm256_store_ps(d, scales.d[halves * g + half]);
+                        _mm256_store_ps(d, U::scale(&scales, halves * g + half));
                         if U::MINS {
                             let m = scratch.m[at][half].as_mut_ptr().add(8 * eight);
-                            _mm256_store_ps(m, scales.m[halves * g + half]);
+                            _mm256_store_ps(m, U::offset(&scales, halves * g + half));
                         }
                     }
                 }
@@ -469,7 +694,7 @@ unsafe fn transpose_four(a: __m256i, b: __m256i, c: __m256i, d: __m256i) -> [__m
 /// - The CPU has the features of the set.
 /// - As for `tile`.
 #[inline(always)]
-unsafe fn tile_in<U: Unpack, const T: usize>(
+unsafe fn tile_in<U: Unpack, const VNNI: bool, const T: usize>(
     scratch: &Scratch,
     job: &Matmul,
     rows: Range<usize>,
@@ -491,13 +716,31 @@ unsafe fn tile_in<U: Unpack, const T: usize>(
     // SAFETY: scratch holds n groups, and the rows of activations reach as far; the caller has the rows of `out` to
     // itself; the features are the caller's promise.
     unsafe {
-        let one = _mm256_set1_epi16(1);
         let mut sums = [[_mm256_setzero_ps(); 2]; T];
         for g in 0..n {
             for half in 0..halves {
                 let mut acc = [[_mm256_setzero_si256(); 2]; T];
+                if VNNI {
+                    if !U::MINS {
+                        for j in 0..T {
+                            let bias = _mm256_set1_epi32(x.bias[j].add(halves * g + half).read());
+                            acc[j] = [biased::<U>(bias); 2];
+                        }
+                    }
+                    for dword in half * span..(half + 1) * span {
+                        let w = scratch.q[g][dword].as_ptr();
+                        let w = [_mm256_load_si256(w.cast()), _mm256_load_si256(w.add(8).cast())];
+                        for j in 0..T {
+                            let a = x.qs[j].add(32 * g + 4 * dword).cast::<i32>().read_unaligned();
+                            let a = _mm256_set1_epi32(a);
+                            for p in 0..2 {
+                                acc[j][p] = _mm256_dpbusd_avx_epi32(acc[j][p], w[p], a);
+                            }
+                        }
+                    }
+                }
                 let run = if together < span { together } else { span };
-                let mut start = 0;
+                let mut start = if VNNI { span } else { 0 };
                 while start < span {
                     let mut added = [[_mm256_setzero_si256(); 2]; T];
                     for i in 0..run {
@@ -512,14 +755,14 @@ unsafe fn tile_in<U: Unpack, const T: usize>(
                             let a = x.qs[j].add(32 * g + 4 * dword).cast::<i32>().read_unaligned();
                             let a = _mm256_set1_epi32(a);
                             for p in 0..2 {
-                                let product = pairs(factors[p], a, U::SIGNED);
+                                let product = products::<false>(factors[p], a, U::SIGNED);
                                 added[j][p] = if i == 0 { product } else { _mm256_add_epi16(added[j][p], product) };
                             }
                         }
                     }
                     for j in 0..T {
                         for p in 0..2 {
-                            let four = _mm256_madd_epi16(added[j][p], one);
+                            let four = widen(added[j][p]);
                             acc[j][p] = if start == 0 { four } else { _mm256_add_epi32(acc[j][p], four) };
                         }
                     }
@@ -533,7 +776,7 @@ unsafe fn tile_in<U: Unpack, const T: usize>(
                     let da = _mm256_set1_ps(*x.d[j].add(g));
                     for p in 0..2 {
                         let mut product = acc[j][p];
-                        if !U::MINS && !U::SIGNED {
+                        if !U::MINS && !U::SIGNED && !VNNI {
                             let bias = _mm256_set1_epi32(x.bias[j].add(halves * g + half).read());
                             product = _mm256_add_epi32(product, biased::<U>(bias));
                         }

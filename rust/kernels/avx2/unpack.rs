@@ -1,4 +1,5 @@
-//! Blocks of each type -> registers, AVX2: the integers of 32 weights of a row at a time, the scales of eight rows.
+//! Blocks of each type -> registers of 256 bits: the integers of 32 weights of a row, or of two rows, at a time, the scales of
+//! eight rows.
 //!
 //! Nothing here has the features of the set by itself: see [`super`].
 
@@ -11,11 +12,16 @@ use crate::quant::*;
 
 /// What is read of a block of eight rows at once: scales and offsets, `[group][row]`, or with `HALVES`
 /// `[2 * group + half][row]`.
+///
+/// Those that are floats when they are read are in `d` and `m`; those that are bytes remain bytes until they are needed,
+/// which is less to write and to read again.
 #[derive(Clone, Copy)]
 pub struct Scales {
-    pub d: [__m256; 16],
-    /// If `MINS`.
-    pub m: [__m256; 16],
+    d: [__m256; 16],
+    m: [__m256; 16],
+    /// `[column][row]`: the scales, then the offsets; each times its number of `by`.
+    columns: [[i8; 8]; 32],
+    by: [__m256; 2],
     /// `[row][group]`, a bit a weight: the signs of types that store fewer bits than that.
     pub signs: [[u32; 8]; 8],
 }
@@ -24,6 +30,19 @@ impl Scales {
     /// Nothing yet.
     // SAFETY: registers of floats, for which zeros are a value.
     pub const ZERO: Self = unsafe { std::mem::zeroed() };
+
+    /// Bytes to floats, times number `by`.
+    ///
+    /// # Safety
+    /// - The CPU has the features of the set.
+    #[inline(always)]
+    unsafe fn column(&self, i: usize, by: usize) -> __m256 {
+        // SAFETY: eight bytes are there; the features are the caller's promise.
+        unsafe {
+            let bytes = _mm_loadl_epi64(self.columns[i].as_ptr().cast());
+            _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), self.by[by])
+        }
+    }
 }
 
 /// A quantised type that can be unpacked.
@@ -33,14 +52,30 @@ pub trait Unpack: Block {
     /// The largest magnitude, of a type that stores magnitudes and signs. Its integers are put together for a batch only;
     /// before that it costs less to give the signs to the activations.
     const MAGNITUDE: Option<u8> = None;
+    /// If scales are bytes, [`Scales::columns`]: which is the first of the offsets.
+    const BYTES: Option<usize> = None;
+    /// How many groups [`Unpack::two_rows`] reads at a time: those whose bits lie in the same bytes. 0 if it reads none.
+    const SPAN: usize = 0;
 
-    /// The integers of group `i` of the block at `p`, in their natural order: unsigned bytes or, if `SIGNED`, signed ones
-    /// less the bias. `signs` are those of [`Scales::signs`].
+    /// The integers of group `i` of the block at `p`, in their natural order: unsigned bytes or, if `SIGNED` and not
+    /// `RAISED`, signed ones less the bias. `signs` are those of [`Scales::signs`].
     ///
     /// # Safety
     /// - The CPU has the features of the set.
     /// - `p` is valid for reads of a block, and `i` is a group of it.
-    unsafe fn integers(p: *const u8, i: usize, signs: u32) -> __m256i;
+    unsafe fn integers<const RAISED: bool>(p: *const u8, i: usize, signs: u32) -> __m256i;
+
+    /// The same of two rows and of the `SPAN` groups from `SPAN * s` on, `[group][half]`: 16 weights of row `a`, then 16 of
+    /// row `b`. Where the halves of a row go through different steps anyway, as nibbles do, that is no more work, and half of
+    /// adding across is done.
+    ///
+    /// # Safety
+    /// - The CPU has the features of the set.
+    /// - `a` and `b` are valid for reads of a block that has these groups.
+    #[inline(always)]
+    unsafe fn two_rows<const RAISED: bool>(_a: *const u8, _b: *const u8, _s: usize) -> [[__m256i; 2]; 2] {
+        unreachable!("only with a SPAN")
+    }
 
     /// What activations are multiplied with: unsigned bytes, and bytes whose signs are first given to the activations if
     /// the type is `SIGNED` or has a `MAGNITUDE`.
@@ -51,7 +86,7 @@ pub trait Unpack: Block {
     unsafe fn factors(p: *const u8, i: usize, signs: u32) -> [__m256i; 2] {
         // SAFETY: the caller's promises.
         unsafe {
-            let q = Self::integers(p, i, signs);
+            let q = Self::integers::<false>(p, i, signs);
             if Self::SIGNED { [_mm256_abs_epi8(q), q] } else { [q, q] }
         }
     }
@@ -62,15 +97,35 @@ pub trait Unpack: Block {
     /// - The CPU has the features of the set.
     /// - Each of `rows` is valid for reads of a block.
     unsafe fn scales(rows: &[*const u8; 8], to: &mut Scales);
+
+    /// Scale `i` of each row, of those that `scales` read.
+    ///
+    /// # Safety
+    /// - The CPU has the features of the set.
+    #[inline(always)]
+    unsafe fn scale(of: &Scales, i: usize) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { if Self::BYTES.is_some() { of.column(i, 0) } else { of.d[i] } }
+    }
+
+    /// Offset `i` of each row, if `MINS`.
+    ///
+    /// # Safety
+    /// - The CPU has the features of the set.
+    #[inline(always)]
+    unsafe fn offset(of: &Scales, i: usize) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { if let Some(first) = Self::BYTES { of.column(first + i, 1) } else { of.m[i] } }
+    }
 }
 
 impl<B: Block> Unpack for Generic<B> {
     #[inline(always)]
-    unsafe fn integers(p: *const u8, i: usize, _: u32) -> __m256i {
+    unsafe fn integers<const RAISED: bool>(p: *const u8, i: usize, _: u32) -> __m256i {
         // SAFETY: a block is there, by the caller's promise; its alignment is 1.
         let group = unsafe { p.cast::<B>().read() }.group(i);
-        let raised = if Self::SIGNED { B::BIAS } else { 0 };
-        let q = group.q.map(|q| q.wrapping_sub(raised));
+        let lower = if Self::SIGNED && !RAISED { B::BIAS } else { 0 };
+        let q = group.q.map(|q| q.wrapping_sub(lower));
         // SAFETY: 32 bytes are there; the CPU has the features, by the caller's promise.
         unsafe { _mm256_loadu_si256(q.as_ptr().cast()) }
     }
@@ -181,18 +236,99 @@ unsafe fn fifth_bits(p: *const u8, at: usize) -> __m256i {
     }
 }
 
-/// Codes to the signed values of a table that is raised by `bias`.
+/// Codes to the values of a table, less `by`.
 ///
 /// # Safety
 /// - The CPU has the features of the set.
 #[inline(always)]
-unsafe fn look_up(table: &[u8; 16], codes: __m256i, bias: u8) -> __m256i {
+unsafe fn look_up(table: &[u8; 16], codes: __m256i, by: u8) -> __m256i {
     // SAFETY: the table has 16 bytes; the features are the caller's promise.
     unsafe {
         let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-        let table = _mm256_sub_epi8(table, _mm256_set1_epi8(bias as i8));
+        let table = _mm256_sub_epi8(table, _mm256_set1_epi8(by as i8));
         _mm256_shuffle_epi8(table, codes)
     }
+}
+
+/// What is taken off the table of the IQ4 types, which is raised by 128.
+const fn iq4_bias(raised: bool) -> u8 {
+    if raised { 0 } else { 128 }
+}
+
+/// Signed bytes, raised by 128 if that is wanted.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn raise<const RAISED: bool>(q: __m256i) -> __m256i {
+    // SAFETY: the features are the caller's promise.
+    unsafe { if RAISED { _mm256_xor_si256(q, _mm256_set1_epi8(-128)) } else { q } }
+}
+
+/// 16 bytes of each of two rows.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+/// - What is read, from `at` on, lies in the block at each pointer.
+#[inline(always)]
+unsafe fn of_both(a: *const u8, b: *const u8, at: usize) -> __m256i {
+    // SAFETY: the bytes and the features are the caller's promise.
+    unsafe { _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load16(a, at)), load16(b, at)) }
+}
+
+/// Low nibbles and high nibbles.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn low_high(z: __m256i) -> [__m256i; 2] {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let nibble = _mm256_set1_epi8(15);
+        [_mm256_and_si256(z, nibble), _mm256_and_si256(_mm256_srli_epi16::<4>(z), nibble)]
+    }
+}
+
+/// [`nibbles`] of two rows, as [`Unpack::two_rows`] has them.
+///
+/// # Safety
+/// - As for [`of_both`].
+#[inline(always)]
+unsafe fn nibbles_of_both(a: *const u8, b: *const u8, at: usize) -> [__m256i; 2] {
+    // SAFETY: the caller's promises.
+    unsafe { low_high(of_both(a, b, at)) }
+}
+
+/// The same with [`fifth_bits`], whose dword comes right before the nibbles.
+///
+/// # Safety
+/// - As for [`of_both`].
+#[inline(always)]
+unsafe fn five_bits_of_both(a: *const u8, b: *const u8, at: usize) -> [__m256i; 2] {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let mut q = nibbles_of_both(a, b, at + 4);
+        let dwords = of_both(a, b, at);
+        let bit = _mm256_set1_epi64x(i64::from_le_bytes([1, 2, 4, 8, 16, 32, 64, 128]));
+        for half in 0..2 {
+            let first = 0x0202_0202_0202_0202 * half as i64;
+            let (first, second) = (first, first + 0x0101_0101_0101_0101);
+            let spread = _mm256_shuffle_epi8(dwords, _mm256_setr_epi64x(first, second, first, second));
+            let set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
+            q[half] = _mm256_or_si256(q[half], _mm256_and_si256(set, _mm256_set1_epi8(16)));
+        }
+        q
+    }
+}
+
+/// Codes of two rows to the values of a table, see [`look_up`].
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn look_both_up(table: &[u8; 16], [low, high]: [__m256i; 2], by: u8) -> [__m256i; 2] {
+    // SAFETY: the features are the caller's promise.
+    unsafe { [look_up(table, low, by), look_up(table, high, by)] }
 }
 
 /// Powers of two for the exponents of eight rows, see [`mxfp4_scale`].
@@ -219,12 +355,20 @@ unsafe fn exponents(rows: &[*const u8; 8]) -> __m256 {
 
 /// The types of 32 weights a block.
 macro_rules! unpack_32 {
-    ($block:ident, |$p:ident| q: $q:expr, |$rows:ident| d: $d:expr $(, m: $m:expr)?) => {
+    ($block:ident, |$p:ident| q: $q:expr, |$a:ident, $b:ident| two: $two:expr, |$rows:ident| d: $d:expr $(, m: $m:expr)?) => {
         impl Unpack for $block {
+            const SPAN: usize = 1;
+
             #[inline(always)]
-            unsafe fn integers($p: *const u8, _: usize, _: u32) -> __m256i {
+            unsafe fn integers<const RAISED: bool>($p: *const u8, _: usize, _: u32) -> __m256i {
                 // SAFETY: all reads lie in the block; the features are the caller's promise.
                 unsafe { $q }
+            }
+
+            #[inline(always)]
+            unsafe fn two_rows<const RAISED: bool>($a: *const u8, $b: *const u8, _: usize) -> [[__m256i; 2]; 2] {
+                // SAFETY: as above.
+                unsafe { [$two, [_mm256_setzero_si256(); 2]] }
             }
 
             #[inline(always)]
@@ -239,17 +383,47 @@ macro_rules! unpack_32 {
     };
 }
 
-unpack_32!(BlockQ4_0, |p| q: nibbles(p, 2), |rows| d: f16s(rows, 0));
-unpack_32!(BlockQ4_1, |p| q: nibbles(p, 4), |rows| d: f16s(rows, 0), m: f16s(rows, 2));
-unpack_32!(BlockQ5_0, |p| q: _mm256_or_si256(nibbles(p, 6), fifth_bits(p, 2)), |rows| d: f16s(rows, 0));
-unpack_32!(BlockQ5_1, |p| q: _mm256_or_si256(nibbles(p, 8), fifth_bits(p, 4)), |rows| d: f16s(rows, 0), m: f16s(rows, 2));
-unpack_32!(BlockQ8_0, |p| q: load32(p, 2), |rows| d: f16s(rows, 0));
-unpack_32!(BlockIQ4_NL, |p| q: look_up(&IQ4_TABLE, nibbles(p, 2), 128), |rows| d: f16s(rows, 0));
-unpack_32!(BlockMXFP4, |p| q: look_up(&MXFP4_TABLE, nibbles(p, 1), 0), |rows| d: exponents(rows));
+unpack_32!(BlockQ4_0, |p| q: nibbles(p, 2), |a, b| two: nibbles_of_both(a, b, 2), |rows| d: f16s(rows, 0));
+unpack_32!(
+    BlockQ4_1,
+    |p| q: nibbles(p, 4),
+    |a, b| two: nibbles_of_both(a, b, 4),
+    |rows| d: f16s(rows, 0), m: f16s(rows, 2)
+);
+unpack_32!(
+    BlockQ5_0,
+    |p| q: _mm256_or_si256(nibbles(p, 6), fifth_bits(p, 2)),
+    |a, b| two: five_bits_of_both(a, b, 2),
+    |rows| d: f16s(rows, 0)
+);
+unpack_32!(
+    BlockQ5_1,
+    |p| q: _mm256_or_si256(nibbles(p, 8), fifth_bits(p, 4)),
+    |a, b| two: five_bits_of_both(a, b, 4),
+    |rows| d: f16s(rows, 0), m: f16s(rows, 2)
+);
+unpack_32!(
+    BlockQ8_0,
+    |p| q: raise::<RAISED>(load32(p, 2)),
+    |a, b| two: [raise::<RAISED>(of_both(a, b, 2)), raise::<RAISED>(of_both(a, b, 18))],
+    |rows| d: f16s(rows, 0)
+);
+unpack_32!(
+    BlockIQ4_NL,
+    |p| q: look_up(&IQ4_TABLE, nibbles(p, 2), iq4_bias(RAISED)),
+    |a, b| two: look_both_up(&IQ4_TABLE, nibbles_of_both(a, b, 2), iq4_bias(RAISED)),
+    |rows| d: f16s(rows, 0)
+);
+unpack_32!(
+    BlockMXFP4,
+    |p| q: look_up(&MXFP4_TABLE, nibbles(p, 1), 0),
+    |a, b| two: look_both_up(&MXFP4_TABLE, nibbles_of_both(a, b, 1), 0),
+    |rows| d: exponents(rows)
+);
 
 impl Unpack for BlockNVFP4 {
     #[inline(always)]
-    unsafe fn integers(p: *const u8, i: usize, _: u32) -> __m256i {
+    unsafe fn integers<const RAISED: bool>(p: *const u8, i: usize, _: u32) -> __m256i {
         // SAFETY: the reads lie in the block; the features are the caller's promise.
         unsafe {
             // Eight bytes are 16 weights: low nibbles, then high nibbles.
@@ -285,15 +459,28 @@ impl Unpack for BlockNVFP4 {
     }
 }
 
-/// The types of 256 weights a block: `$q` reads the integers of group `$i`, `$scales` the scales.
+/// The types of 256 weights a block: `$q` reads the integers of group `$i`, `$two` those of `$span` groups of two rows,
+/// `$scales` the scales, whose offsets begin at column `$offsets`.
 macro_rules! unpack_256 {
-    ($block:ident, scales: $scales:ident, |$p:ident, $i:ident| $q:expr) => {
+    ($block:ident, scales: $scales:ident, offsets: $offsets:literal, |$p:ident, $i:ident| $q:expr
+     $(, |$a:ident, $b:ident, $s:ident| $span:literal: $two:expr)?) => {
         impl Unpack for $block {
+            const BYTES: Option<usize> = Some($offsets);
+            $(const SPAN: usize = $span;)?
+
             #[inline(always)]
-            unsafe fn integers($p: *const u8, $i: usize, _: u32) -> __m256i {
+            unsafe fn integers<const RAISED: bool>($p: *const u8, $i: usize, _: u32) -> __m256i {
                 // SAFETY: all reads lie in the block; the features are the caller's promise.
                 unsafe { $q }
             }
+
+            $(
+                #[inline(always)]
+                unsafe fn two_rows<const RAISED: bool>($a: *const u8, $b: *const u8, $s: usize) -> [[__m256i; 2]; 2] {
+                    // SAFETY: as above.
+                    unsafe { $two }
+                }
+            )?
 
             #[inline(always)]
             unsafe fn scales(rows: &[*const u8; 8], to: &mut Scales) {
@@ -304,50 +491,40 @@ macro_rules! unpack_256 {
     };
 }
 
-/// 16 bytes of each row to 16 columns, two a register, each of the eight rows.
-///
-/// Transposed as bytes and converted afterwards: as floats it would be four times as much to move.
+/// 16 bytes of each row to 16 columns, from `first` on; the rows come as `k` and `k + 4` in the two lanes.
 ///
 /// # Safety
 /// - The CPU has the features of the set.
 #[inline(always)]
-unsafe fn columns(r: &[__m128i; 8]) -> [__m128i; 8] {
-    // SAFETY: the features are the caller's promise.
+unsafe fn columns(r: &[__m256i; 4], to: &mut Scales, first: usize) {
+    // SAFETY: four columns of eight bytes each; the features are the caller's promise.
     unsafe {
-        let mut c = *r;
-        for half in 0..2 {
-            let r = &r[4 * half..4 * half + 4];
-            let (ab, ab_high) = (_mm_unpacklo_epi8(r[0], r[1]), _mm_unpackhi_epi8(r[0], r[1]));
-            let (cd, cd_high) = (_mm_unpacklo_epi8(r[2], r[3]), _mm_unpackhi_epi8(r[2], r[3]));
-            // bytes 4q.. of the four rows
-            c[4 * half] = _mm_unpacklo_epi16(ab, cd);
-            c[4 * half + 1] = _mm_unpackhi_epi16(ab, cd);
-            c[4 * half + 2] = _mm_unpacklo_epi16(ab_high, cd_high);
-            c[4 * half + 3] = _mm_unpackhi_epi16(ab_high, cd_high);
-        }
-        let mut columns = c;
+        let (ab, ab_high) = (_mm256_unpacklo_epi8(r[0], r[1]), _mm256_unpackhi_epi8(r[0], r[1]));
+        let (cd, cd_high) = (_mm256_unpacklo_epi8(r[2], r[3]), _mm256_unpackhi_epi8(r[2], r[3]));
+        // Bytes 4q.. of rows 0 to 3, then of rows 4 to 7.
+        let quads = [
+            _mm256_unpacklo_epi16(ab, cd),
+            _mm256_unpackhi_epi16(ab, cd),
+            _mm256_unpacklo_epi16(ab_high, cd_high),
+            _mm256_unpackhi_epi16(ab_high, cd_high),
+        ];
         for q in 0..4 {
-            columns[2 * q] = _mm_unpacklo_epi32(c[q], c[4 + q]);
-            columns[2 * q + 1] = _mm_unpackhi_epi32(c[q], c[4 + q]);
+            let four = _mm256_permutevar8x32_epi32(quads[q], _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            _mm256_storeu_si256(to.columns[first + 4 * q..].as_mut_ptr().cast(), four);
         }
-        columns
     }
 }
 
-/// `to[i] = by * column i` for the columns of signed bytes from `first` on, as many as `to` has.
-///
-/// # Safety
-/// - The CPU has the features of the set.
-#[inline(always)]
-unsafe fn times(to: &mut [__m256], columns: &[__m128i; 8], first: usize, by: __m256) {
-    // SAFETY: the features are the caller's promise.
-    unsafe {
-        for i in 0..to.len() {
-            let two = columns[(first + i) / 2];
-            let column = if (first + i).is_multiple_of(2) { two } else { _mm_unpackhi_epi64(two, two) };
-            to[i] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(column)), by);
+/// `$read(a, b)` of rows `k` and `k + 4`, for the four `k`.
+macro_rules! both {
+    ($rows:expr, |$a:ident, $b:ident| $read:expr) => {{
+        let mut read = [_mm256_setzero_si256(); 4];
+        for i in 0..4 {
+            let ($a, $b) = ($rows[i], $rows[i + 4]);
+            read[i] = $read;
         }
-    }
+        read
+    }};
 }
 
 /// # Safety
@@ -367,13 +544,8 @@ unsafe fn minus(x: __m256) -> __m256 {
 unsafe fn scales_6bit(rows: &[*const u8; 8], to: &mut Scales) {
     // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
-        let mut bytes = [_mm_setzero_si128(); 8];
-        for i in 0..8 {
-            bytes[i] = x86::scales_mins_6bit(rows[i]);
-        }
-        let columns = columns(&bytes);
-        times(&mut to.d[..8], &columns, 0, f16s(rows, 0));
-        times(&mut to.m[..8], &columns, 8, minus(f16s(rows, 2)));
+        columns(&both!(rows, |a, b| x86::scales_mins_6bit(of_both(a, b, 0))), to, 0);
+        to.by = [f16s(rows, 0), minus(f16s(rows, 2))];
     }
 }
 
@@ -386,11 +558,8 @@ unsafe fn scales_6bit(rows: &[*const u8; 8], to: &mut Scales) {
 unsafe fn scales_8bit(rows: &[*const u8; 8], to: &mut Scales) {
     // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
-        let mut bytes = [_mm_setzero_si128(); 8];
-        for i in 0..8 {
-            bytes[i] = load16(rows[i], 192);
-        }
-        times(&mut to.d, &columns(&bytes), 0, f16s(rows, 208));
+        columns(&both!(rows, |a, b| of_both(a, b, 192)), to, 0);
+        to.by[0] = f16s(rows, 208);
     }
 }
 
@@ -403,18 +572,14 @@ unsafe fn scales_8bit(rows: &[*const u8; 8], to: &mut Scales) {
 unsafe fn scales_4bit(rows: &[*const u8; 8], to: &mut Scales) {
     // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
-        let (mut scales, mut mins) = ([_mm_setzero_si128(); 8], [_mm_setzero_si128(); 8]);
-        let nibble = _mm_set1_epi8(15);
-        for i in 0..8 {
-            scales[i] = load16(rows[i], 0);
+        let mut scales = both!(rows, |a, b| of_both(a, b, 0));
+        let mut mins = scales;
+        for i in 0..4 {
+            [scales[i], mins[i]] = low_high(scales[i]);
         }
-        scales = columns(&scales);
-        for i in 0..8 {
-            mins[i] = _mm_and_si128(_mm_srli_epi16::<4>(scales[i]), nibble);
-            scales[i] = _mm_and_si128(scales[i], nibble);
-        }
-        times(&mut to.d, &scales, 0, f16s(rows, 80));
-        times(&mut to.m, &mins, 0, minus(f16s(rows, 82)));
+        columns(&scales, to, 0);
+        columns(&mins, to, 16);
+        to.by = [f16s(rows, 80), minus(f16s(rows, 82))];
     }
 }
 
@@ -427,11 +592,8 @@ unsafe fn scales_4bit(rows: &[*const u8; 8], to: &mut Scales) {
 unsafe fn scales_q3(rows: &[*const u8; 8], to: &mut Scales) {
     // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
-        let mut bytes = [_mm_setzero_si128(); 8];
-        for i in 0..8 {
-            bytes[i] = x86::scales_q3(rows[i]);
-        }
-        times(&mut to.d, &columns(&bytes), 0, f16s(rows, 108));
+        columns(&both!(rows, |a, b| _mm256_set_m128i(x86::scales_q3(b), x86::scales_q3(a))), to, 0);
+        to.by[0] = f16s(rows, 108);
     }
 }
 
@@ -444,29 +606,68 @@ unsafe fn scales_q3(rows: &[*const u8; 8], to: &mut Scales) {
 unsafe fn scales_iq4(rows: &[*const u8; 8], to: &mut Scales) {
     // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
-        let mut bytes = [_mm_setzero_si128(); 8];
-        for i in 0..8 {
-            bytes[i] = x86::scales_iq4_xs(rows[i]);
-        }
-        times(&mut to.d[..8], &columns(&bytes), 0, f16s(rows, 0));
+        columns(&both!(rows, |a, b| _mm256_set_m128i(x86::scales_iq4_xs(b), x86::scales_iq4_xs(a))), to, 0);
+        to.by[0] = f16s(rows, 0);
     }
 }
 
-unpack_256!(BlockQ4_K, scales: scales_6bit, |p, i| bits(load32(p, 16 + i / 2 * 32), i % 2 * 4, 15));
-unpack_256!(BlockQ5_K, scales: scales_6bit, |p, i| {
-    let low = bits(load32(p, 48 + i / 2 * 32), i % 2 * 4, 15);
-    _mm256_or_si256(low, _mm256_slli_epi16::<4>(bits(load32(p, 16), i, 1)))
-});
-unpack_256!(BlockQ6_K, scales: scales_8bit, |p, i| {
+/// The nibbles of 32 bytes at `at` of two rows: two groups.
+///
+/// # Safety
+/// - As for [`of_both`].
+#[inline(always)]
+unsafe fn nibbles_of_groups(a: *const u8, b: *const u8, at: usize) -> [[__m256i; 2]; 2] {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let [first, second] = [low_high(of_both(a, b, at)), low_high(of_both(a, b, at + 16))];
+        [[first[0], second[0]], [first[1], second[1]]]
+    }
+}
+
+unpack_256!(
+    BlockQ4_K,
+    scales: scales_6bit, offsets: 8,
+    |p, i| bits(load32(p, 16 + i / 2 * 32), i % 2 * 4, 15),
+    |a, b, s| 2: nibbles_of_groups(a, b, 16 + 32 * s)
+);
+unpack_256!(
+    BlockQ5_K,
+    scales: scales_6bit, offsets: 8,
+    |p, i| {
+        let low = bits(load32(p, 48 + i / 2 * 32), i % 2 * 4, 15);
+        _mm256_or_si256(low, _mm256_slli_epi16::<4>(bits(load32(p, 16), i, 1)))
+    },
+    |a, b, s| 2: {
+        let mut q = nibbles_of_groups(a, b, 48 + 32 * s);
+        for half in 0..2 {
+            // Bits 2s and 2s + 1 of a byte, as its lowest two.
+            let two = _mm256_srlv_epi64(of_both(a, b, 16 + 16 * half), _mm256_set1_epi64x(2 * s as i64));
+            let first = _mm256_slli_epi16::<4>(_mm256_and_si256(two, _mm256_set1_epi8(1)));
+            let second = _mm256_slli_epi16::<3>(_mm256_and_si256(two, _mm256_set1_epi8(2)));
+            q[0][half] = _mm256_or_si256(q[0][half], first);
+            q[1][half] = _mm256_or_si256(q[1][half], second);
+        }
+        q
+    }
+);
+unpack_256!(BlockQ6_K, scales: scales_8bit, offsets: 16, |p, i| {
     let low = bits(load32(p, i / 4 * 64 + i % 2 * 32), i % 4 / 2 * 4, 15);
     _mm256_or_si256(low, _mm256_slli_epi16::<4>(bits(load32(p, 128 + i / 4 * 32), i % 4 * 2, 3)))
 });
-unpack_256!(BlockQ2_K, scales: scales_4bit, |p, i| bits(load32(p, 16 + i / 4 * 32), i % 4 * 2, 3));
-unpack_256!(BlockQ3_K, scales: scales_q3, |p, i| {
+unpack_256!(BlockQ2_K, scales: scales_4bit, offsets: 16, |p, i| bits(load32(p, 16 + i / 4 * 32), i % 4 * 2, 3));
+unpack_256!(BlockQ3_K, scales: scales_q3, offsets: 16, |p, i| {
     let low = bits(load32(p, 32 + i / 4 * 32), i % 4 * 2, 3);
     _mm256_or_si256(low, _mm256_slli_epi16::<2>(bits(load32(p, 0), i, 1)))
 });
-unpack_256!(BlockIQ4_XS, scales: scales_iq4, |p, i| look_up(&IQ4_TABLE, nibbles(p, 8 + 16 * i), 128));
+unpack_256!(
+    BlockIQ4_XS,
+    scales: scales_iq4, offsets: 16,
+    |p, i| look_up(&IQ4_TABLE, nibbles(p, 8 + 16 * i), iq4_bias(RAISED)),
+    |a, b, s| 1: [
+        look_both_up(&IQ4_TABLE, nibbles_of_both(a, b, 8 + 16 * s), iq4_bias(RAISED)),
+        [_mm256_setzero_si256(); 2]
+    ]
+);
 
 /// 8 magnitudes of each of four words.
 ///
@@ -610,6 +811,20 @@ signs_and_scales!(
 );
 signs_and_scales!(scales_iq3_xxs, |p| load32(p, 66), 0.5);
 
+/// `2 n + 1` for the nibbles `n` of the lower half of each lane.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn odd(z: __m256i) -> __m256i {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let both = _mm256_unpacklo_epi8(z, _mm256_srli_epi16::<4>(z));
+        let twice = _mm256_slli_epi16::<1>(_mm256_and_si256(both, _mm256_set1_epi8(15)));
+        _mm256_or_si256(twice, _mm256_set1_epi8(1))
+    }
+}
+
 /// 16 nibbles at `at` of each row, for 16 weights each: `d * (n + 1/2) / 4`.
 ///
 /// # Safety
@@ -619,15 +834,12 @@ signs_and_scales!(scales_iq3_xxs, |p| load32(p, 66), 0.5);
 unsafe fn scales_iq2(rows: &[*const u8; 8], at: usize, to: &mut Scales) {
     // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
-        let mut bytes = [_mm_setzero_si128(); 8];
-        for i in 0..8 {
-            let both = _mm_loadl_epi64(rows[i].add(at).cast());
-            let both = _mm_unpacklo_epi8(both, _mm_srli_epi16::<4>(both));
-            // 2 n + 1
-            let twice = _mm_slli_epi16::<1>(_mm_and_si128(both, _mm_set1_epi8(15)));
-            bytes[i] = _mm_or_si128(twice, _mm_set1_epi8(1));
-        }
-        times(&mut to.d, &columns(&bytes), 0, _mm256_mul_ps(f16s(rows, 0), _mm256_set1_ps(0.125)));
+        let bytes = both!(rows, |a, b| {
+            let (a, b) = (_mm_loadl_epi64(a.add(at).cast()), _mm_loadl_epi64(b.add(at).cast()));
+            odd(_mm256_set_m128i(b, a))
+        });
+        columns(&bytes, to, 0);
+        to.by[0] = _mm256_mul_ps(f16s(rows, 0), _mm256_set1_ps(0.125));
     }
 }
 
@@ -670,26 +882,25 @@ unsafe fn scales_iq2_s(rows: &[*const u8; 8], to: &mut Scales) {
 unsafe fn scales_iq3_s(rows: &[*const u8; 8], to: &mut Scales) {
     // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
-        let mut bytes = [_mm_setzero_si128(); 8];
-        for i in 0..8 {
-            let both = _mm_cvtsi32_si128(dword(rows[i], 106) as i32);
-            let both = _mm_unpacklo_epi8(both, _mm_srli_epi16::<4>(both));
-            let twice = _mm_slli_epi16::<1>(_mm_and_si128(both, _mm_set1_epi8(15)));
-            bytes[i] = _mm_or_si128(twice, _mm_set1_epi8(1));
-        }
-        times(&mut to.d[..8], &columns(&bytes), 0, f16s(rows, 0));
+        let bytes = both!(rows, |a, b| {
+            let (a, b) = (_mm_cvtsi32_si128(dword(a, 106) as i32), _mm_cvtsi32_si128(dword(b, 106) as i32));
+            odd(_mm256_set_m128i(b, a))
+        });
+        columns(&bytes, to, 0);
+        to.by[0] = f16s(rows, 0);
     }
 }
 
 /// The types with a codebook: `$magnitudes` reads those of group `$i`, `$bits` its signs, which may be `$shared`.
 macro_rules! unpack_codes {
-    ($block:ident, largest: $largest:literal, scales: $scales:ident, |$p:ident, $i:ident, $shared:ident|
+    ($block:ident, largest: $largest:literal, bytes: $bytes:expr, scales: $scales:ident, |$p:ident, $i:ident, $shared:ident|
      $magnitudes:expr, signs: $signs:expr) => {
         impl Unpack for $block {
             const MAGNITUDE: Option<u8> = Some($largest);
+            const BYTES: Option<usize> = $bytes;
 
             #[inline(always)]
-            unsafe fn integers(p: *const u8, i: usize, signs: u32) -> __m256i {
+            unsafe fn integers<const RAISED: bool>(p: *const u8, i: usize, signs: u32) -> __m256i {
                 // SAFETY: the caller's promises.
                 unsafe {
                     let [magnitudes, signs] = Self::factors(p, i, signs);
@@ -712,24 +923,24 @@ macro_rules! unpack_codes {
     };
 }
 
-unpack_codes!(BlockIQ2_XXS, largest: 43, scales: scales_iq2_xxs, |p, i, signs| {
+unpack_codes!(BlockIQ2_XXS, largest: 43, bytes: None, scales: scales_iq2_xxs, |p, i, signs| {
     let n = dword(p, 2 + 8 * i);
     eights(&grids::IQ2_XXS_GRID, [n & 255, n >> 8 & 255, n >> 16 & 255, n >> 24])
 }, signs: signs);
-unpack_codes!(BlockIQ2_XS, largest: 43, scales: scales_iq2_xs, |p, i, signs| {
+unpack_codes!(BlockIQ2_XS, largest: 43, bytes: Some(16), scales: scales_iq2_xs, |p, i, signs| {
     let n = qword(p, 2 + 8 * i);
     eights(&grids::IQ2_XS_GRID, [n, n >> 16, n >> 32, n >> 48].map(|n| n as u32 & 511))
 }, signs: signs);
-unpack_codes!(BlockIQ2_S, largest: 43, scales: scales_iq2_s, |p, i, _signs| {
+unpack_codes!(BlockIQ2_S, largest: 43, bytes: Some(16), scales: scales_iq2_s, |p, i, _signs| {
     let (n, high) = (dword(p, 2 + 4 * i), u32::from(*p.add(66 + i)));
     let [a, b, c, d] = [high << 8 & 0x300, high << 6 & 0x300, high << 4 & 0x300, high << 2 & 0x300];
     eights(&grids::IQ2_S_GRID, [n & 255 | a, n >> 8 & 255 | b, n >> 16 & 255 | c, n >> 24 | d])
 }, signs: dword(p, 34 + 4 * i));
-unpack_codes!(BlockIQ3_XXS, largest: 62, scales: scales_iq3_xxs, |p, i, signs| {
+unpack_codes!(BlockIQ3_XXS, largest: 62, bytes: None, scales: scales_iq3_xxs, |p, i, signs| {
     let n = qword(p, 2 + 8 * i);
     fours(&grids::IQ3_XXS_GRID, [n, n >> 8, n >> 16, n >> 24, n >> 32, n >> 40, n >> 48, n >> 56].map(|n| n as u32 & 255))
 }, signs: signs);
-unpack_codes!(BlockIQ3_S, largest: 15, scales: scales_iq3_s, |p, i, _signs| {
+unpack_codes!(BlockIQ3_S, largest: 15, bytes: Some(16), scales: scales_iq3_s, |p, i, _signs| {
     let (n, high) = (qword(p, 2 + 8 * i), u32::from(*p.add(66 + i)));
     let low = [n, n >> 8, n >> 16, n >> 24, n >> 32, n >> 40, n >> 48, n >> 56];
     let mut indices = [0; 8];

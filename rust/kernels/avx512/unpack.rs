@@ -619,7 +619,8 @@ unsafe fn floats(bytes: __m128i) -> __m512 {
 unsafe fn scales_6bit(p: *const u8) -> [__m512; 1] {
     // SAFETY: the bytes and the features are the caller's promise.
     unsafe {
-        let numbers = floats(x86::scales_mins_6bit(p));
+        let first = _mm256_castsi128_si256(_mm_loadu_si128(p.cast()));
+        let numbers = floats(_mm256_castsi256_si128(x86::scales_mins_6bit(first)));
         // d in the lanes of the scales, -dmin in those of the minima
         let both = p.cast::<u32>().read_unaligned() ^ 0x8000_0000;
         let both = _mm512_cvtph_ps(_mm256_set1_epi32(both as i32));

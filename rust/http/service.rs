@@ -308,7 +308,7 @@ impl Service {
         if stats.waiting >= limits.max_queue && stats.waiting > 0 {
             self.shared.metrics.rejected.add("reason=\"queue_full\"".into(), 1);
             let what = "too many requests wait: try again later";
-            return Err(Refusal::new(429, "queue_full", what).retry_after(Duration::from_secs(1)));
+            return Err(Refusal::new(429, "queue_full", what).retry_after(self.scheduler.retry_after()));
         }
         Ok(())
     }

@@ -428,7 +428,7 @@ def test_health_is_answered_while_a_prompt_is_read(smollm2: Path) -> None:
         ("/v1/chat/completions", {"messages": HELLO * 2049}, 400, "invalid_value", "/messages"),
         ("/v1/chat/completions", {"messages": HELLO, "top_logprobs": 3}, 400, "invalid_value", "/top_logprobs"),
         ("/v1/chat/completions", {"messages": HELLO, "functions": [1]}, 400, "unsupported_parameter", "/functions"),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "\ufdd0"}]}, 400, "invalid_value", None),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "\ufdd0"}]}, 400, "invalid_value", "/messages/0"),
         ("/v1/embeddings", {"input": []}, 400, "invalid_value", "/input"),
         ("/v1/embeddings", {"input": ["a"] * 2049}, 400, "invalid_value", "/input"),
         ("/v1/embeddings", {"input": "the " * 5000}, 400, "context_length_exceeded", None),

@@ -52,9 +52,7 @@ impl Asked {
         let has_tools = !tools.known.is_empty();
         let question = prompt::question(fields, Some(guard), tools.described.clone())?;
         let prompt = prompt::prompt(template, &question, version.context_length(), interrupt)?;
-        let family = fields.get("chat_family").map(|at| at.str()).transpose()?;
-        let format = template.format(has_tools, family)?;
-        let keeping = template.marks(&format)?;
+        let (format, keeping) = version.format(has_tools)?.clone();
         let reasoning = match fields.get("reasoning_format") {
             Some(at) => at.word(&["auto", "none", "deepseek"])? != "none",
             None => true,

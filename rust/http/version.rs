@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::{Answer, Refusal};
 use super::prompt;
-use crate::chat::Template;
+use crate::chat::{Format, Template};
 use crate::checkpoint::Value;
 use crate::embedding;
 use crate::error::Result;
@@ -34,6 +34,7 @@ pub struct Version {
     /// The same for all answers with the same bits: our version, kernels, the model.
     pub fingerprint: String,
     template: OnceLock<Answer<Template>>,
+    formats: [OnceLock<Answer<Marked>>; 2], // without tools, and with
 }
 
 impl Version {
@@ -60,7 +61,7 @@ impl Version {
         let fingerprint = format!("b{}-{kernels}-{:08x}", env!("CARGO_PKG_VERSION"), hash as u32);
         let created = now();
         let (name, number) = (name.to_string(), number.to_string());
-        Ok(Self { name, number, created, model, session, defaults, fingerprint, template: OnceLock::new() })
+        Ok(Self { name, number, created, model, session, defaults, fingerprint, template: OnceLock::new(), formats: Default::default() })
     }
 
     /// The tokenizer, which was there when the version was opened.
@@ -76,6 +77,18 @@ impl Version {
     /// The chat template, prepared when it is first asked for.
     pub fn template(&self) -> Answer<&Template> {
         self.template.get_or_init(|| prompt::template(&self.model)).as_ref().map_err(Refusal::clone)
+    }
+
+    /// How the model marks calls and thoughts, and the control tokens that have to come as text for that. Found by going
+    /// through the vocabulary, when it is first asked for.
+    pub fn format(&self, with_tools: bool) -> Answer<&Marked> {
+        let find = || {
+            let template = self.template()?;
+            let format = template.format(with_tools, None)?;
+            let ids = template.marks(&format)?;
+            Ok((format, ids))
+        };
+        self.formats[usize::from(with_tools)].get_or_init(find).as_ref().map_err(Refusal::clone)
     }
 
     /// The tokens of a text, which must leave room for an answer.
@@ -95,6 +108,9 @@ impl Version {
         self.tokenizer().ok().and_then(|tokenizer| tokenizer.token_bytes(id).ok()).unwrap_or_default()
     }
 }
+
+/// A format, and the control tokens that its parser has to see.
+pub type Marked = (Format, Vec<u32>);
 
 /// Seconds since 1970.
 pub fn now() -> u64 {

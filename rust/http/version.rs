@@ -61,7 +61,17 @@ impl Version {
         let fingerprint = format!("b{}-{kernels}-{:08x}", env!("CARGO_PKG_VERSION"), hash as u32);
         let created = now();
         let (name, number) = (name.to_string(), number.to_string());
-        Ok(Self { name, number, created, model, session, defaults, fingerprint, template: OnceLock::new(), formats: Default::default() })
+        Ok(Self {
+            name,
+            number,
+            created,
+            model,
+            session,
+            defaults,
+            fingerprint,
+            template: OnceLock::new(),
+            formats: Default::default(),
+        })
     }
 
     /// The tokenizer, which was there when the version was opened.

@@ -157,8 +157,8 @@ def test_responses(client: openai.OpenAI, server: Server, model: Model) -> None:
         tools=[tool],
         tool_choice="required",
         parallel_tool_calls=False,
-        seed=3,
         max_output_tokens=600,
+        extra_body={"seed": 3},
     )
     (item,) = called.output
     assert item.type == "function_call" and item.name == "light" and "on" in json.loads(item.arguments)

@@ -13,10 +13,12 @@ from typing import Any
 
 import llama_rs
 import llama_rs.cli as cli
+import numpy as np
 import pytest
 from llama_rs import split
 from oracle.cases import CASES, ENCODERS
 from test_embeddings import with_words
+from test_lora import write_gguf_adapter
 from tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +52,8 @@ def folder(tmp_path: Path) -> Path:
     split(tmp_path / "model.gguf", tmp_path / "part", max_tensors=8)
     with_words(ENCODERS["bert"].make(), tmp_path / "encoder.gguf")
     with_words(ENCODERS["bert-rerank"].make(), tmp_path / "reranker.gguf")
+    q = {"blk.0.attn_q": (np.ones((4, 64), np.float32), np.ones((128, 4), np.float32))}
+    write_gguf_adapter(tmp_path / "adapter.gguf", "llama", q)
     (tmp_path / "reviews.csv").write_text("text,label\nFresh bread!,food\nA quiet island.,travel\n")
     CASES["llama"].make().write_directory(tmp_path / "directory")
     (tmp_path / "prompt.txt").write_text("The keeper wrote the weather into his book:\n")

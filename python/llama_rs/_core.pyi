@@ -9,6 +9,7 @@ __all__ = [
     "Array",
     "Bell",
     "Chat",
+    "ChatParser",
     "Checkpoint",
     "Collector",
     "Engine",
@@ -275,12 +276,45 @@ class Order:
 
 @final
 class Chat:
-    def __new__(cls, tokenizer: Tokenizer, source: str | None, path: str) -> Chat: ...
+    def __new__(
+        cls,
+        tokenizer: Tokenizer,
+        source: str | None,
+        path: str | os.PathLike[str],
+        for_tools: str | None = None,
+    ) -> Chat: ...
     def render(self, trusted: dict[str, Any], written: dict[str, Any], now: int) -> str: ...
     def encode(self, trusted: dict[str, Any], written: dict[str, Any], now: int, at_most: int) -> list[int]: ...
     def encode_each(
         self, trusted: dict[str, Any], written: dict[str, Any], now: int, at_most: int, beginnings: Sequence[str]
     ) -> list[list[int]]: ...
+    def prompt(
+        self,
+        messages: Any,
+        tools: Any | None,
+        variables: dict[str, Any],
+        now: int,
+        at_most: int,
+        add_generation_prompt: bool,
+        continue_final: bool,
+    ) -> tuple[list[int], str]: ...
+    def parser(
+        self,
+        tools: Any | None,
+        calls: str,
+        reasoning: bool,
+        family: str | None,
+        end: str,
+        seed: int,
+    ) -> ChatParser: ...
+    def marks(self, with_tools: bool, family: str | None) -> tuple[list[int], str | None]: ...
+
+@final
+class ChatParser:
+    def push(self, text: str) -> list[tuple[str, int, str, str]]: ...
+    def finish(self, cut_off: bool) -> list[tuple[str, int, str, str]]: ...
+    @property
+    def in_reasoning(self) -> bool: ...
 
 @final
 class Generation:
@@ -293,6 +327,8 @@ class Generation:
         lookup: bool = False,
         draft: Session | None = None,
         free_until: tuple[Sequence[str], bool] | None = None,
+        marks: Sequence[int] = [],
+        moved: bool = False,
     ) -> Generation: ...
     def next(self, session: Session) -> str | None: ...
     def finish(self, session: Session) -> None: ...
@@ -309,6 +345,8 @@ class Generation:
     @property
     def timings(self) -> tuple[int, float, int, float, int, int, int]: ...
 
+_Logprobs = list[tuple[int, float, list[tuple[int, float]]]]
+
 def generate_batch(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -318,7 +356,7 @@ def generate_batch(
     kv_type: str,
     parallel: int,
     lora: Sequence[tuple[Adapter, float]],
-) -> list[tuple[str, list[int], Literal["stop", "length"], tuple[int, float, int, float, int], int]]: ...
+) -> list[tuple[str, list[int], Literal["stop", "length"], tuple[int, float, int, float, int], int, _Logprobs]]: ...
 
 @final
 class Engine:
@@ -348,7 +386,10 @@ class Ticket:
     def take(
         self,
     ) -> (
-        tuple[str, list[int], tuple[str, BaseException | None, tuple[int, float, int, float, int], int] | None] | None
+        tuple[
+            str, list[int], _Logprobs, tuple[str, BaseException | None, tuple[int, float, int, float, int], int] | None
+        ]
+        | None
     ): ...
     def cancel(self) -> None: ...
 

@@ -63,11 +63,8 @@ impl Asked {
 
     /// What the scheduler has to do.
     pub fn work(&self, version: &Version, interrupt: &Interrupt) -> Answer<Work> {
-        // Where the prompt has begun to think for the model, the form of the answer begins behind its thoughts.
-        let after = self.format.reasoning_end().filter(|close| {
-            let end = self.prompt.end.trim_end();
-            end.ends_with(&close.replacen('/', "", 1)) && !end.ends_with(close)
-        });
+        // Where the model thinks first, the form of the answer begins behind its thoughts.
+        let after = self.format.answer_mark().filter(|_| self.parser(0).in_reasoning());
         let constraint = self.tools.grammar.as_ref().map(|grammar| compile(version, grammar, after, interrupt));
         let (keeping, constraint) = (self.keeping.clone(), constraint.transpose()?);
         let form = Form { keeping, constraint, after: after.map(String::from) };

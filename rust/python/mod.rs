@@ -50,7 +50,7 @@ mod _core {
     #[pymodule_export]
     use super::array::Array;
     #[pymodule_export]
-    use super::chat::Chat;
+    use super::chat::{Chat, ChatParser};
     #[pymodule_export]
     use super::engine::{Bell, Engine, Ticket, generate_batch};
     #[pymodule_export]

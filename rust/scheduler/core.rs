@@ -10,13 +10,12 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::group::{Group, Key};
-use super::logprobs::logprob;
 use super::prefix::Place;
 use super::request::{
     AnyAnswer, Choice, End, Event, Finish, Generate, Limits, PromptLogprobs, Request, Stats, TokenLogprob, Usage,
@@ -32,6 +31,7 @@ use crate::generate::{self, FinishReason, Overflow};
 use crate::kernels::{BLOCK, Changes};
 use crate::kv::Sequence;
 use crate::model::Model;
+use crate::sampling::log_probabilities;
 use crate::session::{Session, SessionOptions};
 use crate::threads::{self, Interrupt};
 
@@ -1184,7 +1184,12 @@ impl Running {
             for (at, row) in (before + 1..).zip(logits.chunks_exact(vocab_size)) {
                 if at >= logprobs.first && at < prompt_len {
                     let token = self.of.answer.prompt()[at];
-                    outcome.event.prompt_logprobs.push(logprob(row, token, logprobs.top, at)?);
+                    let (logprob, top) = log_probabilities(row, token, logprobs.top);
+                    if !logprob.is_finite() {
+                        let what = format!("the logits after token {at} are not numbers: a weight is damaged");
+                        return Err(Error::Numeric { path: PathBuf::new(), what });
+                    }
+                    outcome.event.prompt_logprobs.push(TokenLogprob::new(token, logprob, &top));
                     logprobs.first = at + 1;
                 }
             }
@@ -1204,14 +1209,9 @@ impl Running {
         let n = self.of.answer.generated().len();
         let event = self.of.answer.accept(&logits[logits.len() - vocab_size..])?;
         outcome.event.token_ids = self.of.answer.generated()[n..].to_vec();
-        let choice = |(token_id, logprob)| Choice { token_id, logprob };
-        let logprobs = self.of.answer.logprobs().get(n..).unwrap_or_default().iter();
-        outcome.event.logprobs = logprobs
-            .map(|of| TokenLogprob {
-                chosen: choice((of.id, of.logprob)),
-                top: of.top.iter().copied().map(choice).collect(),
-            })
-            .collect();
+        let logprobs = self.of.answer.logprobs().get(n..).unwrap_or_default(); // one per token, or none
+        outcome.event.logprobs =
+            logprobs.iter().map(|token| TokenLogprob::new(token.id, token.logprob, &token.top)).collect();
         match event {
             generate::Event::Piece(text) => outcome.event.text = text,
             generate::Event::Silent => {}
@@ -1221,6 +1221,13 @@ impl Running {
             }
         }
         Ok(())
+    }
+}
+
+impl TokenLogprob {
+    fn new(token_id: u32, logprob: f32, top: &[(u32, f32)]) -> Self {
+        let choice = |&(token_id, logprob): &(u32, f32)| Choice { token_id, logprob };
+        Self { chosen: choice(&(token_id, logprob)), top: top.iter().map(choice).collect() }
     }
 }
 

@@ -94,6 +94,20 @@ def program(package: Any, model: str) -> Iterator[tuple[str, Callable[[], Any]]]
     criteria = package.StoppingCriteriaList([lambda ids, _: len(ids) >= 7])
     yield "criterion", lambda: llm(PROMPT, temperature=0, max_tokens=10, stopping_criteria=criteria)
 
+    grammar = package.LlamaGrammar.from_string('root ::= "yes" | "no"', verbose=False)
+    yield "grammar", lambda: llm("The sea is salt:", temperature=0, max_tokens=5, grammar=grammar)
+    as_json = {"type": "json_object", "schema": SCHEMA}
+    yield "json", lambda: parsed(llm.create_chat_completion(CONVERSATION, temperature=0, response_format=as_json))
+    tool = {"type": "function", "function": {"name": "person", "description": "d", "parameters": SCHEMA}}
+    chosen: dict[str, Any] = {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "person"}}}
+    yield "tool", lambda: parsed(llm.create_chat_completion(CONVERSATION, temperature=0, **chosen))
+    yield (
+        "tool in a stream",
+        lambda: parsed_stream(llm.create_chat_completion(CONVERSATION, temperature=0, stream=True, **chosen)),
+    )
+    function: dict[str, Any] = {"functions": [tool["function"]], "function_call": {"name": "person"}}
+    yield "function", lambda: parsed(llm.create_chat_completion(CONVERSATION, temperature=0, **function))
+
     pooled = package.Llama(model, embedding=True, pooling_type=1, **options)
     yield "embed", lambda: [pooled.embed("hello world", normalize=True)[:8], len(pooled.embed(["a", "b"]))]
     yield "embedding", lambda: embedded(pooled)
@@ -159,6 +173,35 @@ def processed(package: Any, llm: Any) -> list[Any]:
     answer = llm(PROMPT, temperature=0, max_tokens=3, logits_processor=processors)
     longer = package.LogitsProcessorList([package.llama.MinTokensLogitsProcessor(2, llm.token_eos())])
     return [calls, answer, llm(PROMPT, temperature=0, max_tokens=4, logits_processor=longer)]
+
+
+def parsed(response: Any) -> Any:
+    """An answer in JSON, as the types of its values: the words and the spaces between them are the model's."""
+    del response["usage"]
+    message = response["choices"][0]["message"]
+    parts = [message, message.get("function_call"), *(call["function"] for call in message.get("tool_calls", ()))]
+    for part in filter(None, parts):
+        for name in ("content", "arguments"):
+            if part.get(name) is not None:
+                part[name] = {k: type(v).__name__ for k, v in json.loads(part[name]).items()}
+    for call in message.get("tool_calls", ()):
+        call["id"] = call["id"].split("cmpl-")[0]
+    return response
+
+
+def parsed_stream(chunks: Iterator[Any]) -> Any:
+    """The same of a stream: its first chunks, its last, and what all of them say together."""
+    every = list(chunks)
+    said = [c["choices"][0]["delta"]["tool_calls"] for c in every]
+    text = "".join(calls[0]["function"]["arguments"] for calls in said if calls)
+    for calls in filter(None, said):
+        calls[0]["id"] = calls[0]["id"].split("cmpl-")[0]
+        calls[0]["function"]["arguments"] = ""
+    for chunk in every:
+        called = chunk["choices"][0]["delta"]["function_call"]
+        if called:
+            called["arguments"] = ""
+    return [every[0], every[1], every[-1], {k: type(v).__name__ for k, v in json.loads(text).items()}]
 
 
 def embedded(llm: Any) -> Any:

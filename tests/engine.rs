@@ -275,9 +275,36 @@ fn one_by_one(model: &Arc<Model>, prompt: &[u32], tokens: &[u32], ends: &[u32]) 
 /// others and that are long: each has the score, to the bit, that it has alone.
 #[test]
 fn a_continuation_has_the_score_that_it_has_alone() {
+    for architecture in ["qwen35", "lfm2", "falcon-h1"] {
+        let path = TempFile::new(&Gguf::hybrid(architecture).bytes());
+        scores_are_those_of_one_by_one(&Arc::new(Model::open(&path.0).unwrap()), 3);
+    }
     let model = model(DType::Q8_0);
-    let mut shared = session(&model, 2, DType::F16);
-    for seed in 0..12 {
+    let mut shared = scores_are_those_of_one_by_one(&model, 12);
+    let choices = |prompt: &[u32], continuation: &[u32]| Choices {
+        prompt: prompt.to_vec(),
+        continuations: vec![vec![1], continuation.to_vec()],
+    };
+    let fails = |choices: &[Choices], ends: &[u32]| {
+        let mut session = session(&model, 1, DType::F16);
+        let e = log_probs(&mut session, choices, ends, &Interrupt::never()).unwrap_err();
+        assert_eq!(session.position(), 0, "{e}");
+        e
+    };
+    assert!(matches!(fails(&[choices(&[], &[1])], &[]), Error::Argument(_)));
+    assert!(matches!(fails(&[choices(&[1], &[1]), choices(&[1], &[])], &[]), Error::Argument(_)));
+    assert!(matches!(fails(&[choices(&[1], &[1])], &[VOCAB as u32]), Error::Argument(_)));
+    let full = choices(&[1; 999], &[1]);
+    assert!(log_probs(&mut shared, std::slice::from_ref(&full), &[], &Interrupt::never()).is_ok());
+    let e = fails(&[choices(&[1], &[1]), choices(&[1; 999], &[1, 1, 1])], &[]);
+    assert!(matches!(e, Error::ContextOverflow { tokens: 1001, context_length: 1000 }), "{e}");
+    assert!(log_probs(&mut shared, &[full], &[2], &Interrupt::never()).is_ok());
+}
+
+/// For as many seeds; gives the session, used.
+fn scores_are_those_of_one_by_one(model: &Arc<Model>, seeds: u64) -> Session {
+    let mut shared = session(model, 2, DType::F16);
+    for seed in 0..seeds {
         let mut rng = Rng::new(seed);
         let mut random = |n: u64| rng.next_u64() % n;
         let mut some = |n: u64, ids: u64| -> Vec<u32> { (0..n).map(|_| random(ids) as u32).collect() };
@@ -295,28 +322,11 @@ fn a_continuation_has_the_score_that_it_has_alone() {
             let scores = log_probs(&mut shared, &choices, ends, &Interrupt::never()).unwrap();
             for (Choices { prompt, continuations }, scores) in choices.iter().zip(scores) {
                 for (tokens, scores) in continuations.iter().zip(scores) {
-                    let expected = one_by_one(&model, prompt, tokens, ends);
+                    let expected = one_by_one(model, prompt, tokens, ends);
                     assert_eq!(bits(&scores), bits(&expected), "seed {seed}, {} tokens", tokens.len());
                 }
             }
         }
     }
-    let choices = |prompt: &[u32], continuation: &[u32]| Choices {
-        prompt: prompt.to_vec(),
-        continuations: vec![vec![1], continuation.to_vec()],
-    };
-    let fails = |choices: &[Choices], ends: &[u32]| {
-        let mut session = session(&model, 1, DType::F16);
-        let e = log_probs(&mut session, choices, ends, &Interrupt::never()).unwrap_err();
-        assert_eq!(session.position(), 0, "{e}");
-        e
-    };
-    assert!(matches!(fails(&[choices(&[], &[1])], &[]), Error::Argument(_)));
-    assert!(matches!(fails(&[choices(&[1], &[1]), choices(&[1], &[])], &[]), Error::Argument(_)));
-    assert!(matches!(fails(&[choices(&[1], &[1])], &[VOCAB as u32]), Error::Argument(_)));
-    let full = choices(&[1; 999], &[1]);
-    assert!(log_probs(&mut shared, &[full.clone()], &[], &Interrupt::never()).is_ok());
-    let e = fails(&[choices(&[1], &[1]), choices(&[1; 999], &[1, 1, 1])], &[]);
-    assert!(matches!(e, Error::ContextOverflow { tokens: 1001, context_length: 1000 }), "{e}");
-    assert!(log_probs(&mut shared, &[full], &[2], &Interrupt::never()).is_ok());
+    shared
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -15,8 +16,15 @@ import llama_rs.compat
 import numpy as np
 import pytest
 from compat_program import PROMPT, results
-from llama_rs import Model, UnsupportedModelError
-from llama_rs.compat import Llama, LlamaDiskCache, LlamaRAMCache, LogitsProcessorList, StoppingCriteriaList
+from llama_rs import GrammarError, Model, UnsupportedModelError
+from llama_rs.compat import (
+    Llama,
+    LlamaDiskCache,
+    LlamaGrammar,
+    LlamaRAMCache,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 from llama_rs.compat import llama_chat_format as chat_format
 from llama_rs.compat.text import Text
 
@@ -40,7 +48,7 @@ def differences(real: Any, ours: Any, where: str) -> list[str]:
     if type(real) is not type(ours):
         return [f"{where}: {real!r}, {ours!r}"]
     if isinstance(real, dict):
-        if list(real) != list(ours):
+        if real.keys() != ours.keys():
             return [f"{where}: {list(real)}, {list(ours)}"]
         return [d for k in real for d in differences(real[k], ours[k], f"{where}/{k}")]
     if isinstance(real, list):
@@ -193,6 +201,32 @@ def test_processors_may_write_and_criteria_see_what_was_computed(small: Llama) -
     assert (stopped["usage"]["completion_tokens"], stopped["choices"][0]["finish_reason"]) == (2, "stop")
 
 
+def test_grammars_hold_and_what_cannot_be_held_is_an_error(small: Llama, tmp_path: Path) -> None:
+    (tmp_path / "g.gbnf").write_text('root ::= "a" [b-d]+ "!"')
+    for grammar in (LlamaGrammar.from_file(tmp_path / "g.gbnf"), LlamaGrammar.from_string('root ::= "a" [b-d]+ "!"')):
+        for seed in range(4):
+            answer = small("xyz", grammar=grammar, temperature=1.5, seed=seed, max_tokens=40)["choices"][0]
+            assert re.fullmatch("a[b-d]+!?", answer["text"])
+            assert (answer["finish_reason"] == "stop") == answer["text"].endswith("!")
+    schema = LlamaGrammar.from_json_schema('{"type": "object", "properties": {"a": {"type": "boolean"}}}')
+    answers = [small("xyz", grammar=schema, temperature=1, seed=seed, max_tokens=40) for seed in range(4)]
+    assert all(set(json.loads(answer["choices"][0]["text"])) <= {"a"} for answer in answers)
+    assert json.loads(small("x", grammar=LlamaGrammar.from_json_schema('{"const": [1]}'))["choices"][0]["text"]) == [1]
+    for wrong in (LlamaGrammar.from_string("root = x"), LlamaGrammar.from_json_schema('{"type": "no"}')):
+        with pytest.raises(GrammarError):
+            small("xyz", grammar=wrong)
+    with pytest.raises(ValueError, match="no JSON"):
+        small("xyz", grammar=LlamaGrammar.from_json_schema("{"))
+    with pytest.raises(Exception, match="error reading grammar file"):
+        LlamaGrammar.from_file(tmp_path / "none")
+
+
+def test_other_samplers_are_those_of_the_library(small: Llama) -> None:
+    for options in ({"typical_p": 0.5}, {"mirostat_mode": 1}, {"mirostat_mode": 2, "mirostat_tau": 2.0}):
+        texts = {small("xyz", seed=3, max_tokens=8, temperature=1.2, **options)["choices"][0]["text"] for _ in range(2)}
+        assert len(texts) == 1
+
+
 def test_a_handler_and_a_formatter_of_ones_own_answer(small: Llama, tiny: Path) -> None:
     @chat_format.register_chat_format("mine")
     def mine(*, messages: list[Any], **_: Any) -> chat_format.ChatFormatterResponse:
@@ -225,6 +259,7 @@ def test_options_that_cannot_be_had_are_errors_and_those_of_devices_are_not(
 ) -> None:
     assert Llama(str(tiny), n_gpu_layers=-1, flash_attn=True, offload_kqv=False, n_batch=64, numa=False).n_ctx() == 512
     assert not caplog.records
+    assert Llama(str(tiny), rope_freq_scale=1.0, rope_freq_base=10000.0).n_ctx() == 512  # as LangChain calls it
     Llama(str(tiny), main_gpu=1)
     assert "main_gpu=1 means nothing here" in caplog.text
     with pytest.raises(UnsupportedModelError, match="rope_freq_scale is 0"):

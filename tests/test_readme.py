@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 
 import llama_rs
 import llama_rs.cli as cli
+import numpy as np
 import pytest
 from llama_rs import split
 from oracle.cases import CASES, ENCODERS
 from test_embeddings import with_words
+from test_lora import write_gguf_adapter
 from tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -27,8 +30,15 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
+SERVING = next(block for block in blocks("sh") if "llama-rs serve" in block)
+"""What needs a server, and starts it."""
+
 COMMANDS = [
-    line.split("#  ")[0] for block in blocks("sh") for line in block.splitlines() if line.startswith("llama-rs")
+    line.split("#  ")[0]
+    for block in blocks("sh")
+    if block != SERVING
+    for line in block.splitlines()
+    if line.startswith("llama-rs")
 ]
 
 
@@ -42,6 +52,8 @@ def folder(tmp_path: Path) -> Path:
     split(tmp_path / "model.gguf", tmp_path / "part", max_tensors=8)
     with_words(ENCODERS["bert"].make(), tmp_path / "encoder.gguf")
     with_words(ENCODERS["bert-rerank"].make(), tmp_path / "reranker.gguf")
+    q = {"blk.0.attn_q": (np.ones((4, 64), np.float32), np.ones((128, 4), np.float32))}
+    write_gguf_adapter(tmp_path / "adapter.gguf", "llama", q)
     (tmp_path / "reviews.csv").write_text("text,label\nFresh bread!,food\nA quiet island.,travel\n")
     CASES["llama"].make().write_directory(tmp_path / "directory")
     (tmp_path / "prompt.txt").write_text("The keeper wrote the weather into his book:\n")
@@ -68,6 +80,29 @@ def test_commands_of_the_readme(folder: Path, command: str) -> None:
     assert done.stdout
 
 
+def test_the_server_of_the_readme(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = SERVING.replace("8080", str(port)).replace(".gguf &", f".gguf --port {port} --no-access-log &")
+    waits = f"until curl -s -o /dev/null http://localhost:{port}/health; do sleep 0.05; done"
+    serve, _, rest = script.partition("\n")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", f"{serve}\n{waits}\n{rest}\nkill %1\nwait %1"],
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"serving model at http://127.0.0.1:{port}\n"
+    answer, *table = done.stdout.splitlines()
+    assert '"finish_reason"' in answer and "4 clients" in table[-1]
+
+
 def test_python_of_the_readme(folder: Path) -> None:
     code = "\n".join(blocks("python"))
     done = subprocess.run(
@@ -78,7 +113,7 @@ def test_python_of_the_readme(folder: Path) -> None:
 
 
 def test_the_readme_shows_every_command() -> None:
-    shown = {command.split()[1] for command in COMMANDS}
+    shown = {command.split()[1] for command in [*COMMANDS, *re.findall(r"^llama-rs.*", SERVING, re.MULTILINE)]}
     assert shown == set(cli.COMMANDS)
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .options import Schema as Schema
     from .options import Tools as Tools
     from .quantization import Importance, Quantized, QuantizedTensor, imatrix, quantize
+    from .server import Server
     from .session import Completion, Session, Stream, Timings, TokenLogprob, TopLogprob
     from .tokenizer import Tokenizer
     from .tools import run_tools
@@ -82,6 +83,7 @@ __all__ = [
     "SamplingParams",
     "SavedSessionError",
     "Score",
+    "Server",
     "Session",
     "SessionBusyError",
     "Stream",
@@ -132,6 +134,7 @@ _HOMES = (
     "quantization",
     "engine",
     "tools",
+    "server",
 )
 
 

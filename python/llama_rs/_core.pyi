@@ -16,8 +16,10 @@ __all__ = [
     "Floats",
     "Generation",
     "Model",
+    "Order",
     "Quantizer",
     "Sampler",
+    "Server",
     "Session",
     "Tensor",
     "Ticket",
@@ -31,6 +33,7 @@ __all__ = [
     "merge",
     "mixes",
     "parameters",
+    "perf",
     "split",
 ]
 
@@ -47,6 +50,20 @@ def convert_directory(
     n_threads: int | None,
     on_progress: Callable[[int, int], object] | None,
 ) -> None: ...
+def perf(
+    host: str,
+    port: int,
+    path: str,
+    key: str | None,
+    bodies: Sequence[str],
+    requests: int,
+    *,
+    clients: int | None,
+    rate: float | None,
+    cancel: float,
+    timeout: float,
+    seed: int,
+) -> list[tuple[float, list[float], float, int, int, int, int, bool, str | None]]: ...
 def split(
     source: str | os.PathLike[str],
     prefix: str | os.PathLike[str],
@@ -201,6 +218,63 @@ class Session:
     def negative_log_likelihood(self, tokens: Sequence[int], first: int) -> list[float]: ...
 
 @final
+class Server:
+    def __new__(
+        cls,
+        models: Sequence[tuple[str, str, Model, int, int, str]],
+        *,
+        host: str,
+        port: int,
+        unix: str | os.PathLike[str] | None,
+        api_keys: Sequence[str],
+        admin_key: str | None,
+        cors: Sequence[str],
+        allowed_hosts: Sequence[str],
+        strict: bool,
+        strict_model: bool,
+        share_prefixes: bool,
+        access_log: bool,
+        request_timeout: float | None,
+        parallel: int,
+        max_queue: int,
+        max_queued_tokens: int,
+        kv_bytes: int,
+        step: float,
+        defaults: dict[str, Any],
+    ) -> Server: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def has_crashed(self) -> bool: ...
+    def wait(self, seconds: float) -> bool: ...
+    def drain(self, grace: float, patience: float) -> None: ...
+    def stop(self) -> None: ...
+    def put(
+        self,
+        name: str,
+        number: str,
+        model: Model,
+        context_length: int,
+        threads: int,
+        kv_type: str,
+        defaults: dict[str, Any],
+        is_default: bool,
+    ) -> None: ...
+    def remove(self, name: str, number: str | None) -> bool: ...
+    def fail(self, name: str, number: str, why: str) -> None: ...
+    def next_order(self, seconds: float) -> Order | None: ...
+
+@final
+class Order:
+    @property
+    def load(self) -> bool: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def number(self) -> str | None: ...
+    def done(self, error: str | None) -> None: ...
+
+@final
 class Chat:
     def __new__(
         cls,
@@ -271,6 +345,8 @@ class Generation:
     @property
     def timings(self) -> tuple[int, float, int, float, int, int, int]: ...
 
+_Logprobs = list[tuple[int, float, list[tuple[int, float]]]]
+
 def generate_batch(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -280,7 +356,7 @@ def generate_batch(
     kv_type: str,
     parallel: int,
     lora: Sequence[tuple[Adapter, float]],
-) -> list[tuple[str, list[int], Literal["stop", "length"], tuple[int, float, int, float, int], int]]: ...
+) -> list[tuple[str, list[int], Literal["stop", "length"], tuple[int, float, int, float, int], int, _Logprobs]]: ...
 
 @final
 class Engine:
@@ -310,7 +386,10 @@ class Ticket:
     def take(
         self,
     ) -> (
-        tuple[str, list[int], tuple[str, BaseException | None, tuple[int, float, int, float, int], int] | None] | None
+        tuple[
+            str, list[int], _Logprobs, tuple[str, BaseException | None, tuple[int, float, int, float, int], int] | None
+        ]
+        | None
     ): ...
     def cancel(self) -> None: ...
 

@@ -29,7 +29,7 @@ from .options import (
     merged,
 )
 from .prompt_cache import PromptCache
-from .session import Completion, Session, Stream, Timings
+from .session import Completion, Session, Stream, Timings, token_logprobs
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -379,10 +379,11 @@ class Model:
             parallel,
             self._lora(None),
         )
-        return [
-            Completion(text, token_ids, reason, timings[0], Timings(*timings), seed)
-            for text, token_ids, reason, timings, seed in done
-        ]
+        completions = []
+        for (text, token_ids, reason, timings, seed, found), given in zip(done, params, strict=True):
+            logprobs = token_logprobs(self.tokenizer.token_bytes, found) if given._wants_logprobs else None
+            completions.append(Completion(text, token_ids, reason, timings[0], Timings(*timings), seed, logprobs))
+        return completions
 
     async def agenerate(
         self,

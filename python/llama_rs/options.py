@@ -260,6 +260,10 @@ class SamplingParams:
 
     __replace__ = replace  # for copy.replace
 
+    @property
+    def _wants_logprobs(self) -> bool:
+        return self.logprobs or self.top_logprobs > 0
+
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """Names and values: ``dict(params)`` are the keywords that make it."""
         return ((name, getattr(self, name)) for name in self.__slots__)

@@ -78,6 +78,19 @@ class Completion(NamedTuple):
     logprobs: list[TokenLogprob] | None = None
 
 
+def token_logprobs(
+    token_bytes: Callable[[int], bytes], found: list[tuple[int, float, list[tuple[int, float]]]]
+) -> list[TokenLogprob]:
+    """Log-probabilities with what the tokens stand for."""
+
+    def named(token_id: int, logprob: float) -> TopLogprob:
+        return TopLogprob(token_id, *_spelt(token_bytes(token_id), logprob))
+
+    return [
+        TokenLogprob(*named(token_id, logprob), [named(*other) for other in top]) for token_id, logprob, top in found
+    ]
+
+
 _ALIKE = 16
 """Tokens in a row that have to be those of a prompt for what is computed of them to be moved to it."""
 
@@ -233,7 +246,7 @@ class Session:
         is_lookup = speculative == "prompt-lookup"
         generation = _core.Generation(self._handle, tokenizer._core, prompt, options, is_lookup, draft, **more)
         stream = Stream(self, generation, owned=owned)
-        stream._has_logprobs = params.logprobs or params.top_logprobs > 0
+        stream._has_logprobs = params._wants_logprobs
         if prompt_cache:
             stream._prompt_cache = prompt_cache
             if params.max_tokens == 0:
@@ -386,9 +399,7 @@ class Stream(Iterator[str]):
         if not self._has_logprobs:
             return None
         token_bytes = self._session.model.tokenizer.token_bytes
-        for token_id, logprob, top in self._generation.logprobs[len(self._logprobs) :]:
-            others = [TopLogprob(other, *_spelt(token_bytes(other), x)) for other, x in top]
-            self._logprobs.append(TokenLogprob(token_id, *_spelt(token_bytes(token_id), logprob), others))
+        self._logprobs += token_logprobs(token_bytes, self._generation.logprobs[len(self._logprobs) :])
         return list(self._logprobs)
 
     @property

@@ -78,8 +78,13 @@ impl Draft for Lookup {
             // The last time it was there; what it ends with now does not count.
             let found = (0..=before).rev().find(|&at| &tokens[at..at + n] == ending);
             if let Some(at) = found {
-                let follow = &tokens[at + n..];
-                return Ok(follow[..follow.len().min(most)].to_vec());
+                let mut follow = tokens[at + n..].to_vec();
+                // Past the end it goes on as it does here: what repeats, repeats.
+                while follow.len() < most {
+                    follow.push(follow[follow.len() - (tokens.len() - at - n)]);
+                }
+                follow.truncate(most);
+                return Ok(follow);
             }
         }
         Ok(Vec::new())
@@ -141,10 +146,10 @@ mod tests {
         let never = Interrupt::never();
         let drafted = |tokens: &[u32], most| Lookup.draft(tokens, most, &never).unwrap();
         assert_eq!(drafted(&[1, 2, 3, 4, 5, 1, 2], 2), [3, 4]);
-        assert_eq!(drafted(&[1, 2, 3, 4, 5, 1, 2], 9), [3, 4, 5, 1, 2]);
+        assert_eq!(drafted(&[1, 2, 3, 4, 5, 1, 2], 9), [3, 4, 5, 1, 2, 3, 4, 5, 1]);
         assert_eq!(drafted(&[9, 2, 3, 7, 1, 2, 3, 8, 5, 1, 2, 3], 1), [8]); // the longer ending
         assert_eq!(drafted(&[1, 2, 7, 1, 2, 8, 1, 2], 1), [8]); // the last time
-        assert_eq!(drafted(&[5, 5, 5], 4), [5]);
+        assert_eq!(drafted(&[5, 5, 5], 4), [5, 5, 5, 5]);
         for none in [&[][..], &[1], &[1, 2], &[1, 2, 3], &[1, 2, 1]] {
             assert!(drafted(none, 4).is_empty(), "{none:?}");
         }

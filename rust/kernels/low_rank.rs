@@ -110,7 +110,9 @@ pub(super) fn add(cx: &Context, jobs: &[Matmul]) {
             let Some(change) = changes.of.get(&address(job.w)) else { continue };
             todo.push(Todo { job, rows: rows.clone(), change, scale: change.scale * times });
         }
-        add_one_each(cx, &todo);
+        if !todo.is_empty() {
+            add_one_each(cx, &todo);
+        }
     }
 }
 

@@ -52,7 +52,7 @@ def our_answer(path: Path, case: Case, kind: str) -> Array:
     with Model(path, context_length=case.context) as model:
         if kind == "rank":
             handle = model._handle
-            return np.array(handle.rank([TOKENS], case.context, model.threads, model.kv_type)[0], np.float32)
+            return np.array(handle.rank([TOKENS], case.context, model.threads, model.kv_type, [])[0], np.float32)
         if kind == "none":
             return model.embed([TOKENS], pooling="none", normalize=False)[0]
         pooling: Literal["mean", "cls", "last"] = kind  # type: ignore[assignment]

@@ -15,8 +15,9 @@ from .._core import cpu
 from ..errors import ModelFileError, SavedSessionError
 from ..notes import counted
 from ..output import harmless, is_watched, percent, say, say_in_place, warn, write, write_json
-from . import Command
+from . import EXIT_FAILURE, Command
 from .arguments import (
+    Number,
     doubts_of_length,
     find_model,
     json_option,
@@ -69,6 +70,17 @@ from .arguments import (
 @click.option("--prefault", is_flag=True, help="Read the whole model before starting.")
 @click.option("--lock", is_flag=True, help="Keep the model in memory while this runs, even if memory gets scarce.")
 @click.option("--raw", is_flag=True, help="Print the answer exactly, without adding a newline at its end.")
+@click.option(
+    "--jsonl", is_flag=True, help="Answer many prompts: read a line of JSON for each, and write one for each answer."
+)
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="With --jsonl, write the answers to this file.")
+@click.option("--resume", is_flag=True, help="With --jsonl and --output, go on where that file ends.")
+@click.option(
+    "--parallel",
+    type=Number(int, 1, 2**32 - 1),
+    default=16,
+    help="With --jsonl, make so many answers at the same time.",
+)
 @json_option
 @verbose_option
 def command(
@@ -87,6 +99,10 @@ def command(
     prefault: bool,
     lock: bool,
     raw: bool,
+    jsonl: bool,
+    output: str | None,
+    resume: bool,
+    parallel: int,
     as_json: bool,
     verbose: bool,
     **options: Any,
@@ -98,6 +114,10 @@ def command(
 
     The answer, and nothing else, is written to standard output as it comes, and ends with a newline. Control characters
     are shown as \\x1b and the like at a terminal, and written as they are to a pipe or a file. Ctrl-C ends the answer.
+
+    With --jsonl each line of the input is an object with "prompt" (or "messages", for a chat), and may have "id" and
+    options by their names in the library: {"id": 7, "prompt": "Once", "max_tokens": 5}. Each line written has "id" and
+    "text", or "error". Prompts that begin alike share what was computed.
 
     \b
       llama-rs generate "Once upon a time"
@@ -111,8 +131,12 @@ def command(
         raise click.UsageError("--prompt-cache-ro needs --prompt-cache FILE")
     if (options["logprobs"] or options["top_logprobs"]) and not as_json:
         raise click.UsageError("--logprobs and --top-logprobs need --json, which is where they are written")
+    if not jsonl and (output is not None or resume):
+        raise click.UsageError("--output and --resume are for --jsonl")
+    if jsonl and (prompt is not None or as_json or options["prompt_cache"]):
+        raise click.UsageError("with --jsonl there is no PROMPT, no --json and no --prompt-cache")
     path = find_model(model)
-    text = read_text(prompt, file)
+    text = "" if jsonl else read_text(prompt, file)
     start = time.perf_counter()
     llama = Model(
         path,
@@ -126,6 +150,14 @@ def command(
     )
     guesser = speculative(draft, lookup, threads=threads, context_length=context_length)
     opened = time.perf_counter()
+    if jsonl:
+        from . import bulk
+        from .lines import lines_of
+
+        options = {name: value for name, value in options.items() if not name.startswith("prompt_cache")}
+        if bulk.run(llama, lines_of(file), options, parallel=parallel, output=output, resume=resume):
+            raise click.exceptions.Exit(EXIT_FAILURE)
+        return
     is_chat = chat or system is not None
     system_message = [{"role": "system", "content": system}] if system else []
     asked = llama.chat_prompt([*system_message, {"role": "user", "content": text}]) if is_chat else []

@@ -286,7 +286,7 @@ def chat_of(completion: Any, tool: str | None) -> dict[str, Any]:
     finish_reason = choice["finish_reason"]
     if tool is not None:
         call = _call(tool, choice["text"], completion["id"])
-        message.update(content=None, function_call=call["function"], tool_calls=[call])
+        message.update(content=None, function_call=dict(call["function"]), tool_calls=[call])
         finish_reason = "tool_calls"
     return {
         "id": f"chat{completion['id']}",
@@ -330,7 +330,7 @@ def chunks_of_chat(chunks: Iterator[Any], tool: str | None) -> Iterator[dict[str
             delta = {"content": text} if finish_reason is None else {}
         elif finish_reason is None:
             call = _call(tool, text, chunk["id"])
-            delta = nothing | {"function_call": call["function"], "tool_calls": [{"index": 0, **call}]}
+            delta = nothing | {"function_call": dict(call["function"]), "tool_calls": [{"index": 0, **call}]}
         else:
             delta, finish_reason = nothing, "tool_calls"
         yield piece(delta, finish_reason, _logprobs(choice["logprobs"]))

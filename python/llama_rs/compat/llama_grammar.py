@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,18 @@ class LlamaGrammar:
 
     def _options(self) -> dict[str, Any]:
         """It as an option of an answer."""
+        if self.kind == "gbnf":
+            return {"grammar": self.source}
         if self.kind == "json_object":
             return {"response_format": {"type": "json_object"}}
-        return {"json_schema" if self.kind == "json_schema" else "grammar": self.source}
+        try:
+            schema = json.loads(self.source)
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"the schema is no JSON: {e}") from None
+        # An object has the properties that the schema names, and no others.
+        return {
+            "response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, "strict": True}}
+        }
 
     @classmethod
     def from_string(cls, grammar: str, verbose: bool = True) -> LlamaGrammar:  # noqa: ARG003

@@ -1,0 +1,117 @@
+"""``llama-rs generate --jsonl``: a line in, a line out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_rs import Model
+
+
+def run(*arguments: str | Path, given: str = "", code: int = 0) -> list[dict[str, Any]]:
+    """The lines that it writes."""
+    done = subprocess.run(
+        [sys.executable, "-m", "llama_rs", "generate", "--jsonl", *map(str, arguments)],
+        input=given.encode(),
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == code, done.stderr.decode()
+    if not code:
+        assert done.stderr == b""
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def lines(*asked: Any) -> str:
+    return "".join(json.dumps(one) + "\n" for one in asked)
+
+
+def test_each_line_has_the_answer_that_it_has_alone(tiny: Path) -> None:
+    model = Model(tiny)
+    asked: list[Any] = [
+        {"id": f"n{i}", "prompt": "abcdefgh"[: i % 8 + 1], "max_tokens": i % 5 + 1, "temperature": 0.9, "seed": i}
+        for i in range(20)
+    ]
+    asked += ["text alone", {"prompt": [1, 2, 3], "id": None}, {"messages": [{"role": "user", "content": "hi"}]}]
+    answers = run("-m", tiny, "--temperature", "0", "-n", "3", "--parallel", "2", given=lines(*asked))
+    assert [a["id"] for a in answers] == [*(f"n{i}" for i in range(20)), 20, None, 22]
+    for i in range(20):
+        options = {k: v for k, v in asked[i].items() if k not in ("id", "prompt")}
+        own = model.generate(asked[i]["prompt"], **options)
+        assert (answers[i]["text"], answers[i]["finish_reason"]) == (own.text, own.finish_reason)
+        assert answers[i]["generated_tokens"] <= asked[i]["max_tokens"]
+    assert answers[20]["text"] == model.generate("text alone", temperature=0, max_tokens=3).text
+    assert answers[22]["text"] == model.chat("hi", temperature=0, max_tokens=3).text
+
+
+def test_a_broken_line_is_an_error_and_the_others_are_answered(tiny: Path) -> None:
+    good = {"prompt": "ab", "max_tokens": 1}
+    bad: list[tuple[str, str]] = [
+        ("{", "Expecting property name"),
+        ("3", "neither an object nor a text"),
+        (json.dumps({"id": "x"}), "either prompt or messages"),
+        (json.dumps({"prompt": "a", "messages": []}), "either prompt or messages"),
+        (json.dumps({"prompt": "a", "temprature": 1}), "unexpected keyword argument 'temprature'"),
+        (json.dumps({"prompt": "a", "temperature": -1}), "temperature is -1"),
+        (json.dumps({"prompt": 3}), "prompt is neither text"),
+        (json.dumps({"prompt": ""}) if Model(tiny).tokenizer.encode("") == [] else "[", ""),
+        (json.dumps({"prompt": "a" * 5000}), "context"),
+        (json.dumps({"prompt": [1 << 40]}), "not in the vocabulary"),
+        (json.dumps({"messages": [{"content": "x"}]}), "message 0 has no role"),
+        ("[" * 100_000, ""),
+    ]
+    text = "\n\n".join(f"{line}\n{json.dumps(good)}" for line, _ in bad)
+    answers = run("-m", tiny, given=text, code=1)
+    assert len(answers) == 2 * len(bad)
+    for (_, says), wrong, right in zip(bad, answers[::2], answers[1::2], strict=True):
+        assert says in wrong["error"] and "text" not in wrong
+        assert "error" not in right
+    assert answers[4]["id"] == "x" and answers[0]["id"] == 0 and answers[1]["id"] == 1
+
+
+def test_it_goes_on_where_it_was_interrupted(tiny: Path, tmp_path: Path) -> None:
+    output, source = tmp_path / "out.jsonl", tmp_path / "in.jsonl"
+    source.write_text(lines(*({"id": i, "prompt": f"a{i}", "max_tokens": 2, "seed": 1} for i in range(6))))
+    assert run("-m", tiny, "-f", source, "-o", output) == []
+    whole = output.read_bytes()
+    some = whole.splitlines(keepends=True)
+    output.write_bytes(b"".join(some[:2]) + some[2][:7])
+    run("-m", tiny, "-f", source, "-o", output, "--resume")
+    assert output.read_bytes() == whole
+    # What failed is tried again.
+    output.write_bytes(some[0] + b'{"id": 1, "error": "once"}\n')
+    run("-m", tiny, "-f", source, "-o", output, "--resume")
+    assert [json.loads(line)["id"] for line in output.read_bytes().splitlines()] == [0, 1, 1, 2, 3, 4, 5]
+    output.write_text("something else\n")
+    run("-m", tiny, "-f", source, "-o", output, "--resume", code=1)
+    assert output.read_text() == "something else\n"
+
+
+def test_a_program_may_write_a_line_and_wait(tiny: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "llama_rs", "generate", "--jsonl", "-m", str(tiny), "-n", "2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin and process.stdout
+        for i in range(3):
+            process.stdin.write(lines({"id": i, "prompt": "ab"}))
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["id"] == i
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--jsonl", "text"], ["--jsonl", "--json"], ["--resume", "x"], ["--jsonl", "--resume"], ["-o", "f"]]
+)
+def test_options_that_do_not_go_together_are_wrong_usage(tiny: Path, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "llama_rs", "generate", "-m", str(tiny), *arguments]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (2, b"") and done.stderr.startswith(b"error: ")

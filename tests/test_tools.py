@@ -296,7 +296,7 @@ def test_messages_become_what_a_template_takes(model: Model) -> None:
         ),
         # Where one call at a time is taken, each is a message, with its result after it.
         (
-            "{% for m in messages %}{% if m.tool_calls and m.tool_calls|length > 1 %}{{ raise_exception('one') }}{% endif %}"
+            "{% for m in messages %}{{ raise_exception('one') if m.tool_calls and m.tool_calls|length > 1 }}"
             "{{ m.tool_calls[0].id if m.tool_calls else m.tool_call_id }} {% endfor %}",
             [
                 {"role": "assistant", "tool_calls": [{"id": i, "function": {"name": "f"}} for i in "ab"]},

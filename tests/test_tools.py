@@ -104,7 +104,7 @@ def test_what_functions_give_becomes_messages() -> None:
     assert json.loads(results[0]["content"]) == {"place": "sea", "days": 2, "unit": "C", "note": None}
     assert results[1]["content"] == "noon"
     assert "there is no function nothing" in results[2]["content"]
-    assert "plaice" in results[3]["content"]
+    assert "missing a required argument: 'place'" in results[3]["content"]
     assert "cannot be called with these arguments" in results[4]["content"]
 
 

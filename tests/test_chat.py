@@ -560,10 +560,11 @@ def test_a_model_without_a_template_is_4(tiny: Path, tmp_path: Path) -> None:
 class Terminal:
     """A conversation at a terminal."""
 
-    def __init__(self, model: Path, *options: str) -> None:
+    def __init__(self, model: Path, *options: str, state: Path | None = None) -> None:
         self.pid, self.terminal = pty.fork()
         if not self.pid:
             os.environ["TERM"] = "dumb"
+            os.environ["XDG_STATE_HOME"] = str(state or "/nonexistent")
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
             command = [sys.executable, "-m", "llama_rs", "chat", "-m", str(model), "--temp", "0", *options]
             os.execv(command[0], command)
@@ -631,3 +632,90 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(smollm2: Path) -> None:
     terminal.type("\x03")
     assert terminal.end() == 130
     assert "Traceback" not in terminal.shown
+
+
+def test_a_conversation_is_saved_and_brought_back(smollm2: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.json"
+    terminal = Terminal(smollm2, "-n", "8", state=tmp_path)
+    terminal.wait_for("> ")
+    terminal.type("/regenerate\n")
+    terminal.wait_for("there is no answer yet")
+    terminal.type('"""What is\n\ngravity?"""\n')
+    terminal.wait_for("ravity")
+    terminal.type("/tokens\n")
+    terminal.wait_for("2 messages; ")
+    terminal.type(f"/save {saved}\n/speed\n/regenerate\n")
+    terminal.wait_for("tokens/s]")
+    terminal.type(f"/clear\n/load {saved}\n")
+    terminal.wait_for("2 messages")
+    terminal.type(f"/load {tmp_path / 'none'}\n")
+    terminal.wait_for("No such file")
+    saved_bad = tmp_path / "bad.json"
+    saved_bad.write_text('{"messages": 7}')
+    terminal.type(f"/load {saved_bad}\n/save\n")
+    terminal.wait_for("no conversation: messages are of type int")
+    terminal.wait_for("/save needs the name of a file")
+    terminal.type("/exit\n")
+    assert terminal.end() == 0
+    messages = json.loads(saved.read_text())["messages"]
+    assert messages[0] == {"role": "user", "content": "What is\n\ngravity?"}
+    assert messages[1]["role"] == "assistant"
+    history = tmp_path / "llama_rs" / "history"
+    assert "/tokens" in history.read_text()
+    assert history.stat().st_mode & 0o077 == 0
+
+
+def test_ctrl_c_forgets_what_is_typed_and_ends_an_empty_line(smollm2: Path) -> None:
+    terminal = Terminal(smollm2, "-n", "4")
+    terminal.wait_for("> ")
+    terminal.type('"""not to be said\n')
+    terminal.wait_for(". ")
+    terminal.type("\x03")
+    terminal.wait_for("> ")
+    terminal.type("/tokens\n")
+    terminal.wait_for("0 messages")
+    terminal.wait_for("> ")
+    terminal.type("\x03")
+    assert terminal.end() == 130
+
+
+def test_a_long_conversation_at_a_terminal_says_once_what_is_left_out(smollm2: Path) -> None:
+    terminal = Terminal(smollm2, "-n", "24", "-c", "160", "--system", "You are brief.")
+    for i in range(8):
+        terminal.wait_for("> ")
+        terminal.type(f"Question {i}: how are you today?\n")
+    terminal.wait_for("> ")
+    terminal.type("/exit\n")
+    assert terminal.end() == 0
+    assert terminal.shown.count("its oldest messages are left out") == 1
+    assert "/clear begins anew" not in terminal.shown
+
+
+def test_one_message_of_generate(smollm2: Path) -> None:
+    def generated(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "llama_rs",
+            "generate",
+            "-m",
+            str(smollm2),
+            "-n",
+            "16",
+            "--temp",
+            "0",
+            *arguments,
+        ]
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    told = generated("--system", "You are a sailor.", "Who are you?")
+    assert (told.returncode, told.stderr) == (0, "")
+    same = run("-m", smollm2, "-n", "16", "--temp", "0", "--system", "You are a sailor.", "Who are you?")
+    assert told.stdout == same.stdout
+    plain = generated("--chat", "Who are you?")
+    assert plain.stdout == run("-m", smollm2, "-n", "16", "--temp", "0", "Who are you?").stdout
+    assert plain.stdout != generated("Who are you?").stdout
+    done = run("-m", smollm2, "--jsonl", "hello")
+    assert (done.returncode, done.stdout) == (2, "")

@@ -65,7 +65,8 @@ WEATHER = {
 
 def test_a_function_is_described_by_its_signature_and_docstring() -> None:
     assert tools_module.schema(weather) == WEATHER
-    assert described([weather, WEATHER, WEATHER["function"]]) == [WEATHER] * 3
+    inner: Any = WEATHER["function"]
+    assert described([weather, WEATHER, inner]) == [WEATHER] * 3
 
     def typed(a: list[dict[str, int]], b: tuple[float, ...], c: Any, *rest: int, **more: int) -> None: ...
 
@@ -103,7 +104,7 @@ def test_what_functions_give_becomes_messages() -> None:
     assert json.loads(results[0]["content"]) == {"place": "sea", "days": 2, "unit": "C", "note": None}
     assert results[1]["content"] == "noon"
     assert "there is no function nothing" in results[2]["content"]
-    assert "plaice" in results[3]["content"]
+    assert "missing a required argument: 'place'" in results[3]["content"]
     assert "cannot be called with these arguments" in results[4]["content"]
 
 
@@ -130,7 +131,7 @@ class Scripted:
         self._pieces = iter([text[i : i + 3] for i in range(0, len(text), 3)])
         self.finish_reason: str | None = None
         self.token_ids = list(range(len(text)))
-        self.timings, self.seed = Timings(10, 1.0, len(text), 1.0, 4), 7
+        self.timings, self.seed, self.logprobs = Timings(10, 1.0, len(text), 1.0, 4), 7, None
 
     def __next__(self) -> str:
         try:
@@ -253,7 +254,7 @@ def test_messages_become_what_a_template_takes(model: Model) -> None:
     said = "{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}"
     added = "{% for m in messages %}{{ '[' + m.content + ']' }}{% endfor %}"
     calls = "{% for m in messages %}{% for c in m.tool_calls or [] %}"
-    for source, messages, expected in [
+    cases: list[tuple[str, list[Any], str]] = [
         (said, [parts], "[user:one\n\ntwo]"),
         ("{% for m in messages %}{% for p in m.content %}{{ p.text }};{% endfor %}{% endfor %}", [parts], "one;two;"),
         # Where only parts are shown, text is one.
@@ -293,7 +294,18 @@ def test_messages_become_what_a_template_takes(model: Model) -> None:
             [{"role": "assistant", "content": "x", "reasoning_content": "why"}],
             "why",
         ),
-    ]:
+        # Where one call at a time is taken, each is a message, with its result after it.
+        (
+            "{% for m in messages %}{{ raise_exception('one') if m.tool_calls and m.tool_calls|length > 1 }}"
+            "{{ m.tool_calls[0].id if m.tool_calls else m.tool_call_id }} {% endfor %}",
+            [
+                {"role": "assistant", "tool_calls": [{"id": i, "function": {"name": "f"}} for i in "ab"]},
+                *({"role": "tool", "tool_call_id": i, "content": "x"} for i in "ba"),
+            ],
+            "a a b b ",
+        ),
+    ]
+    for source, messages, expected in cases:
         assert text_of(model, source, messages) == expected, source
     for part in ({"type": "image_url", "image_url": {"url": "x"}}, {"type": "input_audio"}, {}):
         with pytest.raises(ValueError, match=r"message 0 has a part of type .*: this model is given text only"):

@@ -118,6 +118,8 @@ class ChatCompletion(NamedTuple):
     token_ids: list[int]
     timings: _session.Timings
     seed: int
+    logprobs: list[_session.TokenLogprob] | None = None
+    """How likely each of ``token_ids`` was, if that was asked for."""
 
     @property
     def message(self) -> dict[str, Any]:
@@ -135,7 +137,12 @@ class ChatCompletion(NamedTuple):
             "created": int(time.time()),
             "model": model,
             "choices": [
-                {"index": 0, "message": self.message, "finish_reason": self.finish_reason, "logprobs": None},
+                {
+                    "index": 0,
+                    "message": self.message,
+                    "finish_reason": self.finish_reason,
+                    "logprobs": None if self.logprobs is None else {"content": [_openai(row) for row in self.logprobs]},
+                }
             ],
             "usage": self.usage.to_openai(),
         }
@@ -231,6 +238,7 @@ class ChatStream(Iterator[ChatDelta]):
             self.token_ids,
             self.timings,
             self.seed,
+            self.logprobs,
         )
 
     @property
@@ -283,6 +291,12 @@ class ChatStream(Iterator[ChatDelta]):
         return [token for stream in (*self._earlier, self._stream) for token in stream.token_ids]
 
     @property
+    def logprobs(self) -> list[_session.TokenLogprob] | None:
+        """How likely each of ``token_ids`` was, if that was asked for; None else."""
+        parts = [stream.logprobs for stream in (*self._earlier, self._stream)]
+        return None if parts[0] is None else [row for part in parts for row in part or ()]
+
+    @property
     def timings(self) -> _session.Timings:
         """Where the time went so far."""
         if not self._earlier:
@@ -318,6 +332,11 @@ class ChatStream(Iterator[ChatDelta]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _openai(row: _session.TokenLogprob) -> dict[str, Any]:
+    others = [{"token": t.token, "logprob": t.logprob, "bytes": list(t.bytes)} for t in row.top_logprobs]
+    return {"token": row.token, "logprob": row.logprob, "bytes": list(row.bytes), "top_logprobs": others}
 
 
 def _message(answer: ChatCompletion | ChatStream) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pydantic import Field, create_model
 from .options import PARAMETERS, Parameter
 
 if TYPE_CHECKING:
+    from .chat import ChatDelta, ChatStream
     from .model import Model
     from .session import Session, Stream
 
@@ -96,7 +97,7 @@ class _Shared:
     def __init__(self, model_id: str, path: str) -> None:
         self.model_id, self.path = model_id, path
 
-    def _begin(self, prompt: Any, session: Session | None) -> Stream:
+    def _begin(self, prompt: Any, session: Session | None) -> Stream | ChatStream:
         from .errors import UnsupportedModelError
 
         model = opened(self.path)
@@ -110,7 +111,7 @@ class _Shared:
         text = "\n".join(message["content"] for message in messages)  # a model that continues texts
         return (session or model).stream(text, **options)
 
-    def _end(self, response: Any, stream: Stream) -> None:
+    def _end(self, response: Any, stream: Stream | ChatStream) -> None:
         timings = stream.timings
         details = {"cached_tokens": timings.cached_tokens} if timings.cached_tokens else None
         response.set_usage(input=timings.prompt_tokens, output=timings.generated_tokens, details=details)
@@ -130,7 +131,7 @@ class LlamaRs(_Shared, llm.Model):  # type: ignore[misc, unused-ignore]
         try:
             answer = self._begin(prompt, session)
             with answer:
-                yield from answer
+                yield from filter(None, map(_text, answer))
             self._end(response, answer)
         finally:
             _keep(self.path, conversation, session)
@@ -152,7 +153,8 @@ class AsyncLlamaRs(_Shared, llm.AsyncModel):  # type: ignore[misc, unused-ignore
             answer = await asyncio.to_thread(self._begin, prompt, session)
             with answer:
                 while (piece := await asyncio.to_thread(next, answer, None)) is not None:
-                    yield piece
+                    if text := _text(piece):
+                        yield text
             self._end(response, answer)
         except asyncio.CancelledError:
             if session is not None:
@@ -175,6 +177,11 @@ class LlamaRsEmbedding(llm.EmbeddingModel):  # type: ignore[misc, name-defined, 
         """Vectors of texts, of length 1."""
         texts = [item if isinstance(item, str) else item.decode("utf-8", "replace") for item in items]
         return (vector.tolist() for vector in opened(self.path).embed(texts, truncate=True))
+
+
+def _text(piece: str | ChatDelta) -> str:
+    """What the model says in a piece of an answer."""
+    return piece if isinstance(piece, str) else piece.content
 
 
 def _messages(messages: Iterable[Any]) -> Iterator[dict[str, Any]]:

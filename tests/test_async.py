@@ -75,6 +75,22 @@ def test_what_prompts_of_a_batch_have_in_common_is_computed_once(model: Model) -
     assert [done.prompt_tokens for done in got] == [201] * 5
 
 
+def test_log_probabilities_and_forms_are_as_alone(model: Model) -> None:
+    options: dict[str, Any] = {"max_tokens": 6, "seed": 3, "top_logprobs": 2, "regex": "[ab]{3}"}
+    alone = model.generate("the", **options)
+    assert alone.logprobs and len(alone.logprobs) == len(alone.token_ids)
+    assert same(model.generate_batch(["the", "a"], **options)[0], alone)
+
+    async def main() -> None:
+        stream = model.astream("the", **options)
+        assert "".join([piece async for piece in stream]) == alone.text
+        assert stream.logprobs == alone.logprobs
+        assert same(await model.agenerate("the", **options), alone)
+        assert model.astream("the").logprobs is None
+
+    asyncio.run(main())
+
+
 def test_batches_that_cannot_be_are_refused(model: Model) -> None:
     with pytest.raises(TypeError, match="prompts is a str"):
         model.generate_batch("the sea")
@@ -86,6 +102,8 @@ def test_batches_that_cannot_be_are_refused(model: Model) -> None:
         model.generate_batch([[1], []])
     with pytest.raises(ContextOverflowError):
         model.generate_batch(["a", "the " * 2000])
+    with pytest.raises(ValueError, match="logits_processor is for answers that are made one by one"):
+        model.generate_batch(["a"], logits_processor=lambda *_: None)
 
 
 def test_a_signal_stops_a_batch(slow: Model) -> None:

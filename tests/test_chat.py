@@ -62,8 +62,9 @@ def oracle(source: str, variables: Mapping[str, Any]) -> str:
     return str(environment.from_string(source).render(**variables))
 
 
-# In the manner of the families of models, and with the constructs that their templates use.
-TEMPLATES = {
+# In the manner of the families of models, and with the constructs that their templates use; more of them are in files.
+FILES = sorted((Path(__file__).parent / "data/templates").glob("*.jinja"))
+TEMPLATES = {path.stem: path.read_text() for path in FILES} | {
     "chatml": """\
 {% for message in messages %}
 {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
@@ -300,6 +301,22 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "another role": [{"role": "critic", "content": "hm"}],
     "system at the end": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}],
     "nothing said": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}],
+    "calls as OpenAI has them": [
+        {"role": "system", "content": "Look things up."},
+        {"role": "user", "content": "The weather at sea and on land?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": f"call{i}abcd", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+                for i, arguments in enumerate(['{"place": "sea", "quote\\"d": [1, 2.5, null, "é"]}', "{}"])
+            ],
+        },
+        {"role": "tool", "tool_call_id": "call0abcd", "content": "calm"},
+        {"role": "tool", "tool_call_id": "call1abcd", "content": ""},
+        {"role": "assistant", "content": "Calm.", "reasoning_content": "It says so."},
+        {"role": "user", "content": "Thanks"},
+    ],
 }
 
 
@@ -439,14 +456,21 @@ def test_answers_are_those_to_the_prompt(model: Model) -> None:
     options = llama_rs.SamplingParams(temperature=0, max_tokens=24, seed=1)
     done = model.chat(question, sampling=options)
     assert "ravity is" in done.text
-    assert done == model.generate(model.chat_prompt(question), sampling=options)._replace(timings=done.timings)
-    assert "".join(model.stream_chat(QUESTION, sampling=options)) == done.text
+    same = model.generate(model.chat_prompt(question), sampling=options)
+    assert (done.text, done.token_ids, done.finish_reason) == (same.text, same.token_ids, same.finish_reason)
+    assert done.content == done.text
+    assert (done.reasoning, done.tool_calls, done.seed) == ("", [], 1)
+    assert done.message == {"role": "assistant", "content": done.content}
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (same.prompt_tokens, 24)
+    assert "".join(delta.content for delta in model.stream_chat(QUESTION, sampling=options)) == done.content
     with model.session() as session:
         assert session.chat(question, sampling=options).text == done.text
-        more = [*question, {"role": "assistant", "content": done.text}, {"role": "user", "content": "Who found that?"}]
+        more = [*question, done.message, {"role": "user", "content": "Who found that?"}]
         again = session.chat(more, sampling=options)
-        assert again.timings.cached_tokens > done.prompt_tokens
-        assert "".join(session.stream_chat(more, sampling=options)) == again.text
+        assert again.timings.cached_tokens > done.usage.prompt_tokens
+        with session.stream_chat(more, sampling=options) as stream:
+            assert "".join(delta.content for delta in stream) == again.content == stream.content
+            assert (stream.finish_reason, stream.usage.completion_tokens) == ("length", 24)
     assert again.text == model.chat(more, sampling=options).text
 
 
@@ -490,7 +514,13 @@ def test_messages_that_cannot_be(model: Model) -> None:
 
 
 def test_hints_of_types_resolve() -> None:
-    for method in (Model.chat, Model.stream_chat, Model.chat_prompt, llama_rs.Session.chat):
+    for method in (
+        Model.chat,
+        Model.stream_chat,
+        Model.chat_prompt,
+        llama_rs.Session.chat,
+        llama_rs.Session.stream_chat,
+    ):
         assert "messages" in typing.get_type_hints(method)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 from . import _core
 from .errors import LlamaError, ModelClosedError
 from .options import FinishReason, GenerateOptions, Messages, SamplingParams, merged
-from .session import Completion, Timings
+from .session import Completion, Timings, TokenLogprob, token_logprobs
 
 if TYPE_CHECKING:
     from .model import Model
@@ -294,6 +294,7 @@ class AsyncStream(AsyncIterator[str]):
         self._closed = False
         self._pieces: list[str] = []
         self._token_ids: list[int] = []
+        self._logprobs: list[tuple[int, float, list[tuple[int, float]]]] = []
         self._finish_reason: FinishReason | None = None
         self._timings = Timings(0, 0.0, 0, 0.0, 0)
         self._seed: int | None = None
@@ -355,8 +356,9 @@ class AsyncStream(AsyncIterator[str]):
                 if event is None:
                     await rung.wait()
                     continue
-                text, token_ids, end = event
+                text, token_ids, logprobs, end = event
                 self._token_ids += token_ids
+                self._logprobs += logprobs
                 if text:
                     self._pieces.append(text)
                 if end is not None:
@@ -392,7 +394,9 @@ class AsyncStream(AsyncIterator[str]):
                 pass
         finish_reason, seed = self._finish_reason, self._seed
         assert finish_reason is not None and seed is not None, "the stream has ended"
-        return Completion(self.text, self.token_ids, finish_reason, self._timings.prompt_tokens, self._timings, seed)
+        return Completion(
+            self.text, self.token_ids, finish_reason, self._timings.prompt_tokens, self._timings, seed, self.logprobs
+        )
 
     @property
     def text(self) -> str:
@@ -403,6 +407,13 @@ class AsyncStream(AsyncIterator[str]):
     def token_ids(self) -> list[int]:
         """The tokens of the answer so far, without an end token."""
         return list(self._token_ids)
+
+    @property
+    def logprobs(self) -> list[TokenLogprob] | None:
+        """How likely each of ``token_ids`` was, if that was asked for; None else."""
+        if not self._params._wants_logprobs:
+            return None
+        return token_logprobs(self._engine.model.tokenizer.token_bytes, self._logprobs)
 
     @property
     def finish_reason(self) -> FinishReason | None:

@@ -45,6 +45,9 @@ Messages = str | Sequence[Mapping[str, Any]]
 """A conversation: mappings with ``role`` and ``content``, and whatever else the template of the model uses. Text alone
 is one message of the user."""
 
+Tools = Sequence[Mapping[str, Any] | Callable[..., Any]]
+"""What a model may call: functions, or descriptions of them as OpenAI's API has them."""
+
 
 Lora = (
     str
@@ -256,6 +259,10 @@ class SamplingParams:
         return SamplingParams(**values | options) if options else self
 
     __replace__ = replace  # for copy.replace
+
+    @property
+    def _wants_logprobs(self) -> bool:
+        return self.logprobs or self.top_logprobs > 0
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """Names and values: ``dict(params)`` are the keywords that make it."""

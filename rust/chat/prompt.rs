@@ -75,7 +75,7 @@ impl Template {
             Some(source) => source,
             None if tokenizer.encode("<|im_start|>", false, true)?.len() == 1 => CHATML.into(),
             None => {
-                let what = "its conversations: it has no chat template (tokenizer.chat_template): write the prompt \
+                let what = "conversations: the model has no chat template (tokenizer.chat_template): write the prompt \
                             yourself, for generate";
                 return Err(Error::Unsupported { path: path.into(), what: what.into() });
             }
@@ -179,10 +179,27 @@ impl Template {
             (Some((_, text)), _) => return Ok(text),
             (None, refused) => refused.expect("one or the other"),
         };
-        Err(match refused {
+        Err(self.error(&refused))
+    }
+
+    /// The text that the template makes of these variables, as they are.
+    ///
+    /// # Errors
+    /// As [`Template::text`].
+    pub fn rendered(&self, variables: Value, now: i64) -> Result<String> {
+        render(&self.source, variables, now).map_err(|refused| self.error(&refused))
+    }
+
+    /// The vocabulary.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    fn error(&self, refused: &Refused) -> Error {
+        match refused {
             Refused::Messages(_) => Error::Argument(refused.to_string()),
             Refused::Template(_) => Error::Unsupported { path: self.path.clone(), what: refused.to_string() },
-        })
+        }
     }
 
     /// The prompt, if it has no more tokens than `at_most`. Nothing that people wrote is a control token in it.

@@ -17,12 +17,13 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 
 use super::ids::token_ids;
 use super::model::{Adapter, adapters};
-use super::parameters::to_options;
+use super::parameters::{functions, to_options};
 use super::{Model, raise, raise_ref, run};
 use crate::error::{Error, Result};
 use crate::generate::Options;
 use crate::scheduler::{
-    End, Event, Finish, Generate, Inline, Limits, Rejected, Request, Scheduler, Usage, Work, available_memory,
+    Choice, End, Event, Finish, Generate, Inline, Limits, Rejected, Request, Scheduler, TokenLogprob, Usage, Work,
+    available_memory,
 };
 use crate::session::SessionOptions;
 use crate::{model, scheduler};
@@ -39,6 +40,13 @@ fn asked(
 ) -> PyResult<(Vec<u32>, Options)> {
     let vocab_size = model.config().vocab_size;
     let prompt = token_ids(PROMPT, prompt, vocab_size, session.context_length)?;
+    if let Some(value) = options.get_item("logits_processor")?
+        && !functions(&value)?.is_empty()
+    {
+        // The threads that sample never wait for the interpreter.
+        let what = "logits_processor is for answers that are made one by one, by generate and stream";
+        return Err(PyValueError::new_err(what));
+    }
     let options = to_options(py, options)?;
     if let Some((id, _)) = options.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocab_size) {
         let what = format!("logit_bias has token {id}, which is not in the vocabulary of {vocab_size}");
@@ -47,8 +55,21 @@ fn asked(
     Ok((prompt, options))
 }
 
-/// What Python gets of an answer that has ended: text, token ids, finish reason, timings as those of a `Generation`, seed.
-type Done = (String, Vec<u32>, &'static str, (usize, f64, usize, f64, usize), u64);
+/// What Python gets of an answer that has ended: text, token ids, finish reason, timings as those of a `Generation`, seed,
+/// log-probabilities.
+type Done = (String, Vec<u32>, &'static str, (usize, f64, usize, f64, usize), u64, Logprobs);
+
+/// Of each token its id and logarithm of the probability, and those of the most likely ones.
+type Logprobs = Vec<(u32, f32, Vec<(u32, f32)>)>;
+
+fn to_logprobs(tokens: &[TokenLogprob]) -> Logprobs {
+    let pair = |choice: &Choice| (choice.token_id, choice.logprob);
+    let token = |token: &TokenLogprob| {
+        let (id, logprob) = pair(&token.chosen);
+        (id, logprob, token.top.iter().map(pair).collect())
+    };
+    tokens.iter().map(token).collect()
+}
 
 /// As those of a `Generation`: prompt tokens, seconds for them, generated tokens, seconds for them, cached tokens.
 fn timings(usage: &Usage) -> (usize, f64, usize, f64, usize) {
@@ -95,13 +116,14 @@ pub fn generate_batch<'py>(
 
 /// The whole answer of a ticket whose request has ended.
 fn done(ticket: &mut scheduler::Ticket) -> Result<Done, Arc<Error>> {
-    let (mut text, mut token_ids) = (String::new(), Vec::new());
+    let (mut text, mut token_ids, mut logprobs) = (String::new(), Vec::new(), Vec::new());
     while let Some(Some(event)) = ticket.try_next() {
         text.push_str(&event.text);
         token_ids.extend(event.token_ids);
+        logprobs.extend(to_logprobs(&event.logprobs));
         match event.end {
             Some(End { finish: Finish::Done(reason), usage, seed }) => {
-                return Ok((text, token_ids, reason.as_str(), timings(&usage), seed));
+                return Ok((text, token_ids, reason.as_str(), timings(&usage), seed, logprobs));
             }
             Some(End { finish: Finish::Failed(error), .. }) => return Err(error),
             Some(_) | None => {}
@@ -234,7 +256,7 @@ pub struct Ticket {
 
 #[pymethods]
 impl Ticket {
-    /// What there is: text, token ids, and at the end how it ended; None if there is nothing yet. Then the bell rings when
+    /// What there is: text, token ids, log-probabilities, and at the end how it ended; None if there is nothing yet. Then the bell rings when
     /// there is.
     fn take<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
         if self.process != process::id() {
@@ -247,7 +269,7 @@ impl Ticket {
             ticket.wake(&self.waker);
         }
         drop(ticket);
-        let Some(Some(Event { text, token_ids, end, .. })) = event else { return Ok(None) };
+        let Some(Some(Event { text, token_ids, logprobs, end, .. })) = event else { return Ok(None) };
         let end = end.map(|End { finish, usage, seed }| {
             let (how, error) = match finish {
                 Finish::Done(reason) => (reason.as_str(), None),
@@ -259,7 +281,7 @@ impl Ticket {
             };
             (how, error, timings(&usage), seed)
         });
-        (text, token_ids, end).into_pyobject(py).map(Some)
+        (text, token_ids, to_logprobs(&logprobs), end).into_pyobject(py).map(Some)
     }
 
     /// Frees what it uses, with the step that is being computed.

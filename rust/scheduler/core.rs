@@ -10,16 +10,16 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::group::{Group, Key};
-use super::logprobs::logprob;
 use super::prefix::Place;
 use super::request::{
-    AnyAnswer, End, Event, Finish, Generate, Limits, PromptLogprobs, Request, Stats, Usage, Vectors, Work,
+    AnyAnswer, Choice, End, Event, Finish, Generate, Limits, PromptLogprobs, Request, Stats, TokenLogprob, Usage,
+    Vectors, Work,
 };
 use super::thread::Load;
 use super::ticket::Sink;
@@ -31,6 +31,7 @@ use crate::generate::{self, FinishReason, Overflow};
 use crate::kernels::{BLOCK, Changes};
 use crate::kv::Sequence;
 use crate::model::Model;
+use crate::sampling::log_probabilities;
 use crate::session::{Session, SessionOptions};
 use crate::threads::{self, Interrupt};
 
@@ -1183,7 +1184,12 @@ impl Running {
             for (at, row) in (before + 1..).zip(logits.chunks_exact(vocab_size)) {
                 if at >= logprobs.first && at < prompt_len {
                     let token = self.of.answer.prompt()[at];
-                    outcome.event.prompt_logprobs.push(logprob(row, token, logprobs.top, at)?);
+                    let (logprob, top) = log_probabilities(row, token, logprobs.top);
+                    if !logprob.is_finite() {
+                        let what = format!("the logits after token {at} are not numbers: a weight is damaged");
+                        return Err(Error::Numeric { path: PathBuf::new(), what });
+                    }
+                    outcome.event.prompt_logprobs.push(TokenLogprob::new(token, logprob, &top));
                     logprobs.first = at + 1;
                 }
             }
@@ -1203,6 +1209,9 @@ impl Running {
         let n = self.of.answer.generated().len();
         let event = self.of.answer.accept(&logits[logits.len() - vocab_size..])?;
         outcome.event.token_ids = self.of.answer.generated()[n..].to_vec();
+        let logprobs = self.of.answer.logprobs().get(n..).unwrap_or_default(); // one per token, or none
+        outcome.event.logprobs =
+            logprobs.iter().map(|token| TokenLogprob::new(token.id, token.logprob, &token.top)).collect();
         match event {
             generate::Event::Piece(text) => outcome.event.text = text,
             generate::Event::Silent => {}
@@ -1212,6 +1221,13 @@ impl Running {
             }
         }
         Ok(())
+    }
+}
+
+impl TokenLogprob {
+    fn new(token_id: u32, logprob: f32, top: &[(u32, f32)]) -> Self {
+        let choice = |&(token_id, logprob): &(u32, f32)| Choice { token_id, logprob };
+        Self { chosen: choice(&(token_id, logprob)), top: top.iter().map(choice).collect() }
     }
 }
 

@@ -28,7 +28,6 @@ mod core;
 mod cost;
 mod group;
 mod inline;
-mod logprobs;
 mod memory;
 mod prefix;
 mod request;

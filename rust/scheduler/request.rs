@@ -9,9 +9,11 @@ use crate::embedding::{self, EmbedOptions};
 use crate::engine::BATCH;
 use crate::error::{Error, Result};
 use crate::generate::{Answer, Decode, FinishReason, Options, Overflow};
+use crate::grammar;
 use crate::kernels::BLOCK;
 use crate::model::Model;
 use crate::session::SessionOptions;
+use crate::threads::Interrupt;
 use crate::tokenizer::StreamDecoder;
 
 /// An answer in the making, with a decoder of any kind.
@@ -88,15 +90,18 @@ pub struct Generate {
 }
 
 impl Generate {
-    /// `n` answers to `prompt`, with the decoder, end tokens and stop tokens of the model. With a seed, answer `i` has the
+    /// `n` answers to `prompt`, with the decoder, end tokens, stop tokens and grammar that model and options say. With a seed, answer `i` has the
     /// seed `seed + i`.
     ///
     /// # Errors
-    /// As for [`Answer::new`] and [`Model::tokenizer`].
+    /// As for [`Answer::new`], [`Model::tokenizer`] and [`grammar::compile`].
     pub fn new(model: &Model, prompt: Vec<u32>, options: Options, n: usize) -> Result<Self> {
         let tokenizer = model.tokenizer()?;
         let n_keep = usize::try_from(options.n_keep).unwrap_or(prompt.len());
         let on_overflow = options.on_overflow;
+        let grammar = options.grammar()?;
+        let constraint =
+            grammar.map(|grammar| grammar::compile(tokenizer, &grammar, &Interrupt::never())).transpose()?;
         let stop_tokens = options.stop.iter().map(|text| tokenizer.special_tokens(text)).collect::<Result<Vec<_>>>()?;
         let answer = |i: usize| {
             let mut options = options.clone();
@@ -104,6 +109,7 @@ impl Generate {
             let decoder: Box<dyn Decode + Send> = Box::new(StreamDecoder::new(Arc::clone(tokenizer), true));
             let mut answer = Answer::new(prompt.clone(), tokenizer.end_tokens()?, decoder, options)?;
             stop_tokens.iter().for_each(|tokens| answer.stop_at(tokens));
+            constraint.iter().for_each(|constraint| answer.constrain(constraint.clone()));
             Ok(answer)
         };
         Ok(Self { answers: (0..n).map(answer).collect::<Result<_>>()?, prompt_logprobs: None, on_overflow, n_keep })

@@ -26,6 +26,7 @@ mod formats;
 mod generate;
 mod grammar;
 mod hash;
+mod http;
 mod kernels;
 mod kv;
 mod likelihood;
@@ -70,7 +71,7 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     rooms! {
-        arch chat checkpoint embedding engine formats generate grammar hash likelihood mapping measure quant quantize sampling
+        arch chat checkpoint embedding engine formats generate grammar hash http likelihood mapping measure quant quantize sampling
         scheduler tensor threads tokenizer weights
     }
 

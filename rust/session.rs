@@ -317,6 +317,9 @@ impl Forward for Session {
     fn keep_prefix(&mut self, tokens: &[u32]) -> usize {
         Session::keep_prefix(self, tokens)
     }
+    fn keep_moved_prefix(&mut self, tokens: &[u32]) -> usize {
+        self.sequence.keep_moved_prefix(tokens)
+    }
 
     fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {
         Session::shift(self, n_keep, n_discard)

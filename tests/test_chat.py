@@ -62,8 +62,9 @@ def oracle(source: str, variables: Mapping[str, Any]) -> str:
     return str(environment.from_string(source).render(**variables))
 
 
-# In the manner of the families of models, and with the constructs that their templates use.
-TEMPLATES = {
+# In the manner of the families of models, and with the constructs that their templates use; more of them are in files.
+FILES = sorted((Path(__file__).parent / "data/templates").glob("*.jinja"))
+TEMPLATES = {path.stem: path.read_text() for path in FILES} | {
     "chatml": """\
 {% for message in messages %}
 {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
@@ -300,6 +301,22 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "another role": [{"role": "critic", "content": "hm"}],
     "system at the end": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}],
     "nothing said": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}],
+    "calls as OpenAI has them": [
+        {"role": "system", "content": "Look things up."},
+        {"role": "user", "content": "The weather at sea and on land?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": f"call{i}abcd", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+                for i, arguments in enumerate(['{"place": "sea", "quote\\"d": [1, 2.5, null, "é"]}', "{}"])
+            ],
+        },
+        {"role": "tool", "tool_call_id": "call0abcd", "content": "calm"},
+        {"role": "tool", "tool_call_id": "call1abcd", "content": ""},
+        {"role": "assistant", "content": "Calm.", "reasoning_content": "It says so."},
+        {"role": "user", "content": "Thanks"},
+    ],
 }
 
 
@@ -439,14 +456,21 @@ def test_answers_are_those_to_the_prompt(model: Model) -> None:
     options = llama_rs.SamplingParams(temperature=0, max_tokens=24, seed=1)
     done = model.chat(question, sampling=options)
     assert "ravity is" in done.text
-    assert done == model.generate(model.chat_prompt(question), sampling=options)._replace(timings=done.timings)
-    assert "".join(model.stream_chat(QUESTION, sampling=options)) == done.text
+    same = model.generate(model.chat_prompt(question), sampling=options)
+    assert (done.text, done.token_ids, done.finish_reason) == (same.text, same.token_ids, same.finish_reason)
+    assert done.content == done.text
+    assert (done.reasoning, done.tool_calls, done.seed) == ("", [], 1)
+    assert done.message == {"role": "assistant", "content": done.content}
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (same.prompt_tokens, 24)
+    assert "".join(delta.content for delta in model.stream_chat(QUESTION, sampling=options)) == done.content
     with model.session() as session:
         assert session.chat(question, sampling=options).text == done.text
-        more = [*question, {"role": "assistant", "content": done.text}, {"role": "user", "content": "Who found that?"}]
+        more = [*question, done.message, {"role": "user", "content": "Who found that?"}]
         again = session.chat(more, sampling=options)
-        assert again.timings.cached_tokens > done.prompt_tokens
-        assert "".join(session.stream_chat(more, sampling=options)) == again.text
+        assert again.timings.cached_tokens > done.usage.prompt_tokens
+        with session.stream_chat(more, sampling=options) as stream:
+            assert "".join(delta.content for delta in stream) == again.content == stream.content
+            assert (stream.finish_reason, stream.usage.completion_tokens) == ("length", 24)
     assert again.text == model.chat(more, sampling=options).text
 
 
@@ -490,7 +514,13 @@ def test_messages_that_cannot_be(model: Model) -> None:
 
 
 def test_hints_of_types_resolve() -> None:
-    for method in (Model.chat, Model.stream_chat, Model.chat_prompt, llama_rs.Session.chat):
+    for method in (
+        Model.chat,
+        Model.stream_chat,
+        Model.chat_prompt,
+        llama_rs.Session.chat,
+        llama_rs.Session.stream_chat,
+    ):
         assert "messages" in typing.get_type_hints(method)
 
 
@@ -530,10 +560,11 @@ def test_a_model_without_a_template_is_4(tiny: Path, tmp_path: Path) -> None:
 class Terminal:
     """A conversation at a terminal."""
 
-    def __init__(self, model: Path, *options: str) -> None:
+    def __init__(self, model: Path, *options: str, state: Path | None = None) -> None:
         self.pid, self.terminal = pty.fork()
         if not self.pid:
             os.environ["TERM"] = "dumb"
+            os.environ["XDG_STATE_HOME"] = str(state or "/nonexistent")
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
             command = [sys.executable, "-m", "llama_rs", "chat", "-m", str(model), "--temp", "0", *options]
             os.execv(command[0], command)
@@ -601,3 +632,90 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(smollm2: Path) -> None:
     terminal.type("\x03")
     assert terminal.end() == 130
     assert "Traceback" not in terminal.shown
+
+
+def test_a_conversation_is_saved_and_brought_back(smollm2: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.json"
+    terminal = Terminal(smollm2, "-n", "8", state=tmp_path)
+    terminal.wait_for("> ")
+    terminal.type("/regenerate\n")
+    terminal.wait_for("there is no answer yet")
+    terminal.type('"""What is\n\ngravity?"""\n')
+    terminal.wait_for("ravity")
+    terminal.type("/tokens\n")
+    terminal.wait_for("2 messages; ")
+    terminal.type(f"/save {saved}\n/speed\n/regenerate\n")
+    terminal.wait_for("tokens/s]")
+    terminal.type(f"/clear\n/load {saved}\n")
+    terminal.wait_for("2 messages")
+    terminal.type(f"/load {tmp_path / 'none'}\n")
+    terminal.wait_for("No such file")
+    saved_bad = tmp_path / "bad.json"
+    saved_bad.write_text('{"messages": 7}')
+    terminal.type(f"/load {saved_bad}\n/save\n")
+    terminal.wait_for("no conversation: messages are of type int")
+    terminal.wait_for("/save needs the name of a file")
+    terminal.type("/exit\n")
+    assert terminal.end() == 0
+    messages = json.loads(saved.read_text())["messages"]
+    assert messages[0] == {"role": "user", "content": "What is\n\ngravity?"}
+    assert messages[1]["role"] == "assistant"
+    history = tmp_path / "llama_rs" / "history"
+    assert "/tokens" in history.read_text()
+    assert history.stat().st_mode & 0o077 == 0
+
+
+def test_ctrl_c_forgets_what_is_typed_and_ends_an_empty_line(smollm2: Path) -> None:
+    terminal = Terminal(smollm2, "-n", "4")
+    terminal.wait_for("> ")
+    terminal.type('"""not to be said\n')
+    terminal.wait_for(". ")
+    terminal.type("\x03")
+    terminal.wait_for("> ")
+    terminal.type("/tokens\n")
+    terminal.wait_for("0 messages")
+    terminal.wait_for("> ")
+    terminal.type("\x03")
+    assert terminal.end() == 130
+
+
+def test_a_long_conversation_at_a_terminal_says_once_what_is_left_out(smollm2: Path) -> None:
+    terminal = Terminal(smollm2, "-n", "24", "-c", "160", "--system", "You are brief.")
+    for i in range(8):
+        terminal.wait_for("> ")
+        terminal.type(f"Question {i}: how are you today?\n")
+    terminal.wait_for("> ")
+    terminal.type("/exit\n")
+    assert terminal.end() == 0
+    assert terminal.shown.count("its oldest messages are left out") == 1
+    assert "/clear begins anew" not in terminal.shown
+
+
+def test_one_message_of_generate(smollm2: Path) -> None:
+    def generated(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "llama_rs",
+            "generate",
+            "-m",
+            str(smollm2),
+            "-n",
+            "16",
+            "--temp",
+            "0",
+            *arguments,
+        ]
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    told = generated("--system", "You are a sailor.", "Who are you?")
+    assert (told.returncode, told.stderr) == (0, "")
+    same = run("-m", smollm2, "-n", "16", "--temp", "0", "--system", "You are a sailor.", "Who are you?")
+    assert told.stdout == same.stdout
+    plain = generated("--chat", "Who are you?")
+    assert plain.stdout == run("-m", smollm2, "-n", "16", "--temp", "0", "Who are you?").stdout
+    assert plain.stdout != generated("Who are you?").stdout
+    done = run("-m", smollm2, "--jsonl", "hello")
+    assert (done.returncode, done.stdout) == (2, "")

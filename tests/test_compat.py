@@ -259,6 +259,7 @@ def test_options_that_cannot_be_had_are_errors_and_those_of_devices_are_not(
 ) -> None:
     assert Llama(str(tiny), n_gpu_layers=-1, flash_attn=True, offload_kqv=False, n_batch=64, numa=False).n_ctx() == 512
     assert not caplog.records
+    assert Llama(str(tiny), rope_freq_scale=1.0, rope_freq_base=10000.0).n_ctx() == 512  # as LangChain calls it
     Llama(str(tiny), main_gpu=1)
     assert "main_gpu=1 means nothing here" in caplog.text
     with pytest.raises(UnsupportedModelError, match="rope_freq_scale is 0"):

@@ -146,7 +146,7 @@ def test_a_reranker_scores_documents(tmp_path: Path) -> None:
     scores = model.rerank("query", documents)
     pairs = [[*encode("query"), *encode(document, parse_special=False)[1:]] for document in documents]
     handle = model._handle
-    assert scores == [row[0] for row in handle.rank(pairs, model.context_length, 1, "f16")]
+    assert scores == [row[0] for row in handle.rank(pairs, model.context_length, 1, "f16", [])]
     assert len(set(scores)) == 3
     assert [model.rerank("query", [document])[0] for document in documents] == scores
     assert model.rerank("query", []) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +30,15 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
+SERVING = next(block for block in blocks("sh") if "llama-rs serve" in block)
+"""What needs a server, and starts it."""
+
 COMMANDS = [
-    line.split("#  ")[0] for block in blocks("sh") for line in block.splitlines() if line.startswith("llama-rs")
+    line.split("#  ")[0]
+    for block in blocks("sh")
+    if block != SERVING
+    for line in block.splitlines()
+    if line.startswith("llama-rs")
 ]
 
 
@@ -72,6 +80,29 @@ def test_commands_of_the_readme(folder: Path, command: str) -> None:
     assert done.stdout
 
 
+def test_the_server_of_the_readme(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = SERVING.replace("8080", str(port)).replace(".gguf &", f".gguf --port {port} --no-access-log &")
+    waits = f"until curl -s -o /dev/null http://localhost:{port}/health; do sleep 0.05; done"
+    serve, _, rest = script.partition("\n")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", f"{serve}\n{waits}\n{rest}\nkill %1\nwait %1"],
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"serving model at http://127.0.0.1:{port}\n"
+    answer, *table = done.stdout.splitlines()
+    assert '"finish_reason"' in answer and "4 clients" in table[-1]
+
+
 def test_python_of_the_readme(folder: Path) -> None:
     code = "\n".join(blocks("python"))
     done = subprocess.run(
@@ -82,7 +113,7 @@ def test_python_of_the_readme(folder: Path) -> None:
 
 
 def test_the_readme_shows_every_command() -> None:
-    shown = {command.split()[1] for command in COMMANDS}
+    shown = {command.split()[1] for command in [*COMMANDS, *re.findall(r"^llama-rs.*", SERVING, re.MULTILINE)]}
     assert shown == set(cli.COMMANDS)
 
 

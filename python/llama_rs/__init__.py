@@ -9,6 +9,8 @@ The names below are imported when they are first used: whoever wants one does no
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .chat import ChatCompletion, ChatDelta, ChatOptions, ChatStream, ToolCall, ToolCallDelta, Usage
+    from .chat import ChatFinishReason as ChatFinishReason
     from .checkpoint import Checkpoint, Tensor, Warmed
     from .classify import Calibration, Classification, Classifier, Evaluation
     from .engine import AsyncEngine, AsyncStream, EngineStats
@@ -38,9 +40,12 @@ if TYPE_CHECKING:
     from .options import OnOverflow as OnOverflow
     from .options import Pooling as Pooling
     from .options import Schema as Schema
+    from .options import Tools as Tools
     from .quantization import Importance, Quantized, QuantizedTensor, imatrix, quantize
+    from .server import Server
     from .session import Completion, Session, Stream, Timings, TokenLogprob, TopLogprob
     from .tokenizer import Tokenizer
+    from .tools import run_tools
 
 __version__ = "0.1.0"
 
@@ -49,6 +54,10 @@ __all__ = [
     "AsyncStream",
     "Benchmark",
     "Calibration",
+    "ChatCompletion",
+    "ChatDelta",
+    "ChatOptions",
+    "ChatStream",
     "Checkpoint",
     "Classification",
     "Classifier",
@@ -74,6 +83,7 @@ __all__ = [
     "SamplingParams",
     "SavedSessionError",
     "Score",
+    "Server",
     "Session",
     "SessionBusyError",
     "Stream",
@@ -81,18 +91,23 @@ __all__ = [
     "Timings",
     "TokenLogprob",
     "Tokenizer",
+    "ToolCall",
+    "ToolCallDelta",
     "TopLogprob",
     "UnsupportedModelError",
+    "Usage",
     "Warmed",
     "convert",
     "imatrix",
     "merge",
     "quantize",
+    "run_tools",
     "split",
 ]
 
 # Public too: words and unions, which have no docstring of their own.
 _LITERALS = (
+    "ChatFinishReason",
     "FinishReason",
     "KvType",
     "Load",
@@ -102,6 +117,7 @@ _LITERALS = (
     "OutputType",
     "Pooling",
     "Schema",
+    "Tools",
 )
 
 # Where those names are, the quickest to import first.
@@ -111,11 +127,14 @@ _HOMES = (
     "files",
     "tokenizer",
     "checkpoint",
+    "chat",
     "session",
     "model",
     "classify",
     "quantization",
     "engine",
+    "tools",
+    "server",
 )
 
 

@@ -9,14 +9,17 @@ __all__ = [
     "Array",
     "Bell",
     "Chat",
+    "ChatParser",
     "Checkpoint",
     "Collector",
     "Engine",
     "Floats",
     "Generation",
     "Model",
+    "Order",
     "Quantizer",
     "Sampler",
+    "Server",
     "Session",
     "Tensor",
     "Ticket",
@@ -30,6 +33,7 @@ __all__ = [
     "merge",
     "mixes",
     "parameters",
+    "perf",
     "split",
 ]
 
@@ -46,6 +50,20 @@ def convert_directory(
     n_threads: int | None,
     on_progress: Callable[[int, int], object] | None,
 ) -> None: ...
+def perf(
+    host: str,
+    port: int,
+    path: str,
+    key: str | None,
+    bodies: Sequence[str],
+    requests: int,
+    *,
+    clients: int | None,
+    rate: float | None,
+    cancel: float,
+    timeout: float,
+    seed: int,
+) -> list[tuple[float, list[float], float, int, int, int, int, bool, str | None]]: ...
 def split(
     source: str | os.PathLike[str],
     prefix: str | os.PathLike[str],
@@ -200,13 +218,103 @@ class Session:
     def negative_log_likelihood(self, tokens: Sequence[int], first: int) -> list[float]: ...
 
 @final
+class Server:
+    def __new__(
+        cls,
+        models: Sequence[tuple[str, str, Model, int, int, str]],
+        *,
+        host: str,
+        port: int,
+        unix: str | os.PathLike[str] | None,
+        api_keys: Sequence[str],
+        admin_key: str | None,
+        cors: Sequence[str],
+        allowed_hosts: Sequence[str],
+        strict: bool,
+        strict_model: bool,
+        share_prefixes: bool,
+        access_log: bool,
+        request_timeout: float | None,
+        parallel: int,
+        max_queue: int,
+        max_queued_tokens: int,
+        kv_bytes: int,
+        step: float,
+        defaults: dict[str, Any],
+    ) -> Server: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def has_crashed(self) -> bool: ...
+    def wait(self, seconds: float) -> bool: ...
+    def drain(self, grace: float, patience: float) -> None: ...
+    def stop(self) -> None: ...
+    def put(
+        self,
+        name: str,
+        number: str,
+        model: Model,
+        context_length: int,
+        threads: int,
+        kv_type: str,
+        defaults: dict[str, Any],
+        is_default: bool,
+    ) -> None: ...
+    def remove(self, name: str, number: str | None) -> bool: ...
+    def fail(self, name: str, number: str, why: str) -> None: ...
+    def next_order(self, seconds: float) -> Order | None: ...
+
+@final
+class Order:
+    @property
+    def load(self) -> bool: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def number(self) -> str | None: ...
+    def done(self, error: str | None) -> None: ...
+
+@final
 class Chat:
-    def __new__(cls, tokenizer: Tokenizer, source: str | None, path: str) -> Chat: ...
+    def __new__(
+        cls,
+        tokenizer: Tokenizer,
+        source: str | None,
+        path: str | os.PathLike[str],
+        for_tools: str | None = None,
+    ) -> Chat: ...
     def render(self, trusted: dict[str, Any], written: dict[str, Any], now: int) -> str: ...
     def encode(self, trusted: dict[str, Any], written: dict[str, Any], now: int, at_most: int) -> list[int]: ...
     def encode_each(
         self, trusted: dict[str, Any], written: dict[str, Any], now: int, at_most: int, beginnings: Sequence[str]
     ) -> list[list[int]]: ...
+    def prompt(
+        self,
+        messages: Any,
+        tools: Any | None,
+        variables: dict[str, Any],
+        now: int,
+        at_most: int,
+        add_generation_prompt: bool,
+        continue_final: bool,
+    ) -> tuple[list[int], str]: ...
+    def parser(
+        self,
+        tools: Any | None,
+        calls: str,
+        reasoning: bool,
+        family: str | None,
+        end: str,
+        seed: int,
+    ) -> ChatParser: ...
+    def marks(self, with_tools: bool, family: str | None) -> tuple[list[int], str | None]: ...
+
+@final
+class ChatParser:
+    def push(self, text: str) -> list[tuple[str, int, str, str]]: ...
+    def finish(self, cut_off: bool) -> list[tuple[str, int, str, str]]: ...
+    @property
+    def in_reasoning(self) -> bool: ...
 
 @final
 class Generation:
@@ -219,6 +327,8 @@ class Generation:
         lookup: bool = False,
         draft: Session | None = None,
         free_until: tuple[Sequence[str], bool] | None = None,
+        marks: Sequence[int] = [],
+        moved: bool = False,
     ) -> Generation: ...
     def next(self, session: Session) -> str | None: ...
     def finish(self, session: Session) -> None: ...

@@ -1,58 +1,610 @@
-"""Conversations: messages to the prompt that a model was trained for, by the template in its file."""
+"""Conversations: what a model is asked in messages, and its answer taken apart: thoughts, text, calls of tools."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, cast
 
 from . import _core
-from .errors import UnsupportedModelError
-from .options import Messages
+from .errors import ContextOverflowError, UnsupportedModelError
+from .lazy import Lazy
+from .options import PARAMETERS, GenerateOptions, Messages, SamplingParams, Tools, merged
 
 if TYPE_CHECKING:
-    from .model import Model
+    from . import model as _model
+    from . import session as _session
+else:
+    _model, _session = Lazy("llama_rs.model"), Lazy("llama_rs.session")
 
 TEMPLATE = "tokenizer.chat_template"
+
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
+"""Why an answer ended: as :data:`FinishReason`, or because the model calls tools and waits for what they give."""
+
+
+class ChatOptions(GenerateOptions, total=False):
+    """The options of an answer to a conversation, as keywords; :meth:`Model.chat` says what they mean."""
+
+    tools: Tools | None
+    tool_choice: str | Mapping[str, Any] | None
+    reasoning: bool | Literal["low", "medium", "high"] | None
+    reasoning_format: Literal["auto", "none"]
+    continue_final: bool
+    speculative: Literal["prompt-lookup"] | _model.Model | None
+    chat_family: str | None
+    template_options: Mapping[str, Any] | None
+
+
+class ToolCall(NamedTuple):
+    """A call of a tool, which the model waits for the result of."""
+
+    id: str
+    name: str
+    arguments: str
+    """JSON, as the model wrote it: not valid if the answer was cut off in it, or if the model errs."""
+
+    def to_openai(self) -> dict[str, Any]:
+        """As OpenAI's API has it, in messages and in answers."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+class ToolCallDelta(NamedTuple):
+    """A piece of a call: its ``id`` and ``name`` come once, before its arguments."""
+
+    index: int  # type: ignore[assignment]  # hides a method of tuples, as OpenAI calls it so
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+class ChatDelta(NamedTuple):
+    """A piece of an answer: more of what the model says, or of what it thinks, or of a call of a tool."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_call: ToolCallDelta | None = None
+
+    def to_openai(self) -> dict[str, Any]:
+        """As the ``delta`` of a chunk of OpenAI's API has it."""
+        if self.tool_call is None:
+            return {"reasoning_content": self.reasoning} if self.reasoning else {"content": self.content}
+        index, call_id, name, arguments = self.tool_call
+        if call_id is None:
+            return {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
+        function = {"name": name, "arguments": arguments}
+        return {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
+
+
+class Usage(NamedTuple):
+    """How many tokens an answer took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    """Tokens of the prompt that were in the session already."""
+
+    @property
+    def total_tokens(self) -> int:
+        """Those of the prompt and of the answer."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def to_openai(self) -> dict[str, Any]:
+        """As OpenAI's API has it."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+class ChatCompletion(NamedTuple):
+    """An answer to a conversation."""
+
+    content: str
+    """What the model says."""
+    reasoning: str
+    """What it thought before, if it is one that does so."""
+    tool_calls: list[ToolCall]
+    """The tools that it calls."""
+    finish_reason: ChatFinishReason
+    usage: Usage
+    text: str
+    """All that it wrote, with the marks of thoughts and calls."""
+    token_ids: list[int]
+    timings: _session.Timings
+    seed: int
+    logprobs: list[_session.TokenLogprob] | None = None
+    """How likely each of ``token_ids`` was, if that was asked for."""
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message, to go on with the conversation."""
+        return _message(self)
+
+    def to_openai(self, *, model: str = "llama_rs") -> dict[str, Any]:
+        """As OpenAI's API has it: a ``chat.completion``."""
+        import time
+        import uuid
+
+        return {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": model,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": self.message,
+                    "finish_reason": self.finish_reason,
+                    "logprobs": None if self.logprobs is None else {"content": [_openai(row) for row in self.logprobs]},
+                }
+            ],
+            "usage": self.usage.to_openai(),
+        }
+
+
+class ChatStream(Iterator[ChatDelta]):
+    """The pieces of an answer as they come. What it has so far can be asked for at any time.
+
+    As a context manager it is closed at the end of the block:
+
+    >>> with model.stream_chat("What is gravity?") as stream:
+    ...     for delta in stream:
+    ...         print(delta.content, end="")
+    """
+
+    def __init__(self, question: Question, session: _session.Session, *, owned: bool) -> None:
+        self._question = question
+        self._session = session
+        self._owned = owned
+        self._stream = question.stream(session, [], question.params)
+        self._parser = question.parser(self._stream.seed)
+        self._coming: deque[ChatDelta] = deque()
+        self._ended = False
+        self._earlier: list[_session.Stream] = []  # each ended because the context was full
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[tuple[str, str, list[str]]] = []
+
+    def __next__(self) -> ChatDelta:
+        while not self._coming:
+            if self._ended:
+                raise StopIteration
+            piece = next(self._stream, None)
+            if piece is not None:
+                self._take(self._parser.push(piece))
+            elif not self._went_on():
+                self._end()
+        return self._coming.popleft()
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._owned:
+            self._session.close()
+        if self._stream.finish_reason is not None:  # it was not closed before its end
+            self._take(self._parser.finish(self._stream.finish_reason == "length"))
+
+    def _take(self, pieces: Sequence[tuple[str, int, str, str]]) -> None:
+        for kind, index, text, name in pieces:
+            if kind == "content":
+                self._content.append(text)
+                self._coming.append(ChatDelta(content=text))
+            elif kind == "reasoning":
+                self._reasoning.append(text)
+                self._coming.append(ChatDelta(reasoning=text))
+            elif kind == "call":
+                self._calls.append((text, name, []))
+                self._coming.append(ChatDelta(tool_call=ToolCallDelta(index, text, name)))
+            else:
+                self._calls[index][2].append(text)
+                self._coming.append(ChatDelta(tool_call=ToolCallDelta(index, arguments=text)))
+
+    def _went_on(self) -> bool:
+        """Makes room where the context is full, if it is to be made, and goes on."""
+        question, stream = self._question, self._stream
+        if not question.shifts or stream.finish_reason != "length" or self._session.closed:
+            return False
+        so_far = self.token_ids
+        most = question.params.max_tokens
+        if most is not None and len(so_far) >= most:
+            return False
+        if not question.forget(len(so_far)):
+            return False
+        params = question.params.replace(seed=None, max_tokens=None if most is None else most - len(so_far))
+        self._earlier.append(stream)
+        self._stream = question.stream(self._session, so_far, params)
+        return True
+
+    def _completion(self) -> ChatCompletion:
+        while not self._ended:
+            # In one use of the session: nobody else finds it between two pieces.
+            self._take(self._parser.push(self._stream._completion().text))
+            if not self._went_on():
+                self._end()
+        finish_reason = self.finish_reason
+        assert finish_reason is not None, "the stream has ended"
+        return ChatCompletion(
+            self.content,
+            self.reasoning,
+            self.tool_calls,
+            finish_reason,
+            self.usage,
+            self.text,
+            self.token_ids,
+            self.timings,
+            self.seed,
+            self.logprobs,
+        )
+
+    @property
+    def content(self) -> str:
+        """What the model said so far."""
+        return "".join(self._content)
+
+    @property
+    def reasoning(self) -> str:
+        """What it thought so far."""
+        return "".join(self._reasoning)
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The tools that it calls, as far as it has come."""
+        return [ToolCall(call_id, name, "".join(arguments)) for call_id, name, arguments in self._calls]
+
+    @property
+    def finish_reason(self) -> ChatFinishReason | None:
+        """Why the answer ended; None while it has not."""
+        if not self._ended:
+            return None
+        reason = self._stream.finish_reason
+        return "tool_calls" if reason == "stop" and self._calls else reason
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer so far as a message, to go on with the conversation."""
+        return _message(self)
+
+    @property
+    def usage(self) -> Usage:
+        """How many tokens it took so far."""
+        timings = self.timings
+        return Usage(timings.prompt_tokens, len(self.token_ids), timings.cached_tokens)
+
+    @property
+    def forgotten(self) -> int:
+        """How many of the oldest messages the model was not given, because the context has no room for them."""
+        return self._question.forgotten
+
+    @property
+    def text(self) -> str:
+        """All that the model wrote so far, with the marks of thoughts and calls."""
+        return "".join(stream.text for stream in (*self._earlier, self._stream))
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens of the answer so far, without an end token."""
+        return [token for stream in (*self._earlier, self._stream) for token in stream.token_ids]
+
+    @property
+    def logprobs(self) -> list[_session.TokenLogprob] | None:
+        """How likely each of ``token_ids`` was, if that was asked for; None else."""
+        parts = [stream.logprobs for stream in (*self._earlier, self._stream)]
+        return None if parts[0] is None else [row for part in parts for row in part or ()]
+
+    @property
+    def timings(self) -> _session.Timings:
+        """Where the time went so far."""
+        if not self._earlier:
+            return self._stream.timings
+        streams = [stream.timings for stream in (*self._earlier, self._stream)]
+        first = streams[0]
+        return first._replace(
+            prompt_seconds=sum(t.prompt_seconds for t in streams),
+            generated_tokens=sum(t.generated_tokens for t in streams),
+            generation_seconds=sum(t.generation_seconds for t in streams),
+        )
+
+    @property
+    def seed(self) -> int:
+        """The seed given, or the one drawn."""
+        return (self._earlier[0] if self._earlier else self._stream).seed
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a stream cannot be pickled: pickle its model, or the text that it gave")
+
+    def close(self) -> None:
+        """Ends the stream, and frees the cache if it is not that of an explicit session."""
+        self._ended = True
+        self._coming.clear()
+        self._stream.close()
+        if self._owned:
+            self._session.close()
+
+    def __enter__(self) -> ChatStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _openai(row: _session.TokenLogprob) -> dict[str, Any]:
+    others = [{"token": t.token, "logprob": t.logprob, "bytes": list(t.bytes)} for t in row.top_logprobs]
+    return {"token": row.token, "logprob": row.logprob, "bytes": list(row.bytes), "top_logprobs": others}
+
+
+def _message(answer: ChatCompletion | ChatStream) -> dict[str, Any]:
+    content, reasoning, tool_calls = answer.content, answer.reasoning, answer.tool_calls
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if not content and (reasoning or tool_calls):
+        message["content"] = None
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if tool_calls:
+        message["tool_calls"] = [call.to_openai() for call in tool_calls]
+    return message
+
+
+class Forgotten(NamedTuple):
+    """The messages of a conversation that were left out, as the context has no room for them."""
+
+    n: int
+    first_kept: Mapping[str, Any] | None
+
+
+class Question:
+    """What a model is asked: a prompt out of messages, and how the answer is to be read."""
+
+    def __init__(
+        self,
+        model: _model.Model,
+        messages: Messages,
+        sampling: SamplingParams | None,
+        options: ChatOptions,
+        *,
+        context_length: int,
+        forgotten: Forgotten | None = None,
+    ) -> None:
+        rest: dict[str, Any] = dict(options)
+        ours = {name: rest.pop(name) for name in _OURS if name in rest}
+        self._model = model
+        self._messages = checked(messages)
+        self._context_length = context_length
+        choice = ours.get("tool_choice")
+        tools = described(ours.get("tools"))
+        self._tools = None if choice == "none" else tools
+        self._calls = "auto" if self._tools is not None else "none"
+        self._family: str | None = ours.get("chat_family")
+        self._apart: bool = ours.get("reasoning_format", "auto") != "none"
+        self._speculative: Any = ours.get("speculative")
+        self._continue_final: bool = ours.get("continue_final", False)
+        self._variables = {**of_reasoning(ours.get("reasoning")), **(ours.get("template_options") or {})}
+        if (schema := schema_of_calls(choice, self._tools)) is not None:
+            if "json_schema" not in PARAMETERS:
+                raise ValueError(f"tool_choice is {choice!r}, it must be 'auto' or 'none'")
+            self._calls = "json"
+            rest["json_schema"] = schema
+        self.params = merged(sampling, cast(GenerateOptions, rest))
+        self.shifts = self.params.on_overflow == "shift"
+        """Whether the oldest messages are left out when the context is full."""
+        if self.shifts:
+            self.params = self.params.replace(on_overflow="stop")  # it is done here, at the borders of messages
+        self.forgotten = 0
+        """How many messages are left out: the oldest, but not what the system says."""
+        self.prompt: list[int] = []
+        self._end = ""
+        if forgotten and self.shifts and self._first_kept(forgotten.n) == forgotten.first_kept:
+            self.forgotten = forgotten.n  # it is the same conversation
+        try:
+            self._encode()
+        except ContextOverflowError:
+            if not self.shifts or not self.forget(0):
+                raise
+        if self.shifts and len(self.prompt) + _ROOM >= context_length:
+            self.forget(0)
+
+    def _encode(self) -> None:
+        first = _system(self._messages)
+        kept = [*self._messages[:first], *self._messages[first + self.forgotten :]]
+        self.prompt, self._end = self._model._template.prompt(
+            kept,
+            self._tools,
+            self._variables,
+            _now(),
+            self._context_length,
+            add_generation_prompt=True,
+            continue_final=self._continue_final,
+        )
+
+    def _first_kept(self, forgotten: int) -> Mapping[str, Any] | None:
+        at = _system(self._messages) + forgotten
+        return self._messages[at] if at < len(self._messages) else None
+
+    def forget(self, n_answer: int) -> bool:
+        """Leaves out so many of the oldest messages that half of the context is free again, the answer counted.
+
+        Returns:
+            Whether that was possible: something has to be left out, and the last message of the user stays.
+        """
+        first, before = _system(self._messages), self.forgotten
+        borders = [i - first for i, m in enumerate(self._messages) if i > first + before and m["role"] == "user"]
+
+        def fits(border: int, limit: int) -> bool:
+            self.forgotten = border
+            try:
+                self._encode()
+            except ContextOverflowError:
+                return False
+            return len(self.prompt) + n_answer <= limit
+
+        for limit in (self._context_length // 2, self._context_length - _ROOM):
+            at = bisect_left(borders, True, key=lambda border: fits(border, limit))
+            if at < len(borders) and fits(borders[at], limit):
+                return True
+        self.forgotten = before
+        with suppress(ContextOverflowError):
+            self._encode()
+        return False
+
+    def stream(self, session: _session.Session, answer: Sequence[int], params: SamplingParams) -> _session.Stream:
+        """The answer, whose first tokens are there already."""
+        marks, answer_mark = self._model._template.marks(self._tools is not None, self._family)
+        prompt = [*self.prompt, *answer]
+        if self.shifts:
+            session._realign(prompt)
+            first_kept = self._first_kept(self.forgotten)
+            session._forgotten = Forgotten(self.forgotten, first_kept) if self.forgotten else None
+        more: dict[str, Any] = {"marks": marks, "moved": self.shifts, "speculative": self._speculative}
+        if _is_constrained(params) and answer_mark and self.parser(0).in_reasoning:
+            more["free_until"] = ([answer_mark], False)
+        return session._stream(prompt, params, owned=False, **more)
+
+    def parser(self, seed: int) -> _core.ChatParser:
+        """What takes the answer apart."""
+        unique = (seed ^ hash(tuple(self.prompt))) & (1 << 64) - 1  # ids of calls in a conversation differ
+        return self._model._template.parser(self._tools, self._calls, self._apart, self._family, self._end, unique)
+
+
+_OURS = tuple(name for name in ChatOptions.__annotations__ if name not in GenerateOptions.__annotations__)
+
+_ROOM = 16
+"""Tokens of an answer that there has to be room for, where room can be made."""
+
+_CONSTRAINTS = ("response_format", "json_schema", "grammar", "regex", "choices")
+
+
+def _is_constrained(params: SamplingParams) -> bool:
+    return any(getattr(params, name, None) is not None for name in _CONSTRAINTS)
+
+
+def _now() -> int:
+    import time
+
+    return int(time.time())
+
+
+def _system(messages: Sequence[Mapping[str, Any]]) -> int:
+    """How many messages at the beginning are the system's."""
+    return next((i for i, m in enumerate(messages) if m["role"] not in ("system", "developer")), len(messages))
+
+
+def of_reasoning(reasoning: bool | str | None) -> dict[str, Any]:
+    """The variables by which templates know whether a model is to think, and how much."""
+    if reasoning is None:
+        return {}
+    if isinstance(reasoning, bool):
+        return {"enable_thinking": reasoning, "thinking": reasoning}
+    if reasoning not in ("low", "medium", "high"):
+        raise ValueError(f"reasoning is {reasoning!r}, it must be True, False, 'low', 'medium' or 'high'")
+    return {"enable_thinking": True, "thinking": True, "reasoning_effort": reasoning}
+
+
+def schema_of_calls(
+    choice: str | Mapping[str, Any] | None, tools: Sequence[Mapping[str, Any]] | None
+) -> dict[str, Any] | None:
+    """The JSON schema of an answer that has to call a tool; None if it may do as it likes.
+
+    Raises:
+        ValueError: if there is no such tool, or no such choice.
+    """
+    if choice is None or choice in ("auto", "none"):
+        return None
+    functions = {tool["function"]["name"]: tool["function"] for tool in tools or ()}
+    if isinstance(choice, Mapping):
+        named: dict[str, Any] = dict(choice)
+        name = named.get("function", named).get("name")
+        if name not in functions:
+            raise ValueError(f"tool_choice is the function {name!r}, and there is no such tool")
+        functions = {name: functions[name]}
+    elif choice in functions and choice != "required":
+        functions = {choice: functions[choice]}
+    elif choice != "required":
+        raise ValueError(f"tool_choice is {choice!r}, it must be 'auto', 'none', 'required' or the name of a tool")
+    if not functions:
+        raise ValueError("tool_choice is 'required', and there are no tools")
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": name},
+                "arguments": function.get("parameters") or {"type": "object", "properties": {}},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for name, function in functions.items()
+    ]
+    return calls[0] if len(calls) == 1 else {"anyOf": calls}
+
+
+def described(tools: Tools | None) -> list[Mapping[str, Any]] | None:
+    """Tools as OpenAI's API describes them; functions of Python by their signature."""
+    if tools is None:
+        return None
+    if isinstance(tools, (str, Mapping)) or not isinstance(tools, Sequence):
+        raise TypeError(f"tools are of type {type(tools).__name__}, they must be a sequence of functions or dicts")
+    return [_described(i, tool) for i, tool in enumerate(tools)] or None
+
+
+def _described(i: int, tool: Mapping[str, Any] | Callable[..., Any]) -> Mapping[str, Any]:
+    if not isinstance(tool, Mapping):
+        if not callable(tool):
+            raise TypeError(f"tool {i} is of type {type(tool).__name__}, it must be a function or a dict")
+        from .tools import schema
+
+        return schema(tool)
+    function: Mapping[str, Any] = tool["function"] if isinstance(tool.get("function"), Mapping) else tool
+    described = tool if function is not tool else {"type": "function", "function": tool}
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"tool {i} has no name")
+    return described
 
 
 class ChatTemplate:
     """The template of a model: what makes a prompt of messages."""
 
-    def __init__(self, model: Model, *, for_tools: bool = False) -> None:
-        metadata, tokenizer = model.metadata, model.tokenizer
-        source = metadata.get(f"{TEMPLATE}.tool_use") if for_tools else None
-        source = source or metadata.get(TEMPLATE)
-        if source is not None and not isinstance(source, str):
-            raise UnsupportedModelError(f"{model.path}: {TEMPLATE} is no text", model.path)
-        if source is None and len(tokenizer.encode("<|im_start|>", add_special=False)) != 1:
-            raise UnsupportedModelError(
-                f"{model.path}: the model has no chat template ({TEMPLATE}): write the prompt yourself, for generate",
-                model.path,
-            )
-        self._core = _core.Chat(tokenizer._core, source, model.path)
+    def __init__(self, model: _model.Model) -> None:
+        sources = [model.metadata.get(key) for key in (TEMPLATE, f"{TEMPLATE}.tool_use")]
+        for source in sources:
+            if source is not None and not isinstance(source, str):
+                raise UnsupportedModelError(f"{model.path}: {TEMPLATE} is no text", model.path)
+        tokenizer = model.tokenizer
+        self._core = _core.Chat(tokenizer._core, sources[0], model.path, sources[1])
         names = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
         self._special = {
             name: "" if token is None else tokenizer.token_bytes(token).decode(errors="replace")
             for name, token in names.items()
         }
+        self.parser = self._core.parser
+        self._marks: dict[tuple[bool, str | None], tuple[list[int], str | None]] = {}
 
-    def encode(
+    def prompt(
         self,
-        messages: Messages,
-        *,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any],
+        now: int,
         at_most: int,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        options: Mapping[str, Any] | None = None,
-        add_generation_prompt: bool = True,
-    ) -> list[int]:
-        """The tokens of the prompt. Nothing that a message says is a control token."""
-        written: dict[str, Any] = {"messages": checked(messages)}
-        if tools is not None:
-            written["tools"] = tools
-        trusted = {"add_generation_prompt": add_generation_prompt, **self._special, **(options or {})}
-        ids: list[int] = self._core.encode(trusted, written, int(time.time()), at_most)
-        return ids
+        *,
+        add_generation_prompt: bool,
+        continue_final: bool,
+    ) -> tuple[list[int], str]:
+        """The tokens of the prompt, and the end of its text. Nothing that a message says is a control token."""
+        return self._core.prompt(messages, tools, dict(variables), now, at_most, add_generation_prompt, continue_final)
+
+    def marks(self, with_tools: bool, family: str | None) -> tuple[list[int], str | None]:
+        """The control tokens that a parser has to see, and what comes before an answer after thoughts."""
+        key = (with_tools, family)
+        if key not in self._marks:
+            self._marks[key] = self._core.marks(*key)
+        return self._marks[key]
 
     def encode_each(
         self, messages: Messages, beginnings: Sequence[str], *, options: Mapping[str, Any] | None, now: int

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack, overload
 
 from . import _core
+from .chat import ChatCompletion, ChatOptions, ChatStream, ChatTemplate, Question
 from .checkpoint import Checkpoint, Metadata, Tensor, Tensors
 from .errors import ModelChangedError, ModelClosedError, ModelNotFoundError
 from .lazy import Lazy
@@ -22,6 +23,7 @@ from .options import (
     Messages,
     Pooling,
     SamplingParams,
+    Tools,
     adapters,
     default_threads,
     merged,
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from . import classify as _classify
     from . import engine as _engine
     from . import residency as _residency
-    from .chat import ChatTemplate
 else:
     np, npt = Lazy("numpy"), Lazy("numpy.typing")
     _classify, _engine, _residency = Lazy("llama_rs.classify"), Lazy("llama_rs.engine"), Lazy("llama_rs.residency")
@@ -176,7 +177,7 @@ class Model:
         self._engines: weakref.WeakSet[_engine.AsyncEngine] = weakref.WeakSet()
         self._engine: _engine.AsyncEngine | None = None  # of the asynchronous methods
         self._tokenizer: Tokenizer | None = None
-        self._templates: dict[bool, ChatTemplate] = {}  # for tools, and without
+        self._chat_template: ChatTemplate | None = None
 
     @property
     def _handle(self) -> _core.Model:
@@ -419,84 +420,91 @@ class Model:
         self,
         messages: Messages,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_options: Mapping[str, Any] | None = None,
         sampling: SamplingParams | None = None,
         lora: Lora | None = None,
-        speculative: Literal["prompt-lookup"] | Model | None = None,
-        **options: Unpack[GenerateOptions],
-    ) -> Completion:
+        **options: Unpack[ChatOptions],
+    ) -> ChatCompletion:
         """Answers a conversation, in the form that the model was trained for: by the chat template in its file.
 
-        Nothing that a message says becomes a control token. To go on with a conversation without computing it again,
-        use :meth:`Session.chat`.
+        Nothing that a message says becomes a control token. What the model thinks and which tools it calls are told
+        apart from what it says, in the ways of its family. To go on with a conversation without computing it again, use
+        :meth:`Session.chat`.
+
+        >>> done = model.chat("Is it warm in Lisbon?", tools=[weather])
+        >>> messages += [done.message, *run_tools(done.tool_calls, [weather])]
 
         Args:
-            messages: dicts with ``role`` (``system``, ``user``, ``assistant``, ...) and ``content``, and whatever else
-                the template uses; or text, which is one message of the user.
-            tools: descriptions of functions, as the template takes them.
-            template_options: other variables of the template, such as ``enable_thinking``.
+            messages: dicts with ``role`` (``system``, ``user``, ``assistant``, ``tool``, ...) and ``content``, as in
+                OpenAI's API; or text, which is one message of the user.
             sampling: how the answer is made.
             lora: adapters, see :meth:`session`; default those of the model.
-            speculative: guess tokens ahead, see :meth:`generate`.
-            options: the fields of :class:`SamplingParams`. They override ``sampling``.
+            options: the fields of :class:`SamplingParams`, which override ``sampling``, and these:
+
+                ``tools``: what the model may call: functions, whose signature and docstring describe them, or
+                descriptions as OpenAI's API has them. A model whose template knows nothing of tools is told in words.
+
+                ``tool_choice``: ``"auto"``, ``"none"``, ``"required"``, or the name of the tool that is to be called.
+
+                ``reasoning``: whether the model is to think before it answers, or how much: ``"low"``, ``"medium"``,
+                ``"high"``; where its template can say so. By default as the template has it.
+
+                ``reasoning_format``: ``"none"`` leaves what it thinks in the content, marks and all.
+
+                ``continue_final``: the last message is the beginning of the answer, and is gone on with.
+
+                ``chat_family``: how calls are marked, if the template does not tell: ``"hermes"``, ``"llama3"``,
+                ``"mistral"`` and so on.
+
+                ``speculative``: guess tokens ahead, see :meth:`generate`.
+
+                ``template_options``: other variables of the template.
+
+                With ``on_overflow="shift"`` the oldest messages are left out when the context is full, but not what
+                the system says; nothing of the others is computed again.
 
         Raises:
             ContextOverflowError: if the conversation does not fit in the context.
             UnsupportedModelError: if the model has no chat template, or one that cannot be used.
             ValueError: if the template refuses the messages, or an argument is out of range.
         """
-        stream = self.stream_chat(
-            messages,
-            tools=tools,
-            template_options=template_options,
-            sampling=sampling,
-            lora=lora,
-            speculative=speculative,
-            **options,
-        )
-        return stream._completion()
+        return self.stream_chat(messages, sampling=sampling, lora=lora, **options)._completion()
 
     def stream_chat(
         self,
         messages: Messages,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_options: Mapping[str, Any] | None = None,
         sampling: SamplingParams | None = None,
         lora: Lora | None = None,
-        speculative: Literal["prompt-lookup"] | Model | None = None,
-        **options: Unpack[GenerateOptions],
-    ) -> Stream:
-        """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of text."""
-        params = merged(sampling, options)
-        prompt = self._chat_prompt(messages, tools, template_options, self.context_length)
-        return self.session(lora=lora)._stream(prompt, params, owned=True, speculative=speculative)
+        **options: Unpack[ChatOptions],
+    ) -> ChatStream:
+        """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of :class:`ChatDelta`."""
+        session = self.session(lora=lora)
+        try:
+            return session._chat(messages, sampling, options, owned=True)
+        except BaseException:
+            session.close()
+            raise
 
-    def chat_prompt(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_options: Mapping[str, Any] | None = None,
-    ) -> list[int]:
+    def chat_prompt(self, messages: Messages, **options: Unpack[ChatOptions]) -> list[int]:
         """The tokens that :meth:`chat` asks with; ``tokenizer.decode`` shows them as text."""
-        return self._chat_prompt(messages, tools, template_options, None)
+        return Question(self, messages, None, options, context_length=1 << 32).prompt
 
     def _chat_prompt(
         self,
         messages: Messages,
-        tools: Sequence[Mapping[str, Any]] | None,
+        tools: Tools | None,
         options: Mapping[str, Any] | None,
-        at_most: int | None,
+        at_most: int,
     ) -> list[int]:
-        from .chat import ChatTemplate
+        asked: ChatOptions = {"tools": tools, "template_options": options}
+        return Question(self, messages, None, asked, context_length=at_most).prompt
 
-        for_tools = tools is not None
-        if for_tools not in self._templates:
-            self._templates[for_tools] = ChatTemplate(self, for_tools=for_tools)
-        template = self._templates[for_tools]
-        return template.encode(messages, at_most=at_most or 1 << 32, tools=tools, options=options)
+    @property
+    def _template(self) -> ChatTemplate:
+        _ = self._handle  # raises if it is closed
+        if self._chat_template is None:
+            self._chat_template = ChatTemplate(self)
+        return self._chat_template
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits of every token given those before it, ``(n_tokens, vocab_size)``.
@@ -819,7 +827,7 @@ class Model:
             self._open = self._engine = None
             self._adapters = {}
             self._tokenizer = None
-            self._templates = {}
+            self._chat_template = None
 
     def __enter__(self) -> Model:
         _ = self._handle  # raises if it is closed

@@ -45,6 +45,9 @@ Messages = str | Sequence[Mapping[str, Any]]
 """A conversation: mappings with ``role`` and ``content``, and whatever else the template of the model uses. Text alone
 is one message of the user."""
 
+Tools = Sequence[Mapping[str, Any] | Callable[..., Any]]
+"""What a model may call: functions, or descriptions of them as OpenAI's API has them."""
+
 
 Lora = (
     str

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Unpack
 
 from . import _core
+from .chat import ChatCompletion, ChatOptions, ChatStream, Forgotten, Question
 from .errors import SavedSessionError
 from .lazy import Lazy
 from .notes import note
@@ -89,6 +91,10 @@ def token_logprobs(
     ]
 
 
+_ALIKE = 16
+"""Tokens in a row that have to be those of a prompt for what is computed of them to be moved to it."""
+
+
 class Session:
     """A key-value cache and its position: what has been computed, and the state to go on from.
 
@@ -102,6 +108,7 @@ class Session:
         self.lora = lora
         """The adapters that it computes with, each with how strong it is."""
         self._handle = core
+        self._forgotten: Forgotten | None = None  # of the conversation
 
     @property
     def position(self) -> int:
@@ -180,40 +187,43 @@ class Session:
         return self._stream(prompt, merged(sampling, options), owned=False, speculative=speculative)
 
     def chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_options: Mapping[str, Any] | None = None,
-        sampling: SamplingParams | None = None,
-        speculative: Literal["prompt-lookup"] | _model.Model | None = None,
-        **options: Unpack[GenerateOptions],
-    ) -> Completion:
+        self, messages: Messages, *, sampling: SamplingParams | None = None, **options: Unpack[ChatOptions]
+    ) -> ChatCompletion:
         """Answers a conversation, as :meth:`Model.chat` does; what the session has of it is not computed again."""
-        stream = self.stream_chat(
-            messages,
-            tools=tools,
-            template_options=template_options,
-            sampling=sampling,
-            speculative=speculative,
-            **options,
-        )
-        return stream._completion()
+        return self.stream_chat(messages, sampling=sampling, **options)._completion()
 
     def stream_chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_options: Mapping[str, Any] | None = None,
-        sampling: SamplingParams | None = None,
-        speculative: Literal["prompt-lookup"] | _model.Model | None = None,
-        **options: Unpack[GenerateOptions],
-    ) -> Stream:
-        """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of text."""
-        params = merged(sampling, options)
-        prompt = self.model._chat_prompt(messages, tools, template_options, self.context_length)
-        return self._stream(prompt, params, owned=False, speculative=speculative)
+        self, messages: Messages, *, sampling: SamplingParams | None = None, **options: Unpack[ChatOptions]
+    ) -> ChatStream:
+        """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of :class:`ChatDelta`."""
+        return self._chat(messages, sampling, options, owned=False)
+
+    def _chat(
+        self, messages: Messages, sampling: SamplingParams | None, options: ChatOptions, *, owned: bool
+    ) -> ChatStream:
+        length = self.context_length
+        question = Question(self.model, messages, sampling, options, context_length=length, forgotten=self._forgotten)
+        return ChatStream(question, self, owned=owned)
+
+    def _realign(self, prompt: Sequence[int]) -> None:
+        """Moves what the session has of a prompt further on to where that has it: what is between is forgotten."""
+        have = self.tokens
+        common = next((i for i, (a, b) in enumerate(zip(have, prompt, strict=False)) if a != b), None)
+        if common is None:
+            return
+        sought = list(prompt[common : common + _ALIKE])
+        if len(sought) < _ALIKE:
+            return
+        at = common + 1
+        while at + len(sought) <= len(have):
+            if have[at] == sought[0] and have[at : at + len(sought)] == sought:
+                pairs = zip(have[at:], prompt[common:], strict=False)
+                n = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(have) - at, len(prompt) - common))
+                self.truncate(at + n)
+                with suppress(ValueError):  # a state that cannot forget: it is read again
+                    self.shift(common, at - common)
+                return
+            at += 1
 
     def _stream(
         self,
@@ -223,6 +233,7 @@ class Session:
         owned: bool,
         prompt_cache: PromptCache | None = None,
         speculative: Literal["prompt-lookup"] | _model.Model | None = None,
+        **more: Any,
     ) -> Stream:
         tokenizer = self.model.tokenizer
         if isinstance(prompt, str):
@@ -233,7 +244,7 @@ class Session:
             options["logits_processor"] = [_with_arrays(function) for function in params.logits_processor]
         draft = self._draft(speculative)
         is_lookup = speculative == "prompt-lookup"
-        generation = _core.Generation(self._handle, tokenizer._core, prompt, options, is_lookup, draft)
+        generation = _core.Generation(self._handle, tokenizer._core, prompt, options, is_lookup, draft, **more)
         stream = Stream(self, generation, owned=owned)
         stream._has_logprobs = params._wants_logprobs
         if prompt_cache:

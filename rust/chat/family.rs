@@ -296,9 +296,12 @@ impl Format {
         self.family.calls.iter().map(|(mark, _)| *mark).collect()
     }
 
-    /// What ends what a model thinks; what follows is the answer.
-    pub fn reasoning_end(&self) -> Option<&'static str> {
-        self.reasoning.map(|(_, close)| close)
+    /// What comes before the answer where a model thinks first: the end of its thoughts, or the header of the message that is
+    /// the answer.
+    pub fn answer_mark(&self) -> Option<&'static str> {
+        let header =
+            || self.family.messages.filter(|m| m.header_end == "<|message|>").map(|_| "<|channel|>final<|message|>");
+        self.reasoning.map(|(_, close)| close).or_else(header)
     }
 
     /// All names of tokens that mean something in what a model writes. Where a vocabulary has them as control tokens, which

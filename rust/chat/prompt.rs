@@ -75,7 +75,7 @@ impl Template {
             Some(source) => source,
             None if tokenizer.encode("<|im_start|>", false, true)?.len() == 1 => CHATML.into(),
             None => {
-                let what = "its conversations: it has no chat template (tokenizer.chat_template): write the prompt \
+                let what = "conversations: the model has no chat template (tokenizer.chat_template): write the prompt \
                             yourself, for generate";
                 return Err(Error::Unsupported { path: path.into(), what: what.into() });
             }
@@ -158,10 +158,7 @@ impl Template {
         };
         let mut refused = None;
         let mut best: Option<(usize, String)> = None;
-        for how in How::ALL {
-            if how != How::default() && !form.matters(&question.messages, how) {
-                continue;
-            }
+        for how in How::all().filter(|how| form.matters(&question.messages, *how)) {
             match rendered(&form, how)? {
                 Ok(text) => {
                     let odd = form.oddities(&question.messages, &text);
@@ -172,6 +169,10 @@ impl Template {
                         break;
                     }
                 }
+                Err(Refused::Template(why)) if why.contains("fuel") => {
+                    refused = Some(Refused::Template(why)); // once takes long enough
+                    break;
+                }
                 Err(why) => _ = refused.get_or_insert(why),
             }
         }
@@ -179,10 +180,27 @@ impl Template {
             (Some((_, text)), _) => return Ok(text),
             (None, refused) => refused.expect("one or the other"),
         };
-        Err(match refused {
+        Err(self.error(&refused))
+    }
+
+    /// The text that the template makes of these variables, as they are.
+    ///
+    /// # Errors
+    /// As [`Template::text`].
+    pub fn rendered(&self, variables: Value, now: i64) -> Result<String> {
+        render(&self.source, variables, now).map_err(|refused| self.error(&refused))
+    }
+
+    /// The vocabulary.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    fn error(&self, refused: &Refused) -> Error {
+        match refused {
             Refused::Messages(_) => Error::Argument(refused.to_string()),
             Refused::Template(_) => Error::Unsupported { path: self.path.clone(), what: refused.to_string() },
-        })
+        }
     }
 
     /// The prompt, if it has no more tokens than `at_most`. Nothing that people wrote is a control token in it.
@@ -255,20 +273,22 @@ struct How {
     text_arguments: bool,
     /// Content that is null is empty.
     no_null: bool,
+    /// Content in parts is one text.
+    joined: bool,
+    /// Of several calls each is a message, with its result after it.
+    one_call: bool,
     /// What the system says is at the beginning of what the user says.
     no_system: bool,
 }
 
 impl How {
-    const ALL: [How; 8] = {
-        let mut all = [How { text_arguments: false, no_null: false, no_system: false }; 8];
-        let mut i = 0;
-        while i < 8 {
-            all[i] = How { text_arguments: i & 1 != 0, no_null: i & 2 != 0, no_system: i & 4 != 0 };
-            i += 1;
-        }
-        all
-    };
+    /// All that there are, as they are first.
+    fn all() -> impl Iterator<Item = Self> {
+        (0..32u8).map(|bits| {
+            let [text_arguments, no_null, joined, one_call, no_system] = [1, 2, 4, 8, 16].map(|bit| bits & bit != 0);
+            Self { text_arguments, no_null, joined, one_call, no_system }
+        })
+    }
 }
 
 /// The form that a template wants.
@@ -316,18 +336,26 @@ impl Form<'_> {
         let all = || messages.try_iter().into_iter().flatten();
         let has_arguments = || all().any(|m| calls_of(&m).iter().any(|call| arguments_of(call).is_some()));
         let has_null = || all().any(|m| m.get_attr("content").is_ok_and(|c| c.is_none() || c.is_undefined()));
+        let has_parts = || all().any(|m| !texts_of(&m).is_empty());
+        let has_calls = || all().any(|m| calls_of(&m).len() > 1);
         let has_system =
             || all().next().is_some_and(|m| matches!(&*role(&m), "system" | "developer")) || self.tools.is_some();
-        (!how.text_arguments || has_arguments()) && (!how.no_null || has_null()) && (!how.no_system || has_system())
+        (!how.text_arguments || has_arguments())
+            && (!how.no_null || has_null())
+            && (!how.joined || has_parts())
+            && (!how.one_call || has_calls())
+            && (!how.no_system || has_system())
     }
 
-    /// How much of the text looks as if it was not meant: values as Python writes them, JSON in a string of JSON.
+    /// How much of the text looks as if it was not meant: values as Python writes them, JSON in a string of JSON, something
+    /// overlooked.
     fn oddities(&self, messages: &Value, text: &str) -> usize {
         let mut odd = 0;
         for message in messages.try_iter().into_iter().flatten() {
             if message.get_attr("content").is_ok_and(|c| c.is_none() || c.is_undefined()) {
                 odd += usize::from(text.contains("None"));
             }
+            odd += texts_of(&message).iter().filter(|part| !text.contains(part.trim())).count();
             for arguments in calls_of(&message).iter().filter_map(arguments_of) {
                 let object = as_object(&arguments);
                 let as_python = python::str(&object);
@@ -352,7 +380,7 @@ impl Form<'_> {
                 set(&mut pairs, "role", Value::from("system"));
             }
             let content = match get(&pairs, "content").cloned().unwrap_or_default() {
-                content if content.kind() == ValueKind::Seq => Some(self.content_of(i, &content)?),
+                content if content.kind() == ValueKind::Seq => Some(self.content_of(i, &content, how.joined)?),
                 content if content.as_str().is_some() && *self.parts => Some(parts_of(content)),
                 content if how.no_null && (content.is_none() || content.is_undefined()) => Some(Value::from("")),
                 _ => None,
@@ -384,6 +412,9 @@ impl Form<'_> {
         if let Some(tools) = self.tools {
             fitted = described(fitted, tools);
         }
+        if how.one_call {
+            fitted = one_by_one(fitted);
+        }
         if how.no_system && fitted.len() > 1 && get(&fitted[0], "role").and_then(Value::as_str) == Some("system") {
             let system = fitted.remove(0);
             let text =
@@ -395,7 +426,7 @@ impl Form<'_> {
     }
 
     /// Content in parts: as it is where the template knows of them, else as one text.
-    fn content_of(&self, i: usize, parts: &Value) -> Result<Value> {
+    fn content_of(&self, i: usize, parts: &Value, joined: bool) -> Result<Value> {
         let mut texts = Vec::new();
         for part in parts.try_iter().into_iter().flatten() {
             let kind = part.get_attr("type").ok().and_then(|kind| kind.as_str().map(String::from));
@@ -410,7 +441,7 @@ impl Form<'_> {
             }
         }
         let knows_parts = *self.parts || ["'text'", "\"text\"", ".text"].iter().any(|sign| self.source.contains(sign));
-        if knows_parts {
+        if knows_parts && !joined {
             return Ok(Value::from(
                 texts
                     .into_iter()
@@ -435,6 +466,47 @@ impl Form<'_> {
             }
         }
     }
+}
+
+/// The texts of a message in parts.
+fn texts_of(message: &Value) -> Vec<String> {
+    let parts = message.get_attr("content").ok().filter(|content| content.kind() == ValueKind::Seq);
+    let parts = parts.and_then(|parts| parts.try_iter().ok().map(Iterator::collect::<Vec<_>>)).unwrap_or_default();
+    parts.iter().filter_map(|part| part.get_attr("text").ok()?.as_str().map(String::from)).collect()
+}
+
+/// Each call as a message of its own, with its result after it.
+fn one_by_one(messages: Vec<Pairs>) -> Vec<Pairs> {
+    let calls = |pairs: &Pairs| {
+        get(pairs, "tool_calls").map(|calls| calls.try_iter().into_iter().flatten().collect::<Vec<_>>())
+    };
+    let text = |value: Option<&Value>| value.and_then(|value| value.as_str().map(String::from));
+    let mut out: Vec<Pairs> = Vec::new();
+    let mut rest = messages.into_iter().peekable();
+    while let Some(pairs) = rest.next() {
+        let Some(calls) = calls(&pairs).filter(|calls| calls.len() > 1) else {
+            out.push(pairs);
+            continue;
+        };
+        let mut results = Vec::new();
+        while let Some(result) = rest.next_if(|next| get(next, "role").and_then(Value::as_str) == Some("tool")) {
+            results.push(result);
+        }
+        for (i, call) in calls.into_iter().enumerate() {
+            let id = call.get_attr("id").ok();
+            let mut one = pairs.clone();
+            set(&mut one, "tool_calls", Value::from(vec![call]));
+            if i > 0 {
+                set(&mut one, "content", Value::from(""));
+            }
+            out.push(one);
+            let of_it = |result: &Pairs| id.is_some() && text(get(result, "tool_call_id")) == text(id.as_ref());
+            let at = results.iter().position(of_it).or(Some(0).filter(|_| !results.is_empty()));
+            out.extend(at.map(|at| results.remove(at)));
+        }
+        out.extend(results);
+    }
+    out
 }
 
 /// Arguments as an object, if they are one in a string of JSON.

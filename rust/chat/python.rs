@@ -1,7 +1,7 @@
 //! Values as Python writes them.
 
-use minijinja::Value;
-use minijinja::value::ValueKind;
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Error, Value};
 
 /// As `str(value)`.
 pub(super) fn str(value: &Value) -> String {
@@ -9,6 +9,47 @@ pub(super) fn str(value: &Value) -> String {
         ValueKind::String => value.as_str().unwrap_or_default().to_string(),
         _ => repr(value),
     }
+}
+
+/// As the filter `indent` of Jinja2: `width` is a number of spaces, or text.
+pub(super) fn indent(text: &Value, width: Option<Value>, options: Kwargs) -> Result<String, Error> {
+    let width = match width {
+        Some(width) => width,
+        None => options.get::<Option<Value>>("width")?.unwrap_or(Value::from(4)),
+    };
+    let flag = |name| Ok::<_, Error>(options.get::<Option<bool>>(name)?.unwrap_or(false));
+    let (first, blank) = (flag("first")?, flag("blank")?);
+    options.assert_all_used()?;
+    let space = match width.as_str() {
+        Some(space) => space.to_string(),
+        None => " ".repeat(width.as_usize().unwrap_or(4).min(1 << 10)),
+    };
+    let mut out = if first { space.clone() } else { String::new() };
+    for (i, line) in lines(&(str(text) + "\n")).into_iter().enumerate() {
+        if i > 0 {
+            out.push('\n');
+            out.push_str(if blank || !line.is_empty() { &space } else { "" });
+        }
+        out.push_str(line);
+    }
+    Ok(out)
+}
+
+/// As `text.splitlines()`.
+fn lines(text: &str) -> Vec<&str> {
+    const ENDS: [char; 10] =
+        ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
+    let mut lines = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(ENDS) {
+        lines.push(&rest[..at]);
+        let end = rest[at..].chars().next().map_or(0, char::len_utf8);
+        rest = rest[at..].strip_prefix("\r\n").unwrap_or(&rest[at + end..]);
+    }
+    if !rest.is_empty() {
+        lines.push(rest);
+    }
+    lines
 }
 
 /// As `repr(value)`.

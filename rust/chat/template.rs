@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
+use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
@@ -84,6 +84,12 @@ fn environment(steps: u64, now: i64) -> Environment<'static> {
         Ok(Value::from(text))
     });
     environment.add_filter("string", |value: &Value| python::str(value));
+    environment.add_filter("indent", python::indent);
+    // To Python text and maps are sequences, None is nothing to go through, and what is not there is an empty list.
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+    environment.add_test("sequence", |value: &Value| {
+        value.is_undefined() || matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
+    });
     environment.add_filter("int", |value: &Value, default: Option<Value>| {
         python::to_int(value).map_or(default.unwrap_or(Value::from(0)), Value::from)
     });

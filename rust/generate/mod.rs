@@ -55,6 +55,10 @@ pub trait Forward {
     /// Forgets all but the longest common prefix of `tokens`, without the last of them, or what it can go back to. Gives its
     /// length.
     fn keep_prefix(&mut self, tokens: &[u32]) -> usize;
+    /// The same; tokens that were shifted count too, though they were computed with others before them.
+    fn keep_moved_prefix(&mut self, tokens: &[u32]) -> usize {
+        self.keep_prefix(tokens)
+    }
     /// Forgets all but the first `n` tokens.
     fn truncate(&mut self, n: usize) -> Result<()>;
     /// Forgets `n_discard` tokens after the first `n_keep`; the others move down.
@@ -76,6 +80,7 @@ pub struct Generation<D> {
     answer: Answer<D>,
     on_overflow: Overflow,
     n_keep: usize,
+    moved: bool,     // whether what the session has shifted counts
     position: usize, // where the session was left
     timings: Timings,
     speculation: Option<Speculation>,
@@ -91,7 +96,7 @@ impl<D: Decode> Generation<D> {
         let n_keep = usize::try_from(options.n_keep).unwrap_or(prompt.len());
         let answer = Answer::new(prompt, end_tokens, decoder, options)?;
         let timings = Timings { prompt_tokens: answer.prompt().len(), ..Timings::default() };
-        Ok(Self { answer, on_overflow, n_keep, position: 0, timings, speculation: None })
+        Ok(Self { answer, on_overflow, n_keep, moved: false, position: 0, timings, speculation: None })
     }
 
     /// Guesses tokens ahead, which changes the time that the answer takes and nothing else.
@@ -102,6 +107,12 @@ impl<D: Decode> Generation<D> {
     /// See [`Answer::stop_at`].
     pub fn stop_at(&mut self, tokens: &[u32]) {
         self.answer.stop_at(tokens);
+    }
+
+    /// Whether tokens that the session has shifted count as those of the prompt, though they were computed with others before
+    /// them: so a long conversation loses its beginning, and is not read again.
+    pub fn keep_moved(&mut self, moved: bool) {
+        self.moved = moved;
     }
 
     /// See [`Answer::process`].
@@ -233,7 +244,9 @@ impl<D: Decode> Generation<D> {
         if let Some(rng) = session.rng() {
             self.answer.resume(rng);
         }
-        self.timings.cached_tokens = session.keep_prefix(self.answer.prompt());
+        let prompt = self.answer.prompt();
+        self.timings.cached_tokens =
+            if self.moved { session.keep_moved_prefix(prompt) } else { session.keep_prefix(prompt) };
         self.answer.set_computed(self.timings.cached_tokens);
         Ok(())
     }

@@ -189,7 +189,16 @@ impl Sequence {
     /// [`Sequence::shift`] has moved: it was computed with other tokens before it. And with recurrent layers it may be less:
     /// it ends where there is a snapshot.
     pub fn keep_prefix(&mut self, tokens: &[u32]) -> usize {
-        let most = self.exact().min(tokens.len().saturating_sub(1));
+        self.keep_at_most(self.exact(), tokens)
+    }
+
+    /// The same, what was moved included: it counts as if it had been computed where it is.
+    pub fn keep_moved_prefix(&mut self, tokens: &[u32]) -> usize {
+        self.keep_at_most(self.position(), tokens)
+    }
+
+    fn keep_at_most(&mut self, most: usize, tokens: &[u32]) -> usize {
+        let most = most.min(tokens.len().saturating_sub(1));
         let n = self.tokens[..most].iter().zip(tokens).take_while(|(have, wanted)| have == wanted).count();
         self.truncate(n).expect("no more than there are");
         self.tokens.truncate(self.computed);

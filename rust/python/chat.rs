@@ -1,17 +1,15 @@
-//! `Chat`: a template of a model, and the prompts that it makes.
+//! `Chat`: a template of a model, the prompts that it makes, and parsers of the answers.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyMapping, PySequence, PyString};
 
+use super::lend::Lent;
 use super::parameters::type_name;
 use super::{Tokenizer, raise, run};
-use crate::chat::{self, Guard, Refused, Value};
-use crate::error::Error;
-use crate::tokenizer;
+use crate::chat::{self, Calls, Delta, Guard, Parser, Prompt, Question, Setup, Template, Tool, Value};
 
 /// Containers in containers.
 const MOST_DEPTH: usize = 100;
@@ -19,22 +17,26 @@ const MOST_DEPTH: usize = 100;
 /// A template and the vocabulary of its prompts.
 #[pyclass(frozen)]
 pub struct Chat {
-    tokenizer: Arc<tokenizer::Tokenizer>,
-    source: String,
-    path: PathBuf,
-    guard: OnceLock<Guard>,
+    template: Template,
 }
 
 #[pymethods]
 impl Chat {
-    /// Without a template it is ChatML.
+    /// Of a template, and of another one for tools if there is one. Without a template it is ChatML.
     #[new]
-    fn new(tokenizer: &Tokenizer, source: Option<String>, path: PathBuf) -> Self {
-        let source = source.unwrap_or_else(|| chat::CHATML.into());
-        Self { tokenizer: Arc::clone(tokenizer.inner()), source, path, guard: OnceLock::new() }
+    #[pyo3(signature = (tokenizer, source, path, for_tools = None))]
+    fn new(
+        py: Python<'_>,
+        tokenizer: &Tokenizer,
+        source: Option<String>,
+        path: PathBuf,
+        for_tools: Option<String>,
+    ) -> PyResult<Self> {
+        let template = run(py, |_| Template::new(tokenizer.inner(), source, for_tools, &path))?;
+        Ok(Self { template })
     }
 
-    /// The text that the template makes, of what is trusted and what people wrote.
+    /// The text that the template makes of what is trusted and of what people wrote, as it is.
     fn render(
         &self,
         py: Python<'_>,
@@ -43,7 +45,7 @@ impl Chat {
         now: i64,
     ) -> PyResult<String> {
         let variables = variables(trusted, written, None)?;
-        run(py, |_| self.rendered(variables, now))
+        run(py, |_| self.template.rendered(variables, now))
     }
 
     /// Its tokens, if there are no more than `at_most`; nothing that people wrote is a control token.
@@ -59,7 +61,7 @@ impl Chat {
         Ok(one.pop().unwrap_or_default())
     }
 
-    /// The tokens of the prompt with each of these texts after it, which is what an answer begins with.
+    /// Its tokens with each of these texts after it, which is what an answer begins with.
     fn encode_each(
         &self,
         py: Python<'_>,
@@ -69,35 +71,117 @@ impl Chat {
         at_most: usize,
         beginnings: Vec<String>,
     ) -> PyResult<Vec<Vec<u32>>> {
-        let guard = self.guard(py)?;
+        let guard = run(py, |_| self.template.guard())?;
         let variables = variables(trusted, written, Some(guard))?;
         run(py, |interrupt| {
-            let prompt = self.rendered(variables, now)?;
+            let prompt = self.template.rendered(variables, now)?;
             let encode = |beginning: &String| {
-                chat::encode(&self.tokenizer, &format!("{prompt}{}", guard.broken(beginning)?), at_most, interrupt)
+                let text = format!("{prompt}{}", guard.broken(beginning)?);
+                chat::encode(self.template.tokenizer(), &text, at_most, interrupt)
             };
             beginnings.iter().map(encode).collect()
         })
     }
-}
 
-impl Chat {
-    fn guard(&self, py: Python<'_>) -> PyResult<&Guard> {
-        if let Some(guard) = self.guard.get() {
-            return Ok(guard);
-        }
-        let guard = run(py, |_| Guard::new(&self.tokenizer))?;
-        Ok(self.guard.get_or_init(|| guard))
+    /// The tokens of a prompt, if there are no more than `at_most`, and the end of its text. Nothing that people wrote is a
+    /// control token.
+    #[allow(clippy::too_many_arguments)]
+    fn prompt(
+        &self,
+        py: Python<'_>,
+        messages: &Bound<'_, PyAny>,
+        tools: Option<&Bound<'_, PyAny>>,
+        variables: &Bound<'_, PyDict>,
+        now: i64,
+        at_most: usize,
+        add_generation_prompt: bool,
+        continue_final: bool,
+    ) -> PyResult<(Vec<u32>, String)> {
+        let guard = run(py, |_| self.template.guard())?;
+        let pairs = variables.iter().map(|(name, value)| Ok((name.extract::<String>()?, to_value(&value, None, 0)?)));
+        let question = Question {
+            messages: to_value(messages, Some(guard), 0)?,
+            tools: tools.map_or(Ok(Value::UNDEFINED), |tools| to_value(tools, Some(guard), 0))?,
+            variables: pairs.collect::<PyResult<_>>()?,
+            add_generation_prompt,
+            continue_final,
+            now,
+        };
+        let Prompt { ids, end } = run(py, |interrupt| self.template.prompt(&question, at_most, interrupt))?;
+        Ok((ids, end))
     }
 
-    fn rendered(&self, variables: Value, now: i64) -> Result<String, Error> {
-        chat::render(&self.source, variables, now).map_err(|refused| match refused {
-            Refused::Messages(_) => Error::Argument(refused.to_string()),
-            Refused::Template(_) => Error::Unsupported { path: self.path.clone(), what: refused.to_string() },
+    /// A parser of the answer to a prompt that ended so. `calls` are those to look for: `none`, `auto` or `json`.
+    #[allow(clippy::too_many_arguments)]
+    fn parser(
+        &self,
+        py: Python<'_>,
+        tools: Option<&Bound<'_, PyAny>>,
+        calls: &str,
+        reasoning: bool,
+        family: Option<&str>,
+        end: &str,
+        seed: u64,
+    ) -> PyResult<ChatParser> {
+        let format = self.template.format(tools.is_some(), family).map_err(|e| raise(py, e))?;
+        let tools = tools.map_or(Ok(Value::UNDEFINED), |tools| to_value(tools, None, 0))?;
+        let tools: Vec<Tool> = tools.try_iter().into_iter().flatten().filter_map(|tool| Tool::of(&tool)).collect();
+        let calls = match calls {
+            "auto" => Calls::Auto,
+            "json" => Calls::Json,
+            _ => Calls::None,
+        };
+        let parser = Parser::new(&format, Setup { calls, tools, reasoning, prompt: end, seed });
+        Ok(ChatParser { parser: Lent::new(parser) })
+    }
+
+    /// The control tokens that the parser has to see, as text; and what comes before an answer if the model thinks first.
+    fn marks(&self, py: Python<'_>, with_tools: bool, family: Option<&str>) -> PyResult<(Vec<u32>, Option<&str>)> {
+        run(py, |_| {
+            let format = self.template.format(with_tools, family)?;
+            Ok((self.template.marks(&format)?, format.answer_mark()))
         })
     }
 }
 
+/// A parser of an answer.
+#[pyclass(frozen)]
+pub struct ChatParser {
+    parser: Lent<Parser>,
+}
+
+/// A piece of an answer: its kind, the index of a call, then text, or an id and a name.
+type Piece = (&'static str, usize, String, String);
+
+#[pymethods]
+impl ChatParser {
+    /// Takes more text; gives what is now certain.
+    fn push(&self, py: Python<'_>, text: &str) -> PyResult<Vec<Piece>> {
+        let mut parser = self.parser.lend().map_err(|e| raise(py, e))?;
+        Ok(parser.push(text).into_iter().map(piece).collect())
+    }
+
+    /// Ends the answer; gives the rest.
+    fn finish(&self, py: Python<'_>, cut_off: bool) -> PyResult<Vec<Piece>> {
+        let mut parser = self.parser.lend().map_err(|e| raise(py, e))?;
+        Ok(parser.finish(cut_off).into_iter().map(piece).collect())
+    }
+
+    /// Whether the model thinks.
+    #[getter]
+    fn in_reasoning(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.parser.lend().map_err(|e| raise(py, e))?.in_reasoning())
+    }
+}
+
+fn piece(delta: Delta) -> Piece {
+    match delta {
+        Delta::Reasoning(text) => ("reasoning", 0, text, String::new()),
+        Delta::Content(text) => ("content", 0, text, String::new()),
+        Delta::Call { index, id, name } => ("call", index, id, name),
+        Delta::Arguments { index, text } => ("arguments", index, text, String::new()),
+    }
+}
 fn variables(trusted: &Bound<'_, PyDict>, written: &Bound<'_, PyDict>, guard: Option<&Guard>) -> PyResult<Value> {
     let mut pairs = Vec::new();
     for (dict, guard) in [(trusted, None), (written, guard)] {

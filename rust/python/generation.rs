@@ -85,9 +85,10 @@ impl Shown {
 
 #[pymethods]
 impl Generation {
-    /// `free_until` are markers up to which a grammar leaves the text free, and whether the answer may end before one.
+    /// `free_until` are markers up to which a grammar leaves the text free, and whether the answer may end before one. Control
+    /// tokens that are in `marks` come as text. What the session has shifted counts as the prompt's if `moved`.
     #[new]
-    #[pyo3(signature = (session, tokenizer, prompt, options, lookup=false, draft=None, free_until=None))]
+    #[pyo3(signature = (session, tokenizer, prompt, options, lookup=false, draft=None, free_until=None, marks=vec![], moved=false))]
     fn new(
         py: Python<'_>,
         session: &Session,
@@ -97,6 +98,8 @@ impl Generation {
         lookup: bool,
         draft: Option<&Session>,
         free_until: Option<(Vec<String>, bool)>,
+        marks: Vec<u32>,
+        moved: bool,
     ) -> PyResult<Self> {
         let vocab_size = session.vocab_size();
         let prompt = token_ids("a prompt is text or token ids", prompt, vocab_size, session.context_length())?;
@@ -117,12 +120,13 @@ impl Generation {
             None => Vec::new(),
         };
         let make = || {
-            let decoder = StreamDecoder::new(Arc::clone(tokenizer), true);
+            let decoder = StreamDecoder::new(Arc::clone(tokenizer), true).keeping(marks);
             let stop = options.stop.clone();
             let mut generation = generate::Generation::new(prompt, tokenizer.end_tokens()?, decoder, options)?;
             for text in stop {
                 generation.stop_at(&tokenizer.special_tokens(&text)?);
             }
+            generation.keep_moved(moved);
             for function in processors {
                 generation.process(Box::new(Callback { function, raised: Arc::clone(&raised) }));
             }

@@ -17,8 +17,10 @@ mod ids;
 mod lend;
 mod model;
 mod parameters;
+mod perf;
 mod quantize;
 mod sampler;
+mod server;
 mod session;
 mod tensor;
 mod tokenizer;
@@ -48,7 +50,7 @@ mod _core {
     #[pymodule_export]
     use super::array::Array;
     #[pymodule_export]
-    use super::chat::Chat;
+    use super::chat::{Chat, ChatParser};
     #[pymodule_export]
     use super::engine::{Bell, Engine, Ticket, generate_batch};
     #[pymodule_export]
@@ -60,9 +62,13 @@ mod _core {
     #[pymodule_export]
     use super::parameters::{check, parameters};
     #[pymodule_export]
+    use super::perf::perf;
+    #[pymodule_export]
     use super::quantize::{Collector, Quantizer, encodable_types, mixes};
     #[pymodule_export]
     use super::sampler::Sampler;
+    #[pymodule_export]
+    use super::server::{Order, Server};
     #[pymodule_export]
     use super::{Checkpoint, Floats, Session, Tensor, Tokenizer, available_threads, cpu};
 

@@ -251,6 +251,11 @@ impl Model {
     }
 }
 
+/// What sessions are made with, already checked.
+pub fn session_options(context_length: usize, threads: usize, kv_type: &str) -> PyResult<SessionOptions> {
+    Ok(SessionOptions { context_length, threads, kv_type: to_kv_type(kv_type)? })
+}
+
 fn to_pooling(name: &str) -> PyResult<Pooling> {
     let all = [Pooling::None, Pooling::Mean, Pooling::Cls, Pooling::Last];
     all.into_iter().find(|pooling| pooling.name() == name).ok_or_else(|| {

@@ -115,6 +115,11 @@ pub fn to_options(py: Python<'_>, values: &Bound<'_, PyDict>) -> PyResult<Option
     Ok(options)
 }
 
+/// What `values` sets, by name.
+pub fn from_settings(values: &Bound<'_, PyDict>) -> PyResult<Vec<(String, Value)>> {
+    values.iter().map(|(name, value)| Ok((name.extract()?, from_python(find(&name)?, &value)?))).collect()
+}
+
 /// A whole number of any size, in the range of the parameter `row`.
 pub fn int(row: &Parameter, value: &Bound<'_, PyAny>) -> PyResult<i128> {
     let py = value.py();

@@ -186,7 +186,7 @@ impl Scheduler {
     }
 
     /// When a request may be taken that is not taken now.
-    fn retry_after(&self) -> Duration {
+    pub fn retry_after(&self) -> Duration {
         let load = &self.0.load;
         let interval = Duration::from_micros(load.interval.load(Ordering::Relaxed));
         // Half of the queue: who comes back when one place is free finds it taken.

@@ -24,6 +24,8 @@ from .arguments import in_options
 COMMANDS = (
     "chat",
     "generate",
+    "serve",
+    "perf",
     "tokenize",
     "embed",
     "classify",
@@ -83,6 +85,7 @@ def cli(context: click.Context) -> None:
     \b
       llama-rs chat                             talk with a model
       llama-rs generate "Once upon a time"      continue a text
+      llama-rs serve                            answer programs over HTTP
       llama-rs inspect model.gguf               show what a model file contains
       llama-rs status model.gguf                show how much of it is in memory
       llama-rs models                           list the models that are on this computer

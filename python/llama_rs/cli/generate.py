@@ -36,6 +36,14 @@ from .arguments import (
 @click.argument("prompt", required=False)
 @text_option
 @model_option
+@click.option(
+    "--chat",
+    is_flag=True,
+    help="PROMPT is a message: it reaches the model in the form that it was trained for, by the template in its file.",
+)
+@click.option(
+    "--system", metavar="TEXT", help="What the model is told before the message; with --chat, which it means."
+)
 @parameters("max_tokens", "json_schema", "grammar", "regex", "choices")
 @parameters("sampling", "stop", "ignore_eos", "logprobs", "top_logprobs", "on_overflow", "n_keep", "prompt")
 @click.option(
@@ -79,6 +87,8 @@ def command(
     prompt: str | None,
     file: str | None,
     model: str | None,
+    chat: bool,
+    system: str | None,
     context_length: int | None,
     kv_type: Literal["f16", "q8_0"],
     threads: int | None,
@@ -115,6 +125,7 @@ def command(
       git diff | llama-rs generate "A summary of these changes:"
       llama-rs generate --prompt-cache rules.kv -f rules-and-question.txt
       llama-rs generate --json-schema person.json "Ada Lovelace as JSON: "
+      llama-rs generate --system "You translate to French." --chat "Good morning"
     """
     if options["prompt_cache_readonly"] and not options["prompt_cache"]:
         raise click.UsageError("--prompt-cache-ro needs --prompt-cache FILE")
@@ -147,8 +158,11 @@ def command(
         if bulk.run(llama, lines_of(file), options, parallel=parallel, output=output, resume=resume):
             raise click.exceptions.Exit(EXIT_FAILURE)
         return
+    is_chat = chat or system is not None
+    system_message = [{"role": "system", "content": system}] if system else []
+    asked = llama.chat_prompt([*system_message, {"role": "user", "content": text}]) if is_chat else []
     try:
-        stream = llama.stream(text, speculative=guesser, **options)
+        stream = llama.stream(asked if is_chat else text, speculative=guesser, **options)
     except (ModelFileError, SavedSessionError) as e:  # of the prompt cache: the model is open
         raise click.ClickException(str(e)) from e
     if verbose:
@@ -160,7 +174,7 @@ def command(
 
     def tokens(text: str) -> list[int]:
         special = {name: options[name] for name in ("add_special", "parse_special")}
-        return llama.tokenizer.encode(text, **special)
+        return llama.tokenizer.encode(text, **special) if not is_chat else asked
 
     for warning in _doubts(llama, text, tokens, context_length):
         warn(warning)

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -67,8 +68,8 @@ IGNORED = {
 REFUSED = {
     "kv_overrides": (None, {}),
     "rope_scaling_type": (None, -1),
-    "rope_freq_base": (0, None),
-    "rope_freq_scale": (0, None),
+    "rope_freq_base": (0, None, 10_000),  # which LangChain gives to every model, whatever that was trained with
+    "rope_freq_scale": (0, None, 1),
     "yarn_ext_factor": (-1.0,),
     "yarn_attn_factor": (1.0,),
     "yarn_beta_fast": (32.0,),
@@ -373,6 +374,17 @@ class Llama:
         self.n_batch = min(self._n_ctx, n_batch)
         self.n_ubatch, self.n_threads_batch = min(self.n_batch, n_ubatch), n_threads_batch
         self.n_threads = self._model.threads if self._model else n_threads
+        # What other packages read of them.
+        self.context_params = SimpleNamespace(
+            n_ctx=self._n_ctx,
+            n_batch=self.n_batch,
+            n_ubatch=self.n_ubatch,
+            n_threads=self.n_threads,
+            n_threads_batch=self.n_threads_batch or self.n_threads,
+            embeddings=embedding,
+            pooling_type=pooling_type,
+        )
+        self.model_params = SimpleNamespace(n_gpu_layers=0, vocab_only=vocab_only, use_mmap=use_mmap)
         self.tokenizer_: BaseLlamaTokenizer = tokenizer or LlamaTokenizer(self)
         self._is_end = self._tokenizer.is_end_of_generation
         self._pooling = pooling_type

@@ -196,6 +196,11 @@ impl Parser {
         take(&mut self.out)
     }
 
+    /// Whether the model thinks, as far as the text has come.
+    pub fn in_reasoning(&self) -> bool {
+        self.channel == Channel::Reasoning || matches!(self.state, State::Header)
+    }
+
     /// How many calls there are so far.
     pub fn n_calls(&self) -> usize {
         self.n_calls

@@ -1,0 +1,204 @@
+"""``llama-rs perf``: how fast a server is."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import click
+
+from ..output import is_watched, say_in_place, table, warn, write_json
+from ..perf import Load, bodies, measure, prompts
+from . import Command
+from .arguments import Number, json_option
+
+
+class Limits(click.ParamType):  # type: ignore[type-arg]
+    """``ttft=200ms,itl=50ms``."""
+
+    name = "limits"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found: dict[str, float] = {}
+        for part in str(value).split(","):
+            limit = re.fullmatch(r"(ttft|itl)=(\d+(?:\.\d+)?)(ms|s)", part.strip())
+            if not limit:
+                self.fail(f"{part!r} is not a limit such as ttft=200ms or itl=50ms", param, ctx)
+            found[limit[1]] = float(limit[2]) / (1000 if limit[3] == "ms" else 1)
+        return found
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Numbers between commas."""
+
+    name = "numbers"
+
+    def __init__(self, number: Number) -> None:
+        self.number = number
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, list):
+            return value
+        return [self.number.convert(part, param, ctx) for part in str(value).split(",")]
+
+
+@click.command("perf", cls=Command)
+@click.argument("url")
+@click.option(
+    "-c",
+    "--concurrency",
+    type=Numbers(Number(int, 1, 512)),
+    default="1,2,4,8",
+    help="Clients, each with a request at a time: a round for each number.",
+)
+@click.option(
+    "--rate",
+    type=Numbers(Number(float, 0, 1e6, above=True)),
+    help="Instead, requests that come at random times, so many a second: a round for each number.",
+)
+@click.option(
+    "-n",
+    "--requests",
+    type=Number(int, 1, 1 << 24),
+    help="Requests of a round.  [default: four a client, and at least eight]",
+)
+@click.option("-p", "--prompt-words", type=Number(int, 1, 1 << 20), default=64, help="Words of a prompt.")
+@click.option("-o", "--max-tokens", type=Number(int, 1, 1 << 20), default=64, help="Tokens of an answer.")
+@click.option("--shared", type=Number(float, 0, 1), default=0.0, help="The share of a prompt that all have in common.")
+@click.option("--cancel", type=Number(float, 0, 1), default=0.0, help="The share of clients that go away meanwhile.")
+@click.option(
+    "--slo",
+    type=Limits(),
+    metavar="LIMITS",
+    help="What is good: ttft=200ms,itl=50ms (first token, mean between tokens).",
+)
+@click.option("--search", is_flag=True, help="Find the most requests per second of which 95 % are within --slo.")
+@click.option("--completions", is_flag=True, help="Ask /v1/completions, without the chat template.")
+@click.option("--model", help="The name of the model in requests.")
+@click.option("--api-key", envvar="LLAMA_RS_API_KEY", help="The key to send.")
+@click.option("--timeout", type=Number(float, 0, 86400, above=True), default=600.0, help="Seconds for an answer.")
+@click.option("--seed", type=Number(int, 0, (1 << 64) - 1), default=0, help="Of prompts and of times.")
+@json_option
+def command(
+    url: str,
+    concurrency: list[int],
+    rate: list[float] | None,
+    requests: int | None,
+    prompt_words: int,
+    max_tokens: int,
+    shared: float,
+    cancel: float,
+    slo: dict[str, float] | None,
+    search: bool,
+    completions: bool,
+    model: str | None,
+    api_key: str | None,
+    timeout: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Measure a server that speaks OpenAI's API, at URL.
+
+    A round with each number of clients, or with each rate of requests. Times are to the first token, between tokens,
+    and of whole requests; what is called p99, 99 % of them are at most.
+
+    \b
+      llama-rs perf http://localhost:8080
+      llama-rs perf http://localhost:8080 --rate 2,4,8 --slo ttft=500ms,itl=100ms
+    """
+    if search and not slo:
+        raise click.UsageError("--search needs --slo, such as --slo ttft=500ms,itl=100ms")
+    path = "/v1/completions" if completions else "/v1/chat/completions"
+    limits = slo or {}
+
+    def ask(n: int, **load: Any) -> Load:
+        texts = prompts(n, prompt_words, shared, seed + n)
+        asked = bodies(texts, model=model, max_tokens=max_tokens, is_chat=not completions)
+        if is_watched():
+            say_in_place(f"{n} requests, {', '.join(f'{name} {value:g}' for name, value in load.items())}")
+        done = measure(
+            url,
+            asked,
+            n,
+            path=path,
+            key=api_key,
+            cancel=cancel,
+            timeout=timeout,
+            seed=seed,
+            slo_first=limits.get("ttft"),
+            slo_between=limits.get("itl"),
+            **load,
+        )
+        if is_watched():
+            say_in_place("")
+        if not done.good and not any(s.is_cancelled for s in done.samples):
+            sample = done.samples[0]
+            raise click.ClickException(f"{url}: no request was answered: {sample.error or f'status {sample.status}'}")
+        return done
+
+    loads = _search(ask, requests or 32) if search else []
+    if not search and rate:
+        loads = [ask(requests or max(8, int(10 * r)), rate=r) for r in rate]
+    elif not search:
+        loads = [ask(requests or max(8, 4 * c), clients=c) for c in concurrency]
+    if as_json:
+        write_json({"url": url, "load_average": os.getloadavg(), "rounds": [load.summary() for load in loads]})
+        return
+    show(loads, has_limits=bool(slo))
+    failed = sum(bool(s.error) or s.status != 200 for load in loads for s in load.samples)
+    if failed:
+        warn(f"{failed} requests failed; --json says how")
+
+
+def _search(ask: Any, n: int) -> list[Load]:
+    """Rates that double until too many are late, and then halves between."""
+    loads: list[Load] = []
+
+    def is_good(rate: float) -> bool:
+        load = ask(n, rate=rate)
+        loads.append(load)
+        within = sum(map(load.is_within, load.good))
+        return bool(within >= 0.95 * len(load.samples))
+
+    low, high = 0.0, 0.5
+    while is_good(high) and high < 4096:
+        low, high = high, 2 * high
+    for _ in range(4):
+        middle = (low + high) / 2
+        if is_good(middle):
+            low = middle
+        else:
+            high = middle
+    return loads
+
+
+def show(loads: list[Load], *, has_limits: bool) -> None:
+    def ms(value: Any) -> str:
+        return "-" if value is None else f"{1000 * value:.1f}"
+
+    good = ["good/s"] if has_limits else []
+    heads = [
+        "load",
+        "requests/s",
+        *good,
+        "tokens/s",
+        "first ms p50",
+        "p99",
+        "between ms p50",
+        "p99",
+        "request ms p50",
+        "p99",
+    ]
+    rows = [heads]
+    for load in loads:
+        of = load.summary()
+        name = f"{load.clients} clients" if load.clients else f"{load.rate:g}/s"
+        row = [name, f"{load.requests_per_second:.2f}"]
+        row += [f"{load.goodput:.2f}"] if has_limits else []
+        row += [f"{load.tokens_per_second:.1f}"]
+        for key in ("first_token_seconds", "inter_token_seconds", "request_seconds"):
+            times: Any = of[key]
+            row += [ms(times["p50"]), ms(times["p99"])]
+        rows.append(row)
+    table(rows, right=range(1, len(heads)))

@@ -1,0 +1,252 @@
+"""``llama-rs serve``: a model over HTTP."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from types import FrameType
+from typing import Any, Literal
+
+import click
+from click.core import ParameterSource
+
+from .. import Model
+from ..output import say, warn
+from ..server import Server
+from . import Command
+from .arguments import Number, doubts_of_length, find_model, model_argument, parameters
+
+EXIT_CRASHED = 70
+LOOPBACK = re.compile(r"127\.\d+\.\d+\.\d+|::1|localhost")
+UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]
+    """A number of bytes: 500M, 4G."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([kmgt]?)(?:i?b)?", str(value).lower())
+        n = int(float(found[1]) * UNITS[found[2]]) if found else 0
+        if not n:
+            self.fail(f"{value!r} is not a size such as 500M or 4G", param, ctx)
+        return n
+
+
+@click.command("serve", cls=Command)
+@model_argument
+@click.option(
+    "--repository",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="Serve the models in this folder: DIR/NAME/1/model.gguf, DIR/NAME/2/model.gguf, DIR/OTHER.gguf.",
+)
+@click.option(
+    "--reload",
+    type=Number(float, 0, 86400, above=True),
+    metavar="SECONDS",
+    help="Look so often for what is new there; SIGHUP has it look at once.",
+)
+@click.option("--host", default="127.0.0.1", help="The address to listen on; 0.0.0.0 for every one of this machine.")
+@click.option("--port", type=Number(int, 0, 65535), default=8080, help="The port; 0 for one that is free.")
+@click.option("--unix", type=click.Path(), metavar="PATH", help="Listen on this socket file instead.")
+@click.option(
+    "--api-key",
+    "api_keys",
+    multiple=True,
+    help="Clients must have this key. May be given several times.  [default: $LLAMA_RS_API_KEY, else none]",
+    show_default=False,
+)
+@click.option("--api-key-file", type=click.File("r"), help="Keys, one a line.")
+@click.option("--admin-key", help="Who has this key may load and unload models.")
+@click.option("--alias", metavar="NAME", help="What clients call the model.  [default: the name of its file]")
+@click.option("--cors", multiple=True, metavar="ORIGIN", help="Pages of this origin may ask; * for all.")
+@click.option(
+    "--allow-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Clients may reach the server by this name, besides localhost and addresses. With a key, by any.",
+)
+@click.option("--parallel", type=Number(int, 1, 4096), default=8, help="Answers that are made at the same time.")
+@click.option("--max-queue", type=Number(int, 0, 1 << 20), default=64, help="Answers that wait; more are refused.")
+@click.option("--max-queued-tokens", type=Number(int, 1, 1 << 40), default=65536, help="Tokens of their prompts.")
+@click.option(
+    "--kv-memory",
+    type=Bytes(),
+    metavar="SIZE",
+    help="Memory for keys and values, such as 4G.  [default: half of what is free]",
+)
+@click.option(
+    "--step-ms",
+    type=Number(float, 0, 60000),
+    default=50.0,
+    help="How long a step may take while answers flow; 0 for the most tokens per second.",
+)
+@click.option(
+    "--request-timeout",
+    type=Number(float, 0, None, above=True),
+    metavar="SECONDS",
+    help="The longest that an answer may take.",
+)
+@click.option(
+    "--drain",
+    type=Number(float, 0, 86400),
+    default=30.0,
+    metavar="SECONDS",
+    help="At the end, how long answers have to be finished.",
+)
+@click.option(
+    "--drain-grace",
+    type=Number(float, 0, 3600),
+    default=2.0,
+    metavar="SECONDS",
+    help="At SIGTERM, how long requests are still taken while /readyz says no.",
+)
+@click.option("--strict", is_flag=True, help="Fields of requests that are not known are errors.")
+@click.option("--strict-model", is_flag=True, help="Requests must name the model as it is called.")
+@click.option("--share-prefixes", is_flag=True, help="Clients with different keys share what is computed of prompts.")
+@click.option("--access-log/--no-access-log", default=True, help="A line of JSON a request on standard error.")
+@parameters("max_tokens", "sampling", "session")
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    file: str | None,
+    model: str | None,
+    api_keys: tuple[str, ...],
+    api_key_file: Any,
+    alias: str | None,
+    repository: str | None,
+    reload: float | None,
+    kv_memory: int | None,
+    context_length: int | None,
+    kv_type: Literal["f16", "q8_0"],
+    threads: int | None,
+    drain: float,
+    drain_grace: float,
+    **options: Any,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's API and as llama.cpp's server do.
+
+    Options of sampling are for requests that do not say. SIGTERM and Ctrl-C let answers be finished; a second one ends
+    the server at once.
+
+    \b
+      llama-rs serve
+      llama-rs serve model.gguf --port 8000 --api-key secret
+      curl http://localhost:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hello!"}]}'
+    """
+    if repository and (file or model):
+        raise click.UsageError("give a model or --repository, not both")
+    keys = [*api_keys, *_keys_of(api_key_file)] or [key for key in [os.environ.get("LLAMA_RS_API_KEY", "")] if key]
+    llama = None
+    if repository is None:
+        llama = Model(find_model(model, file), threads=threads, context_length=context_length, kv_type=kv_type)
+        for warning in doubts_of_length(llama, context_length or 0):
+            warn(warning)
+    host = options["host"]
+    settings = {name: options.pop(name) for name in _SETTINGS}
+    given = {name: value for name, value in options.items() if _is_given(context, name)}
+    with Signals(drain=drain, grace=drain_grace) as signals:
+        server = Server(
+            llama,
+            name=alias,
+            repository=repository,
+            reload=reload,
+            threads=threads,
+            api_keys=keys,
+            kv_bytes=kv_memory,
+            **settings,
+            **given,
+        )
+        signals.server = server
+        if not keys and not settings["unix"] and not LOOPBACK.fullmatch(host):
+            warn(f"others can reach {host}, and no --api-key is set: whoever does may use the model")
+        say(f"serving {server.name} at {server.url}")
+        try:
+            signals.wait()
+        finally:
+            server.close()
+    if server._core.has_crashed:
+        say("error: the engine has stopped because of an error in it")
+        context.exit(EXIT_CRASHED)
+    context.exit(signals.code)
+
+
+_SETTINGS = (
+    "host",
+    "port",
+    "unix",
+    "admin_key",
+    "cors",
+    "allowed_hosts",
+    "parallel",
+    "max_queue",
+    "max_queued_tokens",
+    "step_ms",
+    "request_timeout",
+    "strict",
+    "strict_model",
+    "share_prefixes",
+    "access_log",
+)
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    """Whether an option was set: else the file of the model may say."""
+    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
+def _keys_of(file: Any) -> list[str]:
+    return [line.strip() for line in file if line.strip()] if file else []
+
+
+class Signals:
+    """The first SIGINT or SIGTERM has answers be finished; a later one ends the server."""
+
+    def __init__(self, *, drain: float, grace: float) -> None:
+        self.server: Server | None = None
+        self.code = 0
+        self._drain, self._grace = drain, grace
+        self._first: float | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.getsignal(number)
+            if self._before[number] != signal.SIG_IGN:
+                signal.signal(number, self._reload if number == signal.SIGHUP else self._end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def wait(self) -> None:
+        assert self.server is not None
+        if self._first is not None:  # a signal came while it started
+            self.server.close()
+        self.server.wait()
+
+    def _end(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            if self.server is not None:
+                # Whoever presses Ctrl-C waits.
+                grace = self._grace if number == signal.SIGTERM else 0.0
+                self.server.drain(grace=grace, patience=self._drain)
+        elif now > self._first + 1:  # some programs send every signal twice
+            self.code = 128 + number
+            if self.server is not None:
+                self.server._core.stop()
+
+    def _reload(self, number: int, _: FrameType | None) -> None:
+        if self.server is None or self.server.repository is None:
+            self._end(number, None)  # the terminal has gone
+        else:
+            self.server.repository.look_soon()

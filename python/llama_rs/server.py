@@ -1,0 +1,199 @@
+"""An HTTP server: many clients of one model, in the words of OpenAI's API and of llama.cpp's server.
+
+It is written in Rust and needs no thread of Python's: the process may do something else meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Unpack
+
+from . import _core
+from .model import Model
+from .options import GenerateOptions
+
+if TYPE_CHECKING:
+    from .repository import Repository
+
+LEAST_KV_BYTES = 64 << 20
+
+
+class Server:
+    """Serves a model over HTTP from when it is made until it is closed.
+
+    >>> with Server(Model("model.gguf"), port=8080) as server:
+    ...     server.wait()                 # http://127.0.0.1:8080/v1/chat/completions
+
+    Args:
+        model: the model; its ``context_length``, ``threads`` and ``kv_type`` are those of every answer. None for those
+            of ``repository``.
+        name: what clients call it; by default the name of its file.
+        repository: a folder of models, each a folder of numbered versions or a file, see :mod:`llama_rs.repository`.
+            They can be loaded, unloaded and rolled back while requests are answered.
+        reload: look every so many seconds for what is new there.
+        host: the address to listen on. With one that others can reach, set ``api_keys``.
+        port: the port; 0 for one that is free, see :attr:`url`.
+        unix: a socket file to listen on, instead of host and port.
+        api_keys: a client must have one of them; by default everybody may ask who can reach it, but no page of another
+            site in a browser.
+        admin_key: who has it may load and unload models; without any keys everybody may.
+        cors: origins whose pages may ask, ``"*"`` for all.
+        allowed_hosts: names by which clients reach it, besides ``localhost`` and addresses, if there are no keys.
+        parallel: answers that are made at the same time.
+        max_queue: answers that wait, at most; more are refused (429).
+        max_queued_tokens: tokens of their prompts, at most.
+        kv_bytes: memory for keys and values; by default half of what is free.
+        step_ms: how long a step of the engine should take, so that answers flow while prompts are read; 0 for as long
+            as is good for throughput.
+        request_timeout: seconds that an answer may take.
+        strict: fields of requests that are not known are errors, and not ignored.
+        strict_model: requests must name the model as it is called.
+        share_prefixes: what was computed of a prompt is found by clients with other keys, too. They could tell from the
+            time that it takes what others have asked.
+        threads: workers of the models of a repository.
+        access_log: write a line of JSON for each request to standard error.
+        options: sampling and generation, for requests that do not say.
+
+    Raises:
+        OSError: if the address cannot be listened on.
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model: Model | None = None,
+        *,
+        name: str | None = None,
+        repository: str | os.PathLike[str] | None = None,
+        reload: float | None = None,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        unix: str | os.PathLike[str] | None = None,
+        api_keys: Sequence[str] = (),
+        admin_key: str | None = None,
+        cors: Sequence[str] = (),
+        allowed_hosts: Sequence[str] = (),
+        parallel: int = 8,
+        max_queue: int = 64,
+        max_queued_tokens: int = 65536,
+        kv_bytes: int | None = None,
+        step_ms: float = 50.0,
+        request_timeout: float | None = None,
+        strict: bool = False,
+        strict_model: bool = False,
+        share_prefixes: bool = False,
+        access_log: bool = False,
+        threads: int | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> None:
+        for what, number in (("parallel", parallel), ("port", port + 1)):
+            if not 1 <= number <= 65536:
+                raise ValueError(f"{what} is {number}, it is out of range")
+        if any(not key or not key.isascii() or not key.isprintable() for key in api_keys):
+            raise ValueError("an API key is empty or has characters that a header cannot carry")
+        if (model is None) == (repository is None):
+            raise ValueError("give a model or a repository of models, one of them")
+        given: dict[str, Any] = dict(options)
+        models = []
+        if model is not None:
+            name = name or os.path.basename(os.path.abspath(model.path)).removesuffix(".gguf")
+            models.append((name, "1", model._handle, model.context_length, model.threads, model.kv_type))
+        self._core = _core.Server(
+            models,
+            host=host,
+            port=port,
+            unix=unix,
+            api_keys=list(api_keys),
+            admin_key=admin_key,
+            cors=list(cors),
+            allowed_hosts=list(allowed_hosts),
+            strict=strict,
+            strict_model=strict_model,
+            share_prefixes=share_prefixes,
+            access_log=access_log,
+            request_timeout=request_timeout,
+            parallel=parallel,
+            max_queue=max_queue,
+            max_queued_tokens=max_queued_tokens,
+            kv_bytes=kv_bytes or free_memory() // 2,
+            step=step_ms / 1000,
+            defaults=given,
+        )
+        self.model = model
+        self.name = name or ""
+        self.repository: Repository | None = None
+        if repository is not None:
+            from .repository import Repository
+
+            try:
+                self.repository = Repository(repository, self._core, given, threads=threads)
+                self.repository.load_all()
+            except BaseException:
+                self.close()
+                raise
+            self.name = ", ".join(self.repository.names)
+            self.repository.keep(reload)
+
+    @property
+    def url(self) -> str:
+        """Where it listens: ``http://127.0.0.1:8080``, or ``unix:`` and the path of a socket file."""
+        return self._core.address
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits until the server has ended, at most so many seconds; gives whether it has."""
+        return self._core.wait(3e9 if seconds is None else seconds)
+
+    def drain(self, *, grace: float = 0.0, patience: float = 30.0) -> None:
+        """Begins to end it, and returns at once: see :meth:`wait`.
+
+        Args:
+            grace: seconds for which it says that it will end (``/readyz`` is 503) and still takes requests.
+            patience: seconds that answers have to be finished after that.
+        """
+        self._core.drain(grace, patience)
+
+    def close(self) -> None:
+        """Ends it at once. What is being answered ends with an error."""
+        self._core.stop()
+        self._core.wait(5.0)
+        if self.repository is not None:
+            self.repository.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Server({self.url!r}, {self.name!r})"
+
+
+def free_memory() -> int:
+    """Bytes that this process may still use: what the system has, or its control group lets it have."""
+    available = [_number("/proc/meminfo", "MemAvailable:", 1024)]
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        most, now = _number(limit), _number(used)
+        if most is not None and now is not None:
+            available.append(max(most - now, 0))
+    known = [n for n in available if n is not None]
+    return max(min(known, default=2 << 30), 2 * LEAST_KV_BYTES)
+
+
+def _number(path: str, name: str = "", unit: int = 1) -> int | None:
+    """A number out of a file of the kernel's."""
+    try:
+        with open(path) as f:
+            for line in f:
+                if line.startswith(name):
+                    return int(line.removeprefix(name).split()[0]) * unit
+    except (OSError, ValueError, IndexError):
+        pass
+    return None

@@ -1,0 +1,205 @@
+//! `GET /openapi.json`: the routes, for programs. It is made of the table of routes, so that it cannot say otherwise.
+
+use super::json::{Json, object};
+use super::limits;
+use super::route::{Access, Handler, ROUTES, Route};
+
+pub fn openapi() -> Json {
+    let mut paths: Vec<(std::borrow::Cow<'static, str>, Json)> = Vec::new();
+    for route in ROUTES {
+        for path in [route.path].iter().chain(route.aliases) {
+            let method = (route.method.to_ascii_lowercase().into(), operation(route, path));
+            match paths.iter_mut().find(|(known, _)| known == path) {
+                Some((_, Json::Map(methods))) => methods.push(method),
+                _ => paths.push(((*path).into(), Json::Map(vec![method]))),
+            }
+        }
+    }
+    object! {
+        "openapi" => "3.1.0",
+        "info" => object! { "title" => "llama_rs", "version" => env!("CARGO_PKG_VERSION") },
+        "paths" => Json::Map(paths),
+        "components" => object! {
+            "securitySchemes" => object! { "key" => object! { "type" => "http", "scheme" => "bearer" } },
+            "schemas" => object! { "Error" => error_schema() },
+        },
+    }
+}
+
+fn operation(route: &Route, path: &str) -> Json {
+    let parameters = path.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}')).map(|name| {
+        object! {
+            "name" => name, "in" => "path", "required" => true,
+            "schema" => object! { "type" => "string", "minLength" => 1u32 },
+        }
+    });
+    let error = object! {
+        "description" => "What is wrong",
+        "content" => object! {
+            "application/json" => object! { "schema" => object! { "$ref" => "#/components/schemas/Error" } },
+        },
+    };
+    let mut content = vec![(kind_of(route.handler).into(), object! { "schema" => Json::Map(Vec::new()) })];
+    if can_stream(route.handler) {
+        content.push(("text/event-stream".into(), object! { "schema" => object! { "type" => "string" } }));
+    }
+    let mut operation = object! {
+        "summary" => route.summary,
+        "operationId" => format!("{}{}", route.method.to_ascii_lowercase(), path.replace(['/', '{', '}', '.'], "_")),
+        "parameters" => parameters.collect::<Vec<_>>(),
+        "responses" => object! {
+            "200" => object! { "description" => "The answer", "content" => Json::Map(content) },
+            "4XX" => error.clone(),
+            "5XX" => error,
+        },
+    };
+    if route.access != Access::Everybody {
+        operation.push("security", vec![object! { "key" => Json::List(Vec::new()) }, Json::Map(Vec::new())]);
+    }
+    if let Some(schema) = body(route.handler) {
+        operation.push(
+            "requestBody",
+            object! {
+                "required" => true,
+                "content" => object! { "application/json" => object! { "schema" => schema } },
+            },
+        );
+    }
+    operation
+}
+
+fn kind_of(handler: Handler) -> &'static str {
+    match handler {
+        Handler::Page => "text/html",
+        Handler::Metrics => "text/plain",
+        Handler::GenerateStream => "text/event-stream",
+        _ => "application/json",
+    }
+}
+
+fn can_stream(handler: Handler) -> bool {
+    matches!(handler, Handler::ChatCompletions | Handler::Completions | Handler::Completion | Handler::Responses)
+}
+
+fn typed(kind: &str) -> Json {
+    object! { "type" => kind }
+}
+
+fn list(items: Json, most: usize) -> Json {
+    object! { "type" => "array", "items" => items, "minItems" => 1u32, "maxItems" => most }
+}
+
+fn any(of: Vec<Json>) -> Json {
+    object! { "anyOf" => of }
+}
+
+/// What a body must have, and the fields that most clients set.
+fn body(handler: Handler) -> Option<Json> {
+    let text = || typed("string");
+    let ids = || list(object! { "type" => "integer", "minimum" => 0u32 }, limits::JSON_VALUES);
+    let texts = |most: usize| any(vec![text(), list(text(), most)]);
+    let message = object! {
+        "type" => "object",
+        "required" => vec!["role"],
+        "properties" => object! {
+            "role" => object! { "enum" => vec!["system", "developer", "user", "assistant", "tool"] },
+            "content" => any(vec![text(), typed("null"), list(typed("object"), limits::MESSAGES)]),
+        },
+    };
+    let messages = || list(message.clone(), limits::MESSAGES);
+    let prompt = any(vec![text(), list(text(), limits::PROMPTS), ids(), list(ids(), limits::PROMPTS)]);
+    let (required, mut properties) = match handler {
+        Handler::ChatCompletions | Handler::ApplyTemplate | Handler::InputTokens => {
+            (vec!["messages"], vec![("messages", messages())])
+        }
+        Handler::Completions => (vec!["prompt"], vec![("prompt", prompt)]),
+        Handler::Completion => (vec!["prompt"], vec![("prompt", any(vec![text(), typed("array")]))]),
+        Handler::Embeddings => {
+            let input = any(vec![text(), list(text(), limits::INPUTS), ids(), list(ids(), limits::INPUTS)]);
+            let format = object! { "enum" => vec!["float", "base64"] };
+            (vec!["input"], vec![("input", input), ("encoding_format", format)])
+        }
+        Handler::Embedding => (vec![], vec![("content", texts(limits::INPUTS)), ("input", texts(limits::INPUTS))]),
+        Handler::Tokenize => (vec![], vec![("content", text()), ("prompt", text()), ("messages", messages())]),
+        Handler::Detokenize => {
+            (vec!["tokens"], vec![("tokens", object! { "type" => "array", "items" => typed("integer") })])
+        }
+        Handler::Responses => {
+            (vec!["input"], vec![("input", any(vec![text(), list(typed("object"), limits::MESSAGES)]))])
+        }
+        Handler::Score => (
+            vec!["prompt", "completion"],
+            vec![("prompt", any(vec![text(), ids()])), ("completion", texts(limits::PROMPTS))],
+        ),
+        Handler::Classify => {
+            let labels = any(vec![list(text(), 256), typed("object")]);
+            (vec!["input", "labels"], vec![("input", texts(limits::INPUTS)), ("labels", labels)])
+        }
+        Handler::Rerank => {
+            let documents = list(any(vec![text(), typed("object")]), limits::INPUTS);
+            (vec!["query", "documents"], vec![("query", text()), ("documents", documents)])
+        }
+        Handler::Infer => (vec!["inputs"], vec![("inputs", list(typed("object"), 1))]),
+        Handler::Generate | Handler::GenerateStream => {
+            (vec!["text_input"], vec![("text_input", text()), ("parameters", typed("object"))])
+        }
+        Handler::RepositoryIndex => (vec![], vec![("ready", typed("boolean"))]),
+        Handler::RepositoryLoad | Handler::RepositoryUnload => (vec![], vec![("parameters", typed("object"))]),
+        _ => return None,
+    };
+    if matches!(handler, Handler::ChatCompletions | Handler::Completions | Handler::Completion) {
+        let number = |min: f64, max: f64| object! { "type" => "number", "minimum" => min, "maximum" => max };
+        let count = |min: i64, max: usize| object! { "type" => "integer", "minimum" => min, "maximum" => max };
+        properties.extend([
+            ("max_tokens", object! { "type" => "integer", "minimum" => Json::Int(-1) }),
+            ("temperature", object! { "type" => "number", "minimum" => 0.0f64 }),
+            ("top_p", number(0.0, 1.0)),
+            ("min_p", number(0.0, 1.0)),
+            ("top_k", object! { "type" => "integer", "minimum" => 0u32 }),
+            ("n", count(1, limits::N)),
+            ("seed", typed("integer")),
+            ("stop", any(vec![text(), object! { "type" => "array", "items" => text(), "maxItems" => limits::STOPS }])),
+            ("stream", typed("boolean")),
+        ]);
+    }
+    properties.push(("model", text()));
+    let required = Json::List(required.into_iter().map(Json::from).collect());
+    let properties = Json::Map(properties.into_iter().map(|(name, schema)| (name.into(), schema)).collect());
+    Some(object! { "type" => "object", "required" => required, "properties" => properties })
+}
+
+fn error_schema() -> Json {
+    object! {
+        "type" => "object",
+        "required" => vec!["error"],
+        "properties" => object! {
+            "error" => any(vec![
+                typed("string"),
+                object! {
+                    "type" => "object",
+                    "required" => vec!["message", "type", "code"],
+                    "properties" => object! { "message" => typed("string"), "type" => typed("string") },
+                },
+            ]),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_is_there_and_says_what_its_body_is() {
+        let json = openapi();
+        let paths = json.get("paths").unwrap();
+        for route in ROUTES {
+            for path in [route.path].iter().chain(route.aliases) {
+                let operation = paths.get(path).and_then(|p| p.get(&route.method.to_ascii_lowercase()));
+                let operation = operation.unwrap_or_else(|| panic!("{path}"));
+                assert_eq!(operation.get("requestBody").is_some(), route.method == "POST", "{path}");
+            }
+        }
+        assert_eq!(Json::parse(json.to_string().as_bytes()).unwrap(), json);
+    }
+}

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from . import _core
 from .errors import LlamaError, ModelClosedError
+from .lazy import Lazy
 from .options import FinishReason, GenerateOptions, Messages, SamplingParams, merged
 from .session import Completion, Timings, TokenLogprob, token_logprobs
 
 if TYPE_CHECKING:
-    from .model import Model
+    from . import model as _model
+else:
+    _model = Lazy("llama_rs.model")
 
 
 class EngineStats(NamedTuple):
@@ -81,7 +84,7 @@ class AsyncEngine:
 
     def __init__(
         self,
-        model: Model,
+        model: _model.Model,
         *,
         parallel: int = 8,
         max_queue: int = 64,

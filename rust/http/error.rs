@@ -14,13 +14,12 @@ pub type Answer<T> = Result<T, Refusal>;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Refusal {
     pub status: u16,
-    pub kind: &'static str,
     pub code: &'static str,
     pub message: String,
     /// The JSON pointer of the field to blame.
     pub param: Option<String>,
     /// What the error object has besides.
-    pub facts: Vec<(&'static str, u64)>,
+    pub facts: Box<[(&'static str, u64)]>,
     pub retry_after: Option<Duration>,
     /// The methods that a route has, for 405.
     pub allow: Option<&'static str>,
@@ -28,7 +27,13 @@ pub struct Refusal {
 
 impl Refusal {
     pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Self {
-        let kind = match (status, code) {
+        let (param, facts, retry_after, allow) = (None, Box::default(), None, None);
+        Self { status, code, message: message.into(), param, facts, retry_after, allow }
+    }
+
+    /// OpenAI's `type`.
+    fn kind(&self) -> &'static str {
+        match (self.status, self.code) {
             (_, "context_length_exceeded") => "exceed_context_size_error",
             (401, _) => "authentication_error",
             (403, _) => "permission_error",
@@ -37,9 +42,7 @@ impl Refusal {
             (503, _) => "unavailable_error",
             (500.., _) => "server_error",
             _ => "invalid_request_error",
-        };
-        let (param, facts, retry_after, allow) = (None, Vec::new(), None, None);
-        Self { status, kind, code, message: message.into(), param, facts, retry_after, allow }
+        }
     }
 
     /// A value that cannot be.
@@ -74,14 +77,14 @@ impl Refusal {
              {context_length} tokens; shorten the prompt"
         );
         let mut refusal = Self::new(400, "context_length_exceeded", message);
-        refusal.facts = vec![("n_prompt_tokens", tokens as u64), ("n_ctx", context_length as u64)];
+        refusal.facts = Box::new([("n_prompt_tokens", tokens as u64), ("n_ctx", context_length as u64)]);
         refusal
     }
 
     /// The object of the error.
     pub fn json(&self) -> Json {
         let mut error = object! {
-            "message" => &self.message, "type" => self.kind, "param" => self.param.clone(), "code" => self.code,
+            "message" => &self.message, "type" => self.kind(), "param" => self.param.clone(), "code" => self.code,
         };
         self.facts.iter().for_each(|&(name, value)| error.push(name, value));
         object! { "error" => error }
@@ -154,7 +157,7 @@ mod tests {
         assert!(refusal.message.contains("exceeds the available context size"));
         assert!(refusal.message.contains("maximum context length is 4 tokens"));
         assert!(refusal.json().to_string().ends_with(r#""n_prompt_tokens":9,"n_ctx":4}}"#));
-        assert_eq!((refusal.status, refusal.kind), (400, "exceed_context_size_error"));
+        assert_eq!((refusal.status, refusal.kind()), (400, "exceed_context_size_error"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::scheduler::Limits;
 use crate::session::SessionOptions;
 
 /// How often a thread that waits looks whether it is over.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(100);
 
 /// An HTTP server at work.
 #[pyclass(frozen)]

@@ -32,7 +32,7 @@ def validator(schema: Any) -> Any:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_model_of_random_weights_writes_valid_documents_only(model: Model, seed: int) -> None:
-    for i, schema in enumerate(schemas(100)[seed::3]):
+    for i, schema in enumerate(schemas(90)[seed::3]):
         done = model.generate(PROMPT, json_schema=schema, temperature=1, top_p=1, min_p=0, top_k=0, seed=i)
         assert done.finish_reason == "stop", (schema, done.text)
         validator(schema).validate(json.loads(done.text))

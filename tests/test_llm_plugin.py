@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import llm
 import pytest
@@ -107,6 +108,31 @@ def test_a_model_without_a_template_continues_the_text(tiny: Path, tmp_path: Pat
     path = write_gguf_without_chatml(tiny, tmp_path / "model.gguf")
     response = llm_plugin.LlamaRs("it", str(path)).prompt("abc", temperature=0, max_tokens=4)
     assert response.text() == Model(path).generate("abc", temperature=0, max_tokens=4).text
+
+
+def test_an_answer_follows_a_schema(smollm2: Path) -> None:
+    schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 9}}, "required": ["name"]}
+    response = llm_plugin.LlamaRs("it", str(smollm2)).prompt("A name, as JSON.", schema=schema, temperature=0)
+    assert set(json.loads(response.text())) == {"name"}
+
+
+def test_thoughts_and_calls_are_told_apart() -> None:
+    said = SimpleNamespace(content="a", reasoning="")
+    thought = SimpleNamespace(content="", reasoning="b")
+    called = SimpleNamespace(content="", reasoning="", tool_call=())
+    told = [event for piece in ("x", said, thought, called) for event in llm_plugin._events(piece)]
+    assert told == ["x", "a", llm.parts.StreamEvent(type="reasoning", chunk="b")]
+    assert llm_plugin._arguments('{"a": 1}') == {"a": 1}
+    assert llm_plugin._arguments("{") == {"arguments": "{"} and llm_plugin._arguments("") == {}
+
+    def weather(city: str) -> str:
+        """The weather of a city."""
+        return city
+
+    tool = llm.Tool.function(weather)  # type: ignore[no-untyped-call]
+    described = llm_plugin._described(tool)["function"]
+    assert (described["name"], described["description"]) == ("weather", "The weather of a city.")
+    assert described["parameters"]["required"] == ["city"]
 
 
 def test_vectors_are_those_of_the_library(smollm2: Path) -> None:

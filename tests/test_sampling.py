@@ -177,7 +177,7 @@ def test_samplers_come_in_the_order_that_one_says(model: Model) -> None:
 
 def test_dry_breaks_a_loop(model: Model) -> None:
     loop = model.tokenizer.encode("the sea and the wind, the sea and the wind, the sea and the")
-    bias = dict.fromkeys(model.tokenizer.encode(" wind", add_special=False)[:1], 8.0)
+    bias = dict.fromkeys(model.tokenizer.encode(" wind", add_special=False)[:1], 60.0)
     first = model.generate(loop, max_tokens=1, temperature=0, logit_bias=bias).token_ids
     assert first == list(bias)
     dry: dict[str, Any] = {"dry_multiplier": 20.0, "dry_penalty_last_n": -1}

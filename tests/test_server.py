@@ -597,13 +597,13 @@ def test_a_full_queue_is_said_at_once(small: Server) -> None:
 def test_a_slow_reader_holds_up_nobody(server: Server) -> None:
     slow = connect(server)
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-    slow.sendall(request("/v1/completions", {**LONG, "max_tokens": 3000, "stream": True}))
+    slow.sendall(request("/v1/completions", {**LONG, "max_tokens": 1500, "stream": True}))
     becomes(lambda: metric(server, "requests_running") == 1)
     for i in range(5):
         assert good(server, "/v1/completions", {"prompt": f"the {i}", "max_tokens": 5})["choices"]
     text = b""
     while b"[DONE]" not in text[-100:]:
-        text += slow.recv(512)
+        text += slow.recv(1 << 16)
     assert text.count(b"data: ") > 3
     slow.close()
 
@@ -672,7 +672,7 @@ def test_too_many_connections_of_one_address_are_refused(server: Server) -> None
         def fits() -> bool:
             with connect(server) as client:
                 client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                return b"200 OK" in read_all(client)
+                return b" 200 OK" in read_all(client)
 
         becomes(fits)
     finally:
@@ -692,7 +692,7 @@ def test_metrics_are_in_the_format_of_prometheus(server: Server) -> None:
             assert name not in kinds
             kinds[name] = kind
         elif not line.startswith("#"):
-            found = re.fullmatch(r"(llama_rs_\w+)(\{[^{}]*\})? (\S+)", line)
+            found = re.fullmatch(r"(llama_rs_\w+)(\{.*\})? (\S+)", line)
             assert found, line
             float(found[3])
             base = re.sub(r"_(bucket|sum|count)$", "", found[1])
@@ -809,7 +809,7 @@ def test_what_keeps_it_from_starting_is_one_line(tiny: Path, server: Server, tmp
     _, port = address(server)
     for code, says, arguments in (
         (1, f"127.0.0.1:{port}: Address already in use", [tiny, "--port", str(port)]),
-        (1, "nowhere.invalid", [tiny, "--host", "nowhere.invalid"]),
+        (1, "192.0.2.1:8080: Cannot assign", [tiny, "--host", "192.0.2.1"]),
         (1, "No such file", [tiny, "--unix", tmp_path / "none" / "socket"]),
         (3, "No such file", [tmp_path / "none.gguf"]),
         (2, "--port", [tiny, "--port", "99999"]),
@@ -830,7 +830,7 @@ def test_a_socket_file(tiny: Path, tmp_path: Path) -> None:
         assert b"200 OK" in read_all(client)
         client.close()
         served.process.kill()
-        served.process.wait()
+        served.process.communicate()
         assert path.exists()
         with process(tiny, "--unix", path) as again:  # a file that nobody listens on is in nobody's way
             again.process.terminate()

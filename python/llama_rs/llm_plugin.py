@@ -22,9 +22,8 @@ from pydantic import Field, create_model
 from .options import PARAMETERS, Parameter
 
 if TYPE_CHECKING:
-    from .chat import ChatDelta, ChatStream
     from .model import Model
-    from .session import Session, Stream
+    from .session import Session
 
 MOST_CONVERSATIONS = 4
 """So many of the last ones stay computed."""
@@ -92,26 +91,36 @@ class _Shared:
     """What models have in common, synchronous or not."""
 
     can_stream = True
+    supports_schema = True
+    supports_tools = True
     Options = Options
 
     def __init__(self, model_id: str, path: str) -> None:
         self.model_id, self.path = model_id, path
 
-    def _begin(self, prompt: Any, session: Session | None) -> Stream | ChatStream:
+    def _begin(self, prompt: Any, session: Session | None) -> Any:
+        """The answer in the making: of a chat, or of a model that only continues texts."""
         from .errors import UnsupportedModelError
 
         model = opened(self.path)
         options = {name: value for name, value in prompt.options.model_dump().items() if value is not None}
+        if prompt.schema:
+            # An object has the properties that the schema names, and no others: a small model would go on for ever.
+            named = {"name": "answer", "schema": prompt.schema, "strict": True}
+            options["response_format"] = {"type": "json_schema", "json_schema": named}
         messages = list(_messages(prompt.messages))
+        tools = [_described(tool) for tool in prompt.tools] or None
         try:
-            return (session or model).stream_chat(messages, **options)
+            return (session or model).stream_chat(messages, tools=tools, **options)
         except UnsupportedModelError:
             if "tokenizer.chat_template" in model.metadata:
                 raise
-        text = "\n".join(message["content"] for message in messages)  # a model that continues texts
+        text = "\n".join(message["content"] for message in messages)
         return (session or model).stream(text, **options)
 
-    def _end(self, response: Any, stream: Stream | ChatStream) -> None:
+    def _end(self, response: Any, stream: Any) -> None:
+        for call in getattr(stream, "tool_calls", ()):
+            response.add_tool_call(llm.ToolCall(call.name, _arguments(call.arguments), call.id))
         timings = stream.timings
         details = {"cached_tokens": timings.cached_tokens} if timings.cached_tokens else None
         response.set_usage(input=timings.prompt_tokens, output=timings.generated_tokens, details=details)
@@ -125,13 +134,14 @@ class _Shared:
 class LlamaRs(_Shared, llm.Model):  # type: ignore[misc, unused-ignore]
     """A model of ``llm``."""
 
-    def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any = None) -> Iterator[str]:  # noqa: ARG002
+    def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any = None) -> Iterator[Any]:  # noqa: ARG002
         """The pieces of an answer."""
         session = _session(self.path, conversation)
         try:
             answer = self._begin(prompt, session)
             with answer:
-                yield from filter(None, map(_text, answer))
+                for piece in answer:
+                    yield from _events(piece)
             self._end(response, answer)
         finally:
             _keep(self.path, conversation, session)
@@ -146,15 +156,15 @@ class AsyncLlamaRs(_Shared, llm.AsyncModel):  # type: ignore[misc, unused-ignore
         stream: bool,  # noqa: ARG002
         response: Any,
         conversation: Any = None,
-    ) -> AsyncGenerator[str, None]:
+    ) -> AsyncGenerator[Any, None]:
         """The pieces of an answer."""
         session = await asyncio.to_thread(_session, self.path, conversation)
         try:
             answer = await asyncio.to_thread(self._begin, prompt, session)
             with answer:
                 while (piece := await asyncio.to_thread(next, answer, None)) is not None:
-                    if text := _text(piece):
-                        yield text
+                    for event in _events(piece):
+                        yield event
             self._end(response, answer)
         except asyncio.CancelledError:
             if session is not None:
@@ -179,9 +189,29 @@ class LlamaRsEmbedding(llm.EmbeddingModel):  # type: ignore[misc, name-defined, 
         return (vector.tolist() for vector in opened(self.path).embed(texts, truncate=True))
 
 
-def _text(piece: str | ChatDelta) -> str:
-    """What the model says in a piece of an answer."""
-    return piece if isinstance(piece, str) else piece.content
+def _events(piece: Any) -> Iterator[Any]:
+    """A piece of an answer as llm has it. Calls of tools are told at the end, whole."""
+    if isinstance(piece, str):
+        yield piece
+    elif piece.content:
+        yield piece.content
+    elif piece.reasoning:
+        yield llm.parts.StreamEvent(type="reasoning", chunk=piece.reasoning)
+
+
+def _described(tool: Any) -> dict[str, Any]:
+    """A tool of llm as OpenAI's API has it."""
+    function = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
+    return {"type": "function", "function": function}
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """The arguments of a call; those that a model wrote wrongly are one text, for the tool to refuse."""
+    try:
+        arguments = json.loads(text or "{}")
+    except ValueError:
+        arguments = text
+    return arguments if isinstance(arguments, dict) else {"arguments": arguments}
 
 
 def _messages(messages: Iterable[Any]) -> Iterator[dict[str, Any]]:

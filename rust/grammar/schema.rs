@@ -252,7 +252,7 @@ fn check(name: &str, value: &Value, at: &str) -> Result<()> {
                 return Err(error(at, format!("it must be one of {}, or several in an array", TYPES.join(", "))));
             }
         }
-        "enum" if !value.as_array().is_some_and(|values| !values.is_empty()) => {
+        "enum" if value.as_array().is_none_or(Vec::is_empty) => {
             return Err(error(at, "it must be an array of at least one value"));
         }
         "required" if !value.as_array().is_some_and(|names| names.iter().all(Value::is_string)) => {

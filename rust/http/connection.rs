@@ -68,6 +68,19 @@ impl Stream {
         unsafe { libc::shutdown(self.fd(), libc::SHUT_WR) };
     }
 
+    /// Throws away what still comes, until the client has read what it was sent and closes.
+    pub async fn leave(&self) {
+        self.shut_down();
+        let mut bytes = [0; READ];
+        while poll_fn(|cx| either!(self, poll_read_ready(cx))).await.is_ok() {
+            match either!(self, try_read(&mut bytes)) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return,
+            }
+        }
+    }
+
     /// Whether the client has closed its side, whatever of it is still to be read.
     fn is_closed(&self) -> bool {
         #[cfg(target_os = "linux")]

@@ -268,7 +268,11 @@ async fn accept(listener: Listener, service: &Rc<Service>) -> io::Result<()> {
         if let Some(peer) = peer
             && by_address.borrow().get(&peer).is_some_and(|n| *n >= limits::PER_ADDRESS)
         {
-            refuse(&stream);
+            tokio::task::spawn_local(async move {
+                refuse(&stream);
+                let _ = timeout(LAST_WORDS, stream.leave()).await;
+                drop(place);
+            });
             continue;
         }
         if let Some(peer) = peer {

@@ -56,6 +56,7 @@ def folder(tmp_path: Path) -> Path:
     write_gguf_adapter(tmp_path / "adapter.gguf", "llama", q)
     (tmp_path / "reviews.csv").write_text("text,label\nFresh bread!,food\nA quiet island.,travel\n")
     CASES["llama"].make().write_directory(tmp_path / "directory")
+    (tmp_path / "prompts.jsonl").write_text('{"id": "a", "prompt": "The sea", "max_tokens": 4}\n' * 2)
     (tmp_path / "prompt.txt").write_text("The keeper wrote the weather into his book:\n")
     (tmp_path / "text.txt").write_text("The sea gives and the sea takes, and there is no use in asking. " * 50)
     return tmp_path

@@ -12,6 +12,7 @@ import asyncio
 import statistics
 import time
 from itertools import pairwise
+from typing import Any
 
 from llama_rs import AsyncEngine, Model
 
@@ -22,7 +23,7 @@ TOPICS = ["the wind", "a ship", "his brother", "the lamp", "a letter", "the wint
 def batch(model: Model, n: int, max_tokens: int, rounds: int) -> None:
     """Total tokens per second of `n` prompts, one after another and together."""
     prompts = [TEXT * 2 + f"Today it was about {TOPICS[i % len(TOPICS)]} {i}:" for i in range(n)]
-    options = {"max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True}
+    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True}
     single, together = [], []
     for _ in range(rounds):
         start = time.perf_counter()

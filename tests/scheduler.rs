@@ -136,7 +136,7 @@ impl Reading {
         let events = self.events.iter().filter(|event| event.index == index);
         let text = events.clone().map(|event| event.text.as_str()).collect();
         let token_ids = events.clone().flat_map(|event| event.token_ids.clone()).collect();
-        let last = events.clone().last().expect("an event");
+        let last = events.clone().next_back().expect("an event");
         let end = last.end.as_ref().expect("the last event says how it ended");
         let Finish::Done(finish) = end.finish else { panic!("{:?}", end.finish) };
         assert_eq!(events.filter(|event| event.end.is_some()).count(), 1);

@@ -55,9 +55,8 @@ def pairs_of(tiny: Tiny, seed: int = 1, only: str = "") -> Pairs:
     found = {}
     for name, tensor in tiny.hf.items():
         module = name.removesuffix(".weight")
-        is_matrix = (
-            tensor.ndim == 2 and ".layers." in name and not re.search(r"expert|gate\.weight|conv|moe|kv_b", name)
-        )
+        has_rows = tensor.ndim == 2 and ".layers." in name
+        is_matrix = has_rows and not re.search(r"expert|gate\.weight|conv|moe|kv_b", name)
         if is_matrix and only in name:
             rows, columns = tensor.shape
             a = drawn(rng, RANK, columns, columns**-0.5)

@@ -185,9 +185,9 @@ def test_a_chat_is_answered_as_the_library_does(server: Server, model: Model) ->
     assert choice["finish_reason"] == expected.finish_reason
     assert (answer["object"], answer["model"]) == ("chat.completion", server.name)
     n = len(expected.token_ids)
-    assert answer["usage"]["prompt_tokens"] == expected.prompt_tokens
+    assert answer["usage"]["prompt_tokens"] == expected.usage.prompt_tokens
     assert answer["usage"]["completion_tokens"] == n
-    assert answer["usage"]["total_tokens"] == expected.prompt_tokens + n
+    assert answer["usage"]["total_tokens"] == expected.usage.prompt_tokens + n
     assert answer["timings"]["predicted_n"] == n
 
 

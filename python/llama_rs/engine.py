@@ -381,8 +381,8 @@ class AsyncStream(AsyncIterator[str]):
         self._close()
         if error is not None:
             raise error
-        if how == "stop" or how == "length":
-            self._finish_reason = how
+        if how in ("stop", "length"):
+            self._finish_reason = "stop" if how == "stop" else "length"
         elif how == "deadline":
             raise TimeoutError(f"the answer was not complete after {self._about[2]} s")
         elif how == "cancelled":

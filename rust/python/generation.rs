@@ -88,6 +88,7 @@ impl Generation {
     /// `free_until` are markers up to which a grammar leaves the text free, and whether the answer may end before one. Control
     /// tokens that are in `marks` come as text. What the session has shifted counts as the prompt's if `moved`.
     #[new]
+    #[allow(clippy::too_many_arguments)] // Python has names for them
     #[pyo3(signature = (session, tokenizer, prompt, options, lookup=false, draft=None, free_until=None, marks=vec![], moved=false))]
     fn new(
         py: Python<'_>,
@@ -206,6 +207,7 @@ impl Generation {
 
     /// Of each token its id and logarithm of the probability, and those of the most likely ones.
     #[getter]
+    #[allow(clippy::type_complexity)] // it is what Python gets
     fn logprobs(&self, py: Python<'_>) -> PyResult<Vec<(u32, f32, Vec<(u32, f32)>)>> {
         let logprobs = self.shown(py, |shown| shown.logprobs.clone())?;
         Ok(logprobs.into_iter().map(|token| (token.id, token.logprob, token.top)).collect())

@@ -68,12 +68,12 @@ impl Cost {
 
     /// Places that no step has been at follow the nearest that one has; and more rows never take less.
     fn spread(&mut self) {
-        for i in 0..ROWS.len() {
+        for (i, shape) in SHAPE.iter().enumerate() {
             let seen = (0..ROWS.len()).filter(|&j| self.seen[j] > 0);
             if self.seen[i] == 0
                 && let Some(j) = seen.min_by_key(|j| j.abs_diff(i))
             {
-                self.seconds[i] = self.seconds[j] * SHAPE[i] / SHAPE[j];
+                self.seconds[i] = self.seconds[j] * shape / SHAPE[j];
             }
         }
         for i in 1..ROWS.len() {

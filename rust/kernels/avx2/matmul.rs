@@ -607,8 +607,9 @@ unsafe fn unpack_panel_in<U: Unpack, const RAISED: bool>(
                 }
                 let mut scales = Scales::ZERO;
                 U::scales(&p, &mut scales);
-                if U::SPAN > 0 {
-                    for s in 0..per_block / U::SPAN {
+                let spans = per_block.checked_div(U::SPAN); // a SPAN of 0: none of two rows at a time
+                if let Some(spans) = spans {
+                    for s in 0..spans {
                         let mut q = [[[_mm256_setzero_si256(); 2]; 2]; 4];
                         for i in 0..4 {
                             q[i] = U::two_rows::<RAISED>(p[i], p[i + 4], s);

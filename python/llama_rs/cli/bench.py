@@ -92,7 +92,9 @@ def command(
         )
         return
     write_line(f"{path}, {counted(llama.threads, 'thread')}, {cpu()}")
-    rows = [(r.test, f"{r.tokens_per_second:.2f}", f"+- {r.stddev:.2f} tokens/s") for r in results]
+    rows: list[tuple[str, ...]] = [
+        (r.test, f"{r.tokens_per_second:.2f}", f"+- {r.stddev:.2f} tokens/s") for r in results
+    ]
     if curve:
         rows = [(*row, f"{statistics.median(r.seconds) * 1000:.2f} ms") for row, r in zip(rows, results, strict=True)]
     table(rows, right=(1, 3) if curve else (1,))

@@ -609,6 +609,15 @@ def test_bench(tiny: Path) -> None:
     assert "pp8" in good("bench", "-m", tiny, "-p", "8", "-n", "0", "-r", "1")
 
 
+def test_bench_shows_what_batches_of_every_size_cost(tiny: Path) -> None:
+    curve = data("bench", "-m", tiny, "-p", "6", "-n", "2", "-r", "1", "--curve")
+    assert [r["test"] for r in curve] == ["pp1", "pp2", "pp4", "pp6", "tg2"]
+    assert [r["test"] for r in data("bench", "-m", tiny, "-p", "4", "-n", "0", "-r", "1", "--curve")][-1] == "pp4"
+    rows = good("bench", "-m", tiny, "-p", "2", "-n", "0", "-r", "1", "--curve").splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["pp1", "pp2"]
+    assert all(row.endswith(" ms") for row in rows)
+
+
 def test_one_is_not_many_and_a_bench_beyond_the_training_is_said(tiny: Path) -> None:
     trained = Model(tiny).config.context_length
     done = run("bench", "-m", tiny, "-t", "1", "-p", str(trained + 1), "-n", "0", "-r", "1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Literal
 
 import click
@@ -27,6 +28,11 @@ from .arguments import Number, doubts_of_length, find_model, json_option, model_
     "-n", "--max-tokens", type=Number(int, 0, 2**32 - 1), default=128, help="Tokens to generate; 0 for no such test."
 )
 @click.option("-r", "--repetitions", type=Number(int, 1, 1_000_000), default=5, help="How many times to run each test.")
+@click.option(
+    "--curve",
+    is_flag=True,
+    help="Prompts of 1, 2, 4 ... tokens up to that of -p: what a batch of so many costs, in milliseconds.",
+)
 @parameters("kv_type", "threads")
 @json_option
 def command(
@@ -34,6 +40,7 @@ def command(
     prompt_tokens: int,
     max_tokens: int,
     repetitions: int,
+    curve: bool,
     kv_type: Literal["f16", "q8_0"],
     threads: int | None,
     as_json: bool,
@@ -47,6 +54,7 @@ def command(
     \b
       llama-rs bench -m model.gguf
       llama-rs bench -m model.gguf -p 512 -n 128 -r 5 -t 2 --json
+      llama-rs bench -m model.gguf --curve -n 0
     """
     if not prompt_tokens and not max_tokens:
         raise click.UsageError("nothing to measure: -p and -n are both 0")
@@ -60,7 +68,14 @@ def command(
         if is_watched():
             say(f"measuring {test}, {counted(repetitions, 'time')} ...")
 
-    results = llama.bench(prompt_tokens=prompt_tokens, max_tokens=max_tokens, repetitions=repetitions, on_test=tell)
+    prompts = [prompt_tokens]
+    if curve:
+        prompts = [1 << k for k in range(prompt_tokens.bit_length()) if 1 << k < prompt_tokens] + prompts
+    results = [
+        result
+        for prompt, generated in [*((n, 0) for n in prompts), (0, max_tokens)]
+        for result in llama.bench(prompt_tokens=prompt, max_tokens=generated, repetitions=repetitions, on_test=tell)
+    ]
     if as_json:
         machine = {"threads": llama.threads, "kv_type": kv_type, "cpu": cpu(), "model": path}
         write_json(
@@ -77,5 +92,9 @@ def command(
         )
         return
     write_line(f"{path}, {counted(llama.threads, 'thread')}, {cpu()}")
-    rows = [(r.test, f"{r.tokens_per_second:.2f}", f"+- {r.stddev:.2f} tokens/s") for r in results]
-    table(rows, right=(1,))
+    rows: list[tuple[str, ...]] = [
+        (r.test, f"{r.tokens_per_second:.2f}", f"+- {r.stddev:.2f} tokens/s") for r in results
+    ]
+    if curve:
+        rows = [(*row, f"{statistics.median(r.seconds) * 1000:.2f} ms") for row, r in zip(rows, results, strict=True)]
+    table(rows, right=(1, 3) if curve else (1,))

@@ -77,6 +77,24 @@ pub trait Unpack: Block {
         unreachable!("only with a SPAN")
     }
 
+    /// The integers of the four groups from `4 * s` on of the block at `p`: less work than one after another where their bits
+    /// lie in the same bytes, as in those of the types of 2, 3 and 6 bits.
+    ///
+    /// # Safety
+    /// - The CPU has the features of the set.
+    /// - `p` is valid for reads of a block that has these groups; the type has no signs of its own.
+    #[inline(always)]
+    unsafe fn four_groups<const RAISED: bool>(p: *const u8, s: usize) -> [__m256i; 4] {
+        // SAFETY: the caller's promises.
+        unsafe {
+            let mut q = [_mm256_setzero_si256(); 4];
+            for g in 0..4 {
+                q[g] = Self::integers::<RAISED>(p, 4 * s + g, 0);
+            }
+            q
+        }
+    }
+
     /// What activations are multiplied with: unsigned bytes, and bytes whose signs are first given to the activations if
     /// the type is `SIGNED` or has a `MAGNITUDE`.
     ///
@@ -463,7 +481,8 @@ impl Unpack for BlockNVFP4 {
 /// `$scales` the scales, whose offsets begin at column `$offsets`.
 macro_rules! unpack_256 {
     ($block:ident, scales: $scales:ident, offsets: $offsets:literal, |$p:ident, $i:ident| $q:expr
-     $(, |$a:ident, $b:ident, $s:ident| $span:literal: $two:expr)?) => {
+     $(, two: |$a:ident, $b:ident, $s:ident| $span:literal: $two:expr)?
+     $(, four: |$row:ident, $at:ident| $four:expr)?) => {
         impl Unpack for $block {
             const BYTES: Option<usize> = Some($offsets);
             $(const SPAN: usize = $span;)?
@@ -473,6 +492,14 @@ macro_rules! unpack_256 {
                 // SAFETY: all reads lie in the block; the features are the caller's promise.
                 unsafe { $q }
             }
+
+            $(
+                #[inline(always)]
+                unsafe fn four_groups<const RAISED: bool>($row: *const u8, $at: usize) -> [__m256i; 4] {
+                    // SAFETY: as above.
+                    unsafe { $four }
+                }
+            )?
 
             $(
                 #[inline(always)]
@@ -628,7 +655,7 @@ unpack_256!(
     BlockQ4_K,
     scales: scales_6bit, offsets: 8,
     |p, i| bits(load32(p, 16 + i / 2 * 32), i % 2 * 4, 15),
-    |a, b, s| 2: nibbles_of_groups(a, b, 16 + 32 * s)
+    two: |a, b, s| 2: nibbles_of_groups(a, b, 16 + 32 * s)
 );
 unpack_256!(
     BlockQ5_K,
@@ -637,7 +664,7 @@ unpack_256!(
         let low = bits(load32(p, 48 + i / 2 * 32), i % 2 * 4, 15);
         _mm256_or_si256(low, _mm256_slli_epi16::<4>(bits(load32(p, 16), i, 1)))
     },
-    |a, b, s| 2: {
+    two: |a, b, s| 2: {
         let mut q = nibbles_of_groups(a, b, 48 + 32 * s);
         for half in 0..2 {
             // Bits 2s and 2s + 1 of a byte, as its lowest two.
@@ -650,20 +677,72 @@ unpack_256!(
         q
     }
 );
-unpack_256!(BlockQ6_K, scales: scales_8bit, offsets: 16, |p, i| {
-    let low = bits(load32(p, i / 4 * 64 + i % 2 * 32), i % 4 / 2 * 4, 15);
-    _mm256_or_si256(low, _mm256_slli_epi16::<4>(bits(load32(p, 128 + i / 4 * 32), i % 4 * 2, 3)))
-});
-unpack_256!(BlockQ2_K, scales: scales_4bit, offsets: 16, |p, i| bits(load32(p, 16 + i / 4 * 32), i % 4 * 2, 3));
-unpack_256!(BlockQ3_K, scales: scales_q3, offsets: 16, |p, i| {
-    let low = bits(load32(p, 32 + i / 4 * 32), i % 4 * 2, 3);
-    _mm256_or_si256(low, _mm256_slli_epi16::<2>(bits(load32(p, 0), i, 1)))
-});
+/// The pairs of bits of 32 bytes: four groups, the lowest first.
+///
+/// # Safety
+/// - The CPU has the features of the set.
+#[inline(always)]
+unsafe fn quarters(z: __m256i) -> [__m256i; 4] {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let three = _mm256_set1_epi8(3);
+        [
+            _mm256_and_si256(z, three),
+            _mm256_and_si256(_mm256_srli_epi16::<2>(z), three),
+            _mm256_and_si256(_mm256_srli_epi16::<4>(z), three),
+            _mm256_and_si256(_mm256_srli_epi16::<6>(z), three),
+        ]
+    }
+}
+
+unpack_256!(
+    BlockQ6_K,
+    scales: scales_8bit, offsets: 16,
+    |p, i| {
+        let low = bits(load32(p, i / 4 * 64 + i % 2 * 32), i % 4 / 2 * 4, 15);
+        _mm256_or_si256(low, _mm256_slli_epi16::<4>(bits(load32(p, 128 + i / 4 * 32), i % 4 * 2, 3)))
+    },
+    four: |p, s| {
+        let ([a, c], [b, d]) = (low_high(load32(p, 64 * s)), low_high(load32(p, 64 * s + 32)));
+        let (high, two) = (load32(p, 128 + 32 * s), _mm256_set1_epi8(0x30));
+        [
+            _mm256_or_si256(a, _mm256_and_si256(_mm256_slli_epi16::<4>(high), two)),
+            _mm256_or_si256(b, _mm256_and_si256(_mm256_slli_epi16::<2>(high), two)),
+            _mm256_or_si256(c, _mm256_and_si256(high, two)),
+            _mm256_or_si256(d, _mm256_and_si256(_mm256_srli_epi16::<2>(high), two)),
+        ]
+    }
+);
+unpack_256!(
+    BlockQ2_K,
+    scales: scales_4bit, offsets: 16,
+    |p, i| bits(load32(p, 16 + i / 4 * 32), i % 4 * 2, 3),
+    four: |p, s| quarters(load32(p, 16 + 32 * s))
+);
+unpack_256!(
+    BlockQ3_K,
+    scales: scales_q3, offsets: 16,
+    |p, i| {
+        let low = bits(load32(p, 32 + i / 4 * 32), i % 4 * 2, 3);
+        _mm256_or_si256(low, _mm256_slli_epi16::<2>(bits(load32(p, 0), i, 1)))
+    },
+    four: |p, s| {
+        let [a, b, c, d] = quarters(load32(p, 32 + 32 * s));
+        // Bits 4s to 4s + 3 of a byte, as its lowest four.
+        let high = _mm256_srlv_epi64(load32(p, 0), _mm256_set1_epi64x(4 * s as i64));
+        [
+            _mm256_or_si256(a, _mm256_slli_epi16::<2>(_mm256_and_si256(high, _mm256_set1_epi8(1)))),
+            _mm256_or_si256(b, _mm256_slli_epi16::<1>(_mm256_and_si256(high, _mm256_set1_epi8(2)))),
+            _mm256_or_si256(c, _mm256_and_si256(high, _mm256_set1_epi8(4))),
+            _mm256_or_si256(d, _mm256_and_si256(_mm256_srli_epi16::<1>(high), _mm256_set1_epi8(4))),
+        ]
+    }
+);
 unpack_256!(
     BlockIQ4_XS,
     scales: scales_iq4, offsets: 16,
     |p, i| look_up(&IQ4_TABLE, nibbles(p, 8 + 16 * i), iq4_bias(RAISED)),
-    |a, b, s| 1: [
+    two: |a, b, s| 1: [
         look_both_up(&IQ4_TABLE, nibbles_of_both(a, b, 8 + 16 * s), iq4_bias(RAISED)),
         [_mm256_setzero_si256(); 2]
     ]
@@ -770,7 +849,7 @@ unsafe fn even_signs(seven: __m256i) -> __m256i {
 unsafe fn and_a_half(to: &mut [__m256], numbers: [__m256i; 8], by: __m256) {
     // SAFETY: the features are the caller's promise.
     unsafe {
-        let columns = super::matmul::transpose(numbers);
+        let columns = super::panel::transpose(numbers);
         for i in 0..8 {
             to[i] = _mm256_mul_ps(_mm256_add_ps(_mm256_cvtepi32_ps(columns[i]), _mm256_set1_ps(0.5)), by);
         }

@@ -21,10 +21,13 @@
 
 use std::arch::x86_64::*;
 use std::ops::Range;
+use std::ptr::null_mut;
 
 use super::avx512;
 use super::unpack::{Scales, Unpack};
 use crate::kernels::activations::{QuantizedRow, Rows, STEP};
+use crate::kernels::avx2::panel::{self, Group};
+use crate::kernels::avx2::unpack;
 use crate::kernels::matmul::{Matmul, STRIP};
 
 /// How far ahead of the reads of four rows to prefetch, in bytes, at least: the hardware stops at each page, this does not.
@@ -315,21 +318,8 @@ const TILE: usize = 6;
 #[derive(bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Scratch {
-    /// A row-major copy of one step of 16 rows, before it is transposed.
-    staged: [[u8; STEP]; 16],
     /// `[group of a step][step]`. One step more than there is, so that the groups of a step do not share cache sets.
-    groups: [[Group; BLOCK_STEPS + 1]; 4],
-}
-
-/// 32 weights of each row of a strip.
-#[derive(Clone, Copy, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Group {
-    /// `[dword][row]`: four weights of each row.
-    q: [[i32; STRIP]; 8],
-    /// `[half][row]`; without HALVES the first half only.
-    d: [[f32; STRIP]; 2],
-    m: [[f32; STRIP]; 2],
+    groups: [[Group<STRIP>; BLOCK_STEPS + 1]; 4],
 }
 
 thread_local! {
@@ -341,7 +331,7 @@ thread_local! {
 /// # Safety
 /// - The CPU has the features of the set.
 /// - `rows` and `tokens` are rows and tokens of `job`, whose matrix is of type `U`; no other worker writes their results.
-pub unsafe fn strip<U: Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
+pub unsafe fn strip<U: unpack::Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
     SCRATCH.with(|cell| {
         // SAFETY: this thread's own, and `strip` does not call itself.
         let scratch = unsafe { &mut *cell.get() };
@@ -349,10 +339,8 @@ pub unsafe fn strip<U: Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<u
         let steps = job.x.n().div_ceil(STEP);
         for first in (0..steps).step_by(BLOCK_STEPS) {
             let n = BLOCK_STEPS.min(steps - first);
-            for panel in 0..STRIP / 16 {
-                // SAFETY: the caller's promises.
-                unsafe { unpack_panel::<U>(scratch, job, rows.clone(), panel, first, n) };
-            }
+            // SAFETY: the caller's promises.
+            unsafe { unpack_strip::<U>(scratch, job, rows.clone(), first, n) };
             let block = Unpacked { scratch, job, rows: rows.clone(), first, steps: n };
             // SAFETY: the block is unpacked; the rest is the caller's promise.
             unsafe {
@@ -368,20 +356,19 @@ pub unsafe fn strip<U: Unpack>(job: &Matmul, rows: Range<usize>, tokens: Range<u
 }
 
 avx512! {
-    /// Unpacks the steps `first .. first + n` of rows `16 * panel ..` of the strip.
+    /// Unpacks the steps `first .. first + n` of the rows of a strip.
     ///
     /// # Safety
     /// - The matrix, of type `U`, has these rows and steps; `n` is at most `BLOCK_STEPS`.
-    unsafe fn unpack_panel<U: Unpack>(
+    unsafe fn unpack_strip<U: unpack::Unpack>(
         scratch: &mut Scratch,
         job: &Matmul,
         rows: Range<usize>,
-        panel: usize,
         first: usize,
         n: usize,
     ) {
         // SAFETY: the features are those of this function; the rest is the caller's promise.
-        unsafe { unpack_panel_in::<U>(scratch, job, rows, panel, first, n) }
+        unsafe { unpack_strip_in::<U>(scratch, job, rows, first, n) }
     }
 
     /// 32 rows times the `T` tokens from `t`.
@@ -391,96 +378,6 @@ avx512! {
     unsafe fn tile<const HALVES: bool, const MINS: bool, const T: usize>(block: &Unpacked, t: usize) {
         // SAFETY: the features are those of this function; the rest is the caller's promise.
         unsafe { block.tile::<HALVES, MINS, T>(t) }
-    }
-}
-
-/// # Safety
-/// - The CPU has the features of the set.
-/// - As for `unpack_panel`.
-#[inline(always)]
-unsafe fn unpack_panel_in<U: Unpack>(
-    scratch: &mut Scratch,
-    job: &Matmul,
-    rows: Range<usize>,
-    panel: usize,
-    first: usize,
-    n: usize,
-) {
-    let row_bytes = job.w.row_bytes();
-    let w = job.w.bytes().as_ptr();
-    // The next block of the same rows, or the first block of the rows of the next strip.
-    let block = BLOCK_STEPS * U::UNIT / U::STEPS;
-    let at = first * U::UNIT / U::STEPS;
-    let ahead_by = if at + block < row_bytes { block } else { (STRIP * row_bytes).wrapping_sub(at) };
-    // SAFETY: rows past the end of the strip repeat its last one, steps lie in a row; scratch has room for
-    // BLOCK_STEPS steps; the features are the caller's promise.
-    unsafe {
-        let raise = _mm512_set1_epi8(if U::MINS { 0 } else { 128u8.wrapping_sub(U::BIAS) as i8 });
-        for s in 0..n {
-            let (unit, s_in_unit) = ((first + s) / U::STEPS, (first + s) % U::STEPS);
-            let left = row_bytes - unit * U::UNIT;
-            for four in 0..4 {
-                let mut p = [w; 4];
-                for i in 0..4 {
-                    let row = (rows.start + 16 * panel + 4 * four + i).min(rows.end - 1);
-                    p[i] = w.add(row * row_bytes + unit * U::UNIT);
-                    let ahead = p[i].wrapping_add(ahead_by + s_in_unit * (U::UNIT / U::STEPS));
-                    for line in 0..(U::UNIT / U::STEPS).div_ceil(64) {
-                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
-                    }
-                }
-                let (staged, at) = (&mut scratch.staged[4 * four..4 * four + 4], 16 * panel + 4 * four);
-                let scales = if U::STEPS > 1 || left >= U::UNIT {
-                    stage::<U, false>(staged, &p, left, s_in_unit, raise)
-                } else {
-                    stage::<U, true>(staged, &p, left, s_in_unit, raise)
-                };
-                let (d, m) = ([scales.d, scales.d_hi], [scales.m, scales.m_hi]);
-                for half in 0..if U::HALVES { 2 } else { 1 } {
-                    let (d, m) = (quarters(d[half]), quarters(m[half]));
-                    for g in 0..4 {
-                        let group = &mut scratch.groups[g][s];
-                        _mm_storeu_ps(group.d[half].as_mut_ptr().add(at), d[g]);
-                        if U::MINS {
-                            _mm_storeu_ps(group.m[half].as_mut_ptr().add(at), m[g]);
-                        }
-                    }
-                }
-            }
-            for quad in 0..8 {
-                let columns = transpose(scratch.staged.as_ptr().cast::<u8>().add(16 * quad), STEP);
-                for j in 0..4 {
-                    let to = scratch.groups[quad % 4][s].q[4 * (quad / 4) + j].as_mut_ptr().add(16 * panel);
-                    _mm512_store_si512(to.cast(), columns[j]);
-                }
-            }
-        }
-    }
-}
-
-/// Unpacks a step of four rows: its integers to `staged`, raised; gives its scales.
-///
-/// # Safety
-/// - The CPU has the features of the set.
-/// - Each of `p` is valid for reads of a unit of type `U`, with `TAIL` of `left` bytes of it.
-#[inline(always)]
-unsafe fn stage<U: Unpack, const TAIL: bool>(
-    staged: &mut [[u8; STEP]],
-    p: &[*const u8; 4],
-    left: usize,
-    s: usize,
-    raise: __m512i,
-) -> Scales {
-    // SAFETY: the units are there; the features are the caller's promise.
-    unsafe {
-        let shared = U::shared(p);
-        for i in 0..4 {
-            let q = U::integers::<TAIL>(p[i], left, &shared, i, s);
-            let staged = staged[i].as_mut_ptr();
-            _mm512_storeu_si512(staged.cast(), _mm512_add_epi8(q[0], raise));
-            _mm512_storeu_si512(staged.add(64).cast(), _mm512_add_epi8(q[1], raise));
-        }
-        U::scales::<TAIL>(p, left, &shared, s)
     }
 }
 
@@ -501,33 +398,49 @@ unsafe fn quarters(z: __m512) -> [__m128; 4] {
     }
 }
 
-/// Four dwords of each of 16 rows, `stride` bytes apart, as four columns of 16.
-///
 /// # Safety
 /// - The CPU has the features of the set.
-/// - 16 rows of 16 bytes, `stride` bytes apart, are there.
+/// - As for `unpack_strip`.
 #[inline(always)]
-unsafe fn transpose(p: *const u8, stride: usize) -> [__m512i; 4] {
-    // SAFETY: the caller has 16 rows of 16 bytes at `p`, and the features.
-    unsafe {
-        // Lane l of v[i] is row 4 * l + i.
-        let mut v = [_mm512_setzero_si512(); 4];
-        for i in 0..4 {
-            // Masked broadcasts rather than inserts: those need the ports of the shuffles below.
-            let row = p.add(i * stride);
-            let z = _mm512_broadcast_i32x4(_mm_loadu_si128(row.cast()));
-            let z = _mm512_mask_broadcast_i32x4(z, 0x00f0, _mm_loadu_si128(row.add(4 * stride).cast()));
-            let z = _mm512_mask_broadcast_i32x4(z, 0x0f00, _mm_loadu_si128(row.add(8 * stride).cast()));
-            v[i] = _mm512_mask_broadcast_i32x4(z, 0xf000, _mm_loadu_si128(row.add(12 * stride).cast()));
+unsafe fn unpack_strip_in<U: unpack::Unpack>(
+    scratch: &mut Scratch,
+    job: &Matmul,
+    rows: Range<usize>,
+    first: usize,
+    n: usize,
+) {
+    let per_block = U::DTYPE.block_len() / 32;
+    let row_bytes = job.w.row_bytes();
+    let w = job.w.bytes().as_ptr();
+    // The last step of a row may have less than four groups.
+    let groups = (job.x.n() / 32 - 4 * first).min(4 * n);
+    // The next block of the same rows, or the first block of the rows of the next strip.
+    let (block, at) = (4 * BLOCK_STEPS / per_block * size_of::<U>(), 4 * first / per_block * size_of::<U>());
+    let ahead_by = if at + block < row_bytes { block } else { (STRIP * row_bytes).wrapping_sub(at) };
+    let mut scales = unpack::Scales::ZERO;
+    for b in 0..groups / per_block {
+        // The eights of a block one after another: lines of scratch are whole while they are in the L1 cache.
+        for eight in 0..rows.len().div_ceil(8) {
+            let mut p = [w; 8];
+            let mut to = [null_mut(); 8];
+            for i in 0..8 {
+                // Rows past the end of the strip repeat its last one.
+                let r = (rows.start + 8 * eight + i).min(rows.end - 1);
+                p[i] = w.wrapping_add(r * row_bytes + at + b * size_of::<U>());
+            }
+            for g in 0..per_block {
+                let group = b * per_block + g;
+                to[g] = &raw mut scratch.groups[group % 4][group / 4];
+            }
+            // SAFETY: blocks lie in a row, scratch has room for BLOCK_STEPS steps, which are whole blocks or part of one; the
+            // features are the caller's promise.
+            unsafe { panel::unpack::<U, true, STRIP>(&p, ahead_by, &mut scales, &to, 8 * eight) };
         }
-        let (ab_low, ab_high) = (_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
-        let (cd_low, cd_high) = (_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
-        [
-            _mm512_unpacklo_epi64(ab_low, cd_low),
-            _mm512_unpackhi_epi64(ab_low, cd_low),
-            _mm512_unpacklo_epi64(ab_high, cd_high),
-            _mm512_unpackhi_epi64(ab_high, cd_high),
-        ]
+    }
+    // What is not there must not be a NaN of before.
+    for group in groups..4 * n {
+        let group = &mut scratch.groups[group % 4][group / 4];
+        (group.d, group.m) = ([[0.0; STRIP]; 2], [[0.0; STRIP]; 2]);
     }
 }
 

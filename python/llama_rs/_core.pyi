@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 __all__ = [
+    "Adapter",
     "Array",
     "Bell",
     "Chat",
@@ -327,7 +328,7 @@ class Generation:
         lookup: bool = False,
         draft: Session | None = None,
         free_until: tuple[Sequence[str], bool] | None = None,
-        marks: Sequence[int] = [],
+        marks: Sequence[int] = ...,
         moved: bool = False,
     ) -> Generation: ...
     def next(self, session: Session) -> str | None: ...

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .chat import ChatCompletion, ChatDelta, ChatOptions, ChatStream, ToolCall, ToolCallDelta, Usage
     from .chat import ChatFinishReason as ChatFinishReason
     from .checkpoint import Checkpoint, Tensor, Warmed
-    from .classify import Calibration, Classification, Classifier, Evaluation
+    from .classify import Calibration, Classification, Classifier, ClassifyOptions, Evaluation
     from .engine import AsyncEngine, AsyncStream, EngineStats
     from .errors import (
         ContextOverflowError,
@@ -61,6 +61,7 @@ __all__ = [
     "Checkpoint",
     "Classification",
     "Classifier",
+    "ClassifyOptions",
     "Completion",
     "Config",
     "ContextOverflowError",

@@ -22,11 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from .model import Model
-
-    Numbers = npt.NDArray[np.float64]
+    from . import model as _model
 else:
-    np, npt = Lazy("numpy"), Lazy("numpy.typing")
+    np, npt, _model = Lazy("numpy"), Lazy("numpy.typing"), Lazy("llama_rs.model")
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
 """Texts that say nothing, as Zhao et al. have them."""
@@ -135,7 +133,7 @@ class Classifier:
 
     def __init__(
         self,
-        model: Model,
+        model: _model.Model,
         labels: Sequence[str] | Mapping[str, str],
         *,
         instructions: str | None = None,
@@ -162,7 +160,7 @@ class Classifier:
             chat, template_options,
         )  # fmt: skip
         self._session = model.session()
-        self._content_free: Numbers | None = None
+        self._content_free: npt.NDArray[np.float64] | None = None
         if isinstance(calibration, Calibration) and (
             calibration.fingerprint != self.fingerprint or calibration.biases.keys() != set(self.labels)
         ):
@@ -191,7 +189,7 @@ class Classifier:
         scores = self.scores(texts)
         return self.judge(scores)
 
-    def judge(self, scores: Numbers) -> list[Classification]:
+    def judge(self, scores: npt.NDArray[np.float64]) -> list[Classification]:
         """What follows from scores, ``(texts, labels)``; with ``calibration="batch"`` it is taken from them."""
         results = []
         for row, probs in zip(scores, self._probs(scores), strict=True):
@@ -200,7 +198,7 @@ class Classifier:
             results.append(Classification(best, by_label, dict(zip(self.labels, row.tolist(), strict=True))))
         return results
 
-    def scores(self, texts: Sequence[str]) -> Numbers:
+    def scores(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
         """What the model says of each label as the answer, without calibration: float64, ``(texts, labels)``."""
         if isinstance(texts, (str, bytes)):
             raise TypeError(f"texts is a {type(texts).__name__}, it must be a sequence of texts")
@@ -280,7 +278,7 @@ class Classifier:
         except ValueError:
             raise ValueError(f"label {label!r} is none of {', '.join(self.labels)}") from None
 
-    def _probs(self, scores: Numbers) -> Numbers:
+    def _probs(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Calibrated probabilities, ``(texts, labels)``."""
         if isinstance(self.calibration, Calibration):
             biases = np.array([self.calibration.biases[label] for label in self.labels])
@@ -289,10 +287,10 @@ class Classifier:
             scores = scores - self._prior_of_nothing()
         elif self.calibration == "batch" and len(scores):
             scores = scores - _prior(scores)
-        probs: Numbers = np.exp(_log_softmax(scores))
+        probs: npt.NDArray[np.float64] = np.exp(_log_softmax(scores))
         return probs
 
-    def _prior_of_nothing(self) -> Numbers:
+    def _prior_of_nothing(self) -> npt.NDArray[np.float64]:
         if self._content_free is None:
             self._content_free = _prior(self.scores(CONTENT_FREE))
         return self._content_free
@@ -303,7 +301,7 @@ class _Prompt:
 
     def __init__(
         self,
-        model: Model,
+        model: _model.Model,
         answers: Sequence[str],
         instructions: str | None,
         template: str | None,
@@ -372,7 +370,7 @@ class _Prompt:
         return ids[:-1] if ids and self._tokenizer.is_end_of_generation(ids[-1]) else ids  # that some files add
 
 
-def evaluation(labels: Sequence[str], probs: Numbers, truth: Sequence[int]) -> Evaluation:
+def evaluation(labels: Sequence[str], probs: npt.NDArray[np.float64], truth: Sequence[int]) -> Evaluation:
     """How good probabilities, ``(texts, labels)``, are, given the number of each text's true label."""
     n, k = probs.shape
     true = np.asarray(truth)
@@ -422,19 +420,19 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i in range(n) if a[i] != b[i]), n)
 
 
-def _log_softmax(scores: Numbers) -> Numbers:
-    shifted: Numbers = scores - scores.max(1, keepdims=True) if len(scores) else scores
-    logs: Numbers = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+def _log_softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    shifted: npt.NDArray[np.float64] = scores - scores.max(1, keepdims=True) if len(scores) else scores
+    logs: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     return logs
 
 
-def _prior(scores: Numbers) -> Numbers:
+def _prior(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The logarithm of the mean probability of each label."""
-    prior: Numbers = np.log(np.exp(_log_softmax(scores)).mean(0))
+    prior: npt.NDArray[np.float64] = np.log(np.exp(_log_softmax(scores)).mean(0))
     return prior
 
 
-def _fitted(x: Numbers, truth: Sequence[int]) -> tuple[float, Numbers]:
+def _fitted(x: npt.NDArray[np.float64], truth: Sequence[int]) -> tuple[float, npt.NDArray[np.float64]]:
     """The weight and biases of ``softmax(weight * x + biases)`` that make the true labels most likely, by Newton.
 
     They are held towards 1 and 0 by a term that weighs as much as one text: without it labels that are always right
@@ -444,7 +442,7 @@ def _fitted(x: Numbers, truth: Sequence[int]) -> tuple[float, Numbers]:
     true = np.asarray(truth)
     centre = np.concatenate([[1.0], np.zeros(k)])
 
-    def loss(theta: Numbers) -> float:
+    def loss(theta: npt.NDArray[np.float64]) -> float:
         logs = _log_softmax(theta[0] * x + theta[1:])
         return float(-logs[np.arange(n), true].sum() + ((theta - centre) ** 2).sum() / 2)
 

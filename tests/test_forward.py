@@ -261,7 +261,7 @@ for path in sys.argv[2:]:
                     assert same, (path, kv_type, at, n, float(np.abs(got - expected[at : at + n]).max()))
                     at += n
 """
-    for n, models in ((90, [tiny_models(dtype) for dtype in TYPES]), (40 if cpu == "scalar" else 400, [smollm2])):
+    for n, models in ((90, [tiny_models(dtype) for dtype in TYPES]), (16 if cpu == "scalar" else 400, [smollm2])):
         command = [sys.executable, "-c", code, str(n), *map(str, models)]
         subprocess.run(command, env=os.environ | {"LLAMA_RS_CPU": cpu}, check=True)
 

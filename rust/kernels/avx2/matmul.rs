@@ -249,7 +249,8 @@ unsafe fn add_span<U: Unpack, const VNNI: bool, const T: usize>(
         }
         for g in 0..U::SPAN {
             for j in 0..T {
-                let [a, b] = [four[0][g][j], four[1][g][j]].map(|q| _mm256_castsi256_ps(q));
+                // Not by `map`: its closure has no AVX2, and where it is not inlined each cast is a call.
+                let (a, b) = (_mm256_castsi256_ps(four[0][g][j]), _mm256_castsi256_ps(four[1][g][j]));
                 let even = _mm256_castps_si256(_mm256_shuffle_ps::<0x88>(a, b));
                 let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0xdd>(a, b));
                 let sum = add(even, odd, narrow < 2);

@@ -1,11 +1,13 @@
 //! Vectors of texts, pooled from those of their tokens; and what a reranker says of texts.
 //!
 //! Texts are spans of one pass, as many as fill a batch. Nothing of them is kept: the next ones are computed over them.
+//! What a reranker is asked is a text with a query and a document, in the form that it was trained for.
 
 use std::sync::Arc;
 
 use crate::adapter::{self, Adapter};
 use crate::arch::Pooling;
+use crate::chat::{self, Guard};
 use crate::engine::{BATCH, Engine, Span, Want};
 use crate::error::{Error, Result};
 use crate::kv::Sequence;
@@ -127,6 +129,76 @@ pub fn rank(
     Ok((scores, n_labels))
 }
 
+/// The key of a reranker's own template, which has `{query}` and `{document}` in it.
+const RERANK_TEMPLATE: &str = "tokenizer.chat_template.rerank";
+
+/// What Qwen3's rerankers were trained with.
+const QWEN3: &str = "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the \
+                     Instruct provided. Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n<|im_start|>user\n\
+                     <Instruct>: Given a web search query, retrieve relevant passages that answer the query\n<Query>: \
+                     {query}\n<Document>: {document}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n";
+
+/// The tokens of `query` with each of `documents`, in the form that a reranker was trained for: a template, the file's or
+/// that of Qwen3's; or else as BERT has two texts, `[CLS] query [SEP] document [SEP]`. Nothing in them becomes a control
+/// token.
+///
+/// # Errors
+/// [`Error::ContextOverflow`] if one has more than `at_most`; as for
+/// [`Tokenizer::encode_at_most`](crate::Tokenizer::encode_at_most).
+pub fn pairs(
+    model: &Model,
+    query: &str,
+    documents: &[String],
+    at_most: usize,
+    interrupt: &Interrupt,
+) -> Result<Vec<Vec<u32>>> {
+    let tokenizer = model.tokenizer()?;
+    let template = model.checkpoint().metadata.str(RERANK_TEMPLATE)?;
+    let template = template.or_else(|| (model.config().architecture == "qwen3").then(|| QWEN3.into()));
+    if let Some(template) = template {
+        // The names of control tokens are those of the template; in what fills it they are broken.
+        let guard = Guard::new(tokenizer)?;
+        let query = guard.broken(query)?;
+        let one = |document: &String| {
+            let document = guard.broken(document)?;
+            chat::encode(tokenizer, &fill(&template, &query, &document), at_most, interrupt)
+        };
+        return documents.iter().map(one).collect();
+    }
+    let encode = |text: &str| tokenizer.encode_at_most(at_most, text, true, false, interrupt);
+    let mut first = encode(query)?;
+    let begin = encode("")?;
+    let bos = tokenizer.bos().filter(|bos| begin.first() == Some(bos));
+    if let Some(bos) = bos
+        && tokenizer.token_bytes(bos)? == b"<s>"
+    {
+        first.extend(first.last().copied()); // RoBERTa has two ends there
+    }
+    let one = |document: &String| {
+        let second = encode(document)?;
+        let ids: Vec<u32> = first.iter().chain(&second[usize::from(bos.is_some())..]).copied().collect();
+        match ids.len() > at_most {
+            true => Err(Error::ContextOverflow { tokens: ids.len(), context_length: at_most }),
+            false => Ok(ids),
+        }
+    };
+    documents.iter().map(one).collect()
+}
+
+/// In one go: what is filled in may have braces.
+fn fill(template: &str, query: &str, document: &str) -> String {
+    let (mut out, mut rest) = (String::new(), template);
+    while let Some(at) = rest.find('{') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let found = [("{query}", query), ("{document}", document)].into_iter().find(|(name, _)| rest.starts_with(name));
+        let (name, text) = found.unwrap_or(("{", "{"));
+        out.push_str(text);
+        rest = &rest[name.len()..];
+    }
+    out + rest
+}
+
 /// The pooled vectors of texts, `(texts, dim)`, or those of their tokens, `(tokens, dim)`.
 fn pooled(
     model: &Model,
@@ -208,4 +280,14 @@ fn grow(buffer: &mut Vec<f32>, n: usize) -> Result<()> {
 fn reserve(buffer: &mut Vec<f32>, more: usize) -> Result<()> {
     let bytes = (buffer.len() + more) as u128 * size_of::<f32>() as u128;
     buffer.try_reserve(more).map_err(|_| Error::OutOfMemory { bytes, what: "vectors of texts" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_filled_in_is_not_filled_again() {
+        assert_eq!(fill("a {query} {x} {document}.", "{document}", "{query}"), "a {document} {x} {query}.");
+    }
 }

@@ -172,6 +172,7 @@ class Model:
         kv_type: str,
         lora: Sequence[tuple[Adapter, float]],
     ) -> tuple[Floats, list[int]]: ...
+    def pairs(self, query: str, documents: list[str]) -> list[list[int]]: ...
     def rank(
         self,
         texts: Sequence[Sequence[int]],

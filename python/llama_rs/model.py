@@ -594,10 +594,10 @@ class Model:
             ContextOverflowError: if a query and a document are together longer than the context.
             UnsupportedModelError: if the model is no reranker.
         """
-        from .rerank import pairs
-
+        if isinstance(documents, str):
+            raise TypeError("documents is a str, it must be a sequence of texts")
         handle = self._handle
-        ids = pairs(self, query, documents)
+        ids = handle.pairs(query, list(documents))
         return [
             scores[0] for scores in handle.rank(ids, self.context_length, self.threads, self.kv_type, self._lora(None))
         ]

@@ -16,7 +16,8 @@ use super::runs::{Runs, Total, Whole};
 use super::service::{Bytesful, Call, Reply, json};
 use super::shapes::{finite, token_text};
 use super::version::Version;
-use crate::chat::{self, Guard};
+use crate::chat;
+use crate::embedding;
 use crate::generate::Options;
 use crate::scheduler::{Generate, PromptLogprobs, Work};
 use crate::threads::Interrupt;
@@ -312,15 +313,6 @@ fn softmax(scores: &[f64]) -> Vec<f64> {
     mass.iter().map(|x| x / total).collect()
 }
 
-/// The key of a reranker's own template, which has `{query}` and `{document}` in it.
-const RERANK_TEMPLATE: &str = "tokenizer.chat_template.rerank";
-
-/// What Qwen3's rerankers were trained with.
-const QWEN3: &str = "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the \
-                     Instruct provided. Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n<|im_start|>user\n\
-                     <Instruct>: Given a web search query, retrieve relevant passages that answer the query\n<Query>: \
-                     {query}\n<Document>: {document}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n";
-
 /// `POST /v1/rerank`: documents by how well they answer a query.
 pub async fn rerank(call: Call, body: Bytesful) -> Reply {
     let (version, (documents, texts, top_n)) = for_version(&call, body, |version, fields, interrupt| {
@@ -336,7 +328,7 @@ pub async fn rerank(call: Call, body: Bytesful) -> Reply {
         }
         let returns = fields.get("return_documents").map_or(Ok(false), |at| at.bool())?;
         let top_n = fields.get("top_n").map_or(Ok(documents.len()), |at| at.count())?;
-        let texts = pairs(version, query, &documents, interrupt)?;
+        let texts = embedding::pairs(&version.model, query, &documents, version.context_length(), interrupt)?;
         Ok((documents.into_iter().map(|text| returns.then_some(text)).collect::<Vec<_>>(), texts, top_n))
     })
     .await?;
@@ -362,62 +354,4 @@ pub async fn rerank(call: Call, body: Bytesful) -> Reply {
 /// A text, or an object that has one.
 fn document(at: &At<'_>) -> Answer<String> {
     if at.is_object() { at.object()?.need("text")?.str().map(String::from) } else { at.str().map(String::from) }
-}
-
-/// The tokens of the query with each document, in the form that the model was trained for.
-fn pairs(version: &Version, query: &str, documents: &[String], interrupt: &Interrupt) -> Answer<Vec<Vec<u32>>> {
-    let (model, tokenizer) = (&version.model, version.tokenizer()?);
-    let most = version.context_length();
-    let template = model.checkpoint().metadata.str(RERANK_TEMPLATE)?;
-    let template = template.or_else(|| (model.config().architecture == "qwen3").then(|| QWEN3.into()));
-    if let Some(template) = template {
-        // The names of control tokens are those of the template; in what fills it they are broken.
-        let guard = Guard::new(tokenizer)?;
-        let query = guard.broken(query)?;
-        let one = |document: &String| -> Answer<Vec<u32>> {
-            let document = guard.broken(document)?;
-            let filled = fill(&template, &query, &document);
-            Ok(chat::encode(tokenizer, &filled, most, interrupt)?)
-        };
-        return documents.iter().map(one).collect();
-    }
-    // As BERT has two texts: [CLS] query [SEP] document [SEP]; RoBERTa has two ends there.
-    let encode = |text: &str| version.encode(text, true, false, interrupt);
-    let mut first = encode(query)?;
-    let begins = tokenizer.bos().is_some() && encode("")?.first() == tokenizer.bos().as_ref();
-    if begins && tokenizer.bos().is_some_and(|bos| version.token_bytes(bos) == b"<s>") {
-        first.extend(first.last().copied());
-    }
-    documents
-        .iter()
-        .map(|document| {
-            let second = encode(document)?;
-            let ids: Vec<u32> = first.iter().chain(&second[usize::from(begins)..]).copied().collect();
-            if ids.len() > most { Err(Refusal::too_long(ids.len(), most)) } else { Ok(ids) }
-        })
-        .collect()
-}
-
-/// In one go: what is filled in may have braces.
-fn fill(template: &str, query: &str, document: &str) -> String {
-    let (mut out, mut rest) = (String::new(), template);
-    while let Some(at) = rest.find('{') {
-        out.push_str(&rest[..at]);
-        rest = &rest[at..];
-        let found = [("{query}", query), ("{document}", document)].into_iter().find(|(name, _)| rest.starts_with(name));
-        let (name, text) = found.unwrap_or(("{", "{"));
-        out.push_str(text);
-        rest = &rest[name.len()..];
-    }
-    out + rest
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_filled_in_is_not_filled_again() {
-        assert_eq!(fill("a {query} {x} {document}.", "{document}", "{query}"), "a {document} {x} {query}.");
-    }
 }

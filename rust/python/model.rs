@@ -114,6 +114,11 @@ impl Model {
         Ok((Floats::new(data, vec![rows, dim]), counts))
     }
 
+    /// The tokens of a query with each document, as a reranker takes them.
+    fn pairs(&self, py: Python<'_>, query: &str, documents: Vec<String>) -> PyResult<Vec<Vec<u32>>> {
+        run(py, |interrupt| embedding::pairs(&self.inner, query, &documents, usize::MAX, interrupt))
+    }
+
     /// What a reranker says of texts: `(texts, n_labels)`.
     fn rank(
         &self,

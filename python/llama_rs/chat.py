@@ -6,10 +6,10 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, cast
 
 from . import _core
+from .closing import Closing
 from .errors import ContextOverflowError, UnsupportedModelError
 from .lazy import Lazy
 from .options import PARAMETERS, GenerateOptions, Messages, SamplingParams, Tools, merged
@@ -148,7 +148,7 @@ class ChatCompletion(NamedTuple):
         }
 
 
-class ChatStream(Iterator[ChatDelta]):
+class ChatStream(Iterator[ChatDelta], Closing):
     """The pieces of an answer as they come. What it has so far can be asked for at any time.
 
     As a context manager it is closed at the end of the block:
@@ -324,14 +324,6 @@ class ChatStream(Iterator[ChatDelta]):
         self._stream.close()
         if self._owned:
             self._session.close()
-
-    def __enter__(self) -> ChatStream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _openai(row: _session.TokenLogprob) -> dict[str, Any]:

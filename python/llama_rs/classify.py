@@ -12,9 +12,9 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
+from .closing import Closing
 from .errors import ContextOverflowError, UnsupportedModelError
 from .lazy import Lazy
 
@@ -124,7 +124,7 @@ class ClassifyOptions(TypedDict, total=False):
     normalize: Literal["mean", "sum"]
 
 
-class Classifier:
+class Classifier(Closing):
     """Classifies texts by one model and one set of labels, with what their prompts share computed once.
 
     Made by :meth:`Model.classifier`. One call at a time may use it; it is a context manager, and ``close()`` frees its
@@ -241,14 +241,6 @@ class Classifier:
     def close(self) -> None:
         """Frees its session."""
         self._session.close()
-
-    def __enter__(self) -> Classifier:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Classifier of {', '.join(self.labels)}>"

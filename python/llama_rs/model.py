@@ -6,12 +6,11 @@ import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from math import exp, sqrt
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack, overload
 
 from . import _core
-from .chat import ChatCompletion, ChatOptions, ChatStream, ChatTemplate, Question
 from .checkpoint import Checkpoint, Metadata, Tensor, Tensors
+from .closing import Closing
 from .errors import ModelChangedError, ModelClosedError, ModelNotFoundError
 from .lazy import Lazy
 from .notes import counted, note
@@ -36,12 +35,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from . import chat as _chat
     from . import classify as _classify
     from . import engine as _engine
     from . import residency as _residency
 else:
     np, npt = Lazy("numpy"), Lazy("numpy.typing")
-    _classify, _engine, _residency = Lazy("llama_rs.classify"), Lazy("llama_rs.engine"), Lazy("llama_rs.residency")
+    _chat, _classify = Lazy("llama_rs.chat"), Lazy("llama_rs.classify")
+    _engine, _residency = Lazy("llama_rs.engine"), Lazy("llama_rs.residency")
 
 DEFAULT_CONTEXT_LENGTH = 4096
 """Positions of a session, unless asked for otherwise or the model was trained for fewer."""
@@ -112,7 +113,7 @@ class Benchmark(NamedTuple):
         return sqrt(sum((self.tokens / s - mean) ** 2 for s in self.seconds) / max(len(self.seconds) - 1, 1))
 
 
-class Model:
+class Model(Closing):
     """A model, mapped and ready. Opening it reads the header and nothing else.
 
     A model never changes: any number of threads may use one at the same time.
@@ -177,7 +178,7 @@ class Model:
         self._engines: weakref.WeakSet[_engine.AsyncEngine] = weakref.WeakSet()
         self._engine: _engine.AsyncEngine | None = None  # of the asynchronous methods
         self._tokenizer: Tokenizer | None = None
-        self._chat_template: ChatTemplate | None = None
+        self._chat_template: _chat.ChatTemplate | None = None
 
     @property
     def _handle(self) -> _core.Model:
@@ -422,8 +423,8 @@ class Model:
         *,
         sampling: SamplingParams | None = None,
         lora: Lora | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> ChatCompletion:
+        **options: Unpack[_chat.ChatOptions],
+    ) -> _chat.ChatCompletion:
         """Answers a conversation, in the form that the model was trained for: by the chat template in its file.
 
         Nothing that a message says becomes a control token. What the model thinks and which tools it calls are told
@@ -475,19 +476,19 @@ class Model:
         *,
         sampling: SamplingParams | None = None,
         lora: Lora | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> ChatStream:
+        **options: Unpack[_chat.ChatOptions],
+    ) -> _chat.ChatStream:
         """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of :class:`ChatDelta`."""
         session = self.session(lora=lora)
         try:
-            return session._chat(messages, sampling, options, owned=True)
+            return session._stream_chat(messages, sampling, options, owned=True)
         except BaseException:
             session.close()
             raise
 
-    def chat_prompt(self, messages: Messages, **options: Unpack[ChatOptions]) -> list[int]:
+    def chat_prompt(self, messages: Messages, **options: Unpack[_chat.ChatOptions]) -> list[int]:
         """The tokens that :meth:`chat` asks with; ``tokenizer.decode`` shows them as text."""
-        return Question(self, messages, None, options, context_length=1 << 32).prompt
+        return _chat.Question(self, messages, None, options, context_length=1 << 32).prompt
 
     def _chat_prompt(
         self,
@@ -496,14 +497,14 @@ class Model:
         options: Mapping[str, Any] | None,
         at_most: int,
     ) -> list[int]:
-        asked: ChatOptions = {"tools": tools, "template_options": options}
-        return Question(self, messages, None, asked, context_length=at_most).prompt
+        asked: _chat.ChatOptions = {"tools": tools, "template_options": options}
+        return _chat.Question(self, messages, None, asked, context_length=at_most).prompt
 
     @property
-    def _template(self) -> ChatTemplate:
+    def _template(self) -> _chat.ChatTemplate:
         _ = self._handle  # raises if it is closed
         if self._chat_template is None:
-            self._chat_template = ChatTemplate(self)
+            self._chat_template = _chat.ChatTemplate(self)
         return self._chat_template
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -829,14 +830,9 @@ class Model:
             self._tokenizer = None
             self._chat_template = None
 
-    def __enter__(self) -> Model:
+    def __enter__(self) -> Self:
         _ = self._handle  # raises if it is closed
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         if self._open is None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
 from . import _core
+from .closing import Closing
 from .model import Model
 from .options import GenerateOptions
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LEAST_KV_BYTES = 64 << 20
 
 
-class Server:
+class Server(Closing):
     """Serves a model over HTTP from when it is made until it is closed.
 
     >>> with Server(Model("model.gguf"), port=8080) as server:
@@ -160,14 +160,6 @@ class Server:
         self._core.wait(5.0)
         if self.repository is not None:
             self.repository.close()
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"Server({self.url!r}, {self.name!r})"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Self, Unpack
 
 from . import _core
-from .chat import ChatCompletion, ChatOptions, ChatStream, Forgotten, Question
+from .closing import Closing
 from .errors import SavedSessionError
 from .lazy import Lazy
 from .notes import note
@@ -20,9 +19,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from . import chat as _chat
     from . import model as _model
 else:
-    np, npt, _model = Lazy("numpy"), Lazy("numpy.typing"), Lazy("llama_rs.model")
+    np, npt = Lazy("numpy"), Lazy("numpy.typing")
+    _chat, _model = Lazy("llama_rs.chat"), Lazy("llama_rs.model")
 
 
 class Timings(NamedTuple):
@@ -95,7 +96,7 @@ _ALIKE = 16
 """Tokens in a row that have to be those of a prompt for what is computed of them to be moved to it."""
 
 
-class Session:
+class Session(Closing):
     """A key-value cache and its position: what has been computed, and the state to go on from.
 
     Made by :meth:`Model.session`. One call at a time may use it. A second one, of another thread or of a signal
@@ -108,7 +109,7 @@ class Session:
         self.lora = lora
         """The adapters that it computes with, each with how strong it is."""
         self._handle = core
-        self._forgotten: Forgotten | None = None  # of the conversation
+        self._forgotten: _chat.Forgotten | None = None  # of the conversation
 
     @property
     def position(self) -> int:
@@ -187,23 +188,25 @@ class Session:
         return self._stream(prompt, merged(sampling, options), owned=False, speculative=speculative)
 
     def chat(
-        self, messages: Messages, *, sampling: SamplingParams | None = None, **options: Unpack[ChatOptions]
-    ) -> ChatCompletion:
+        self, messages: Messages, *, sampling: SamplingParams | None = None, **options: Unpack[_chat.ChatOptions]
+    ) -> _chat.ChatCompletion:
         """Answers a conversation, as :meth:`Model.chat` does; what the session has of it is not computed again."""
         return self.stream_chat(messages, sampling=sampling, **options)._completion()
 
     def stream_chat(
-        self, messages: Messages, *, sampling: SamplingParams | None = None, **options: Unpack[ChatOptions]
-    ) -> ChatStream:
+        self, messages: Messages, *, sampling: SamplingParams | None = None, **options: Unpack[_chat.ChatOptions]
+    ) -> _chat.ChatStream:
         """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of :class:`ChatDelta`."""
-        return self._chat(messages, sampling, options, owned=False)
+        return self._stream_chat(messages, sampling, options, owned=False)
 
-    def _chat(
-        self, messages: Messages, sampling: SamplingParams | None, options: ChatOptions, *, owned: bool
-    ) -> ChatStream:
+    def _stream_chat(
+        self, messages: Messages, sampling: SamplingParams | None, options: _chat.ChatOptions, *, owned: bool
+    ) -> _chat.ChatStream:
         length = self.context_length
-        question = Question(self.model, messages, sampling, options, context_length=length, forgotten=self._forgotten)
-        return ChatStream(question, self, owned=owned)
+        question = _chat.Question(
+            self.model, messages, sampling, options, context_length=length, forgotten=self._forgotten
+        )
+        return _chat.ChatStream(question, self, owned=owned)
 
     def _realign(self, prompt: Sequence[int]) -> None:
         """Moves what the session has of a prompt further on to where that has it: what is between is forgotten."""
@@ -308,14 +311,9 @@ class Session:
         """Frees the cache. A call that uses it ends with a :class:`ModelClosedError`, as every later one does."""
         self._handle.close(False)
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         _ = self._handle.position  # raises if it is closed
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         if self.closed:
@@ -323,7 +321,7 @@ class Session:
         return f"<Session at {self.position} of {self.context_length} tokens>"
 
 
-class Stream(Iterator[str]):
+class Stream(Iterator[str], Closing):
     """The pieces of an answer as they come. What it has so far can be asked for at any time, from any thread.
 
     As a context manager it is closed at the end of the block:
@@ -433,14 +431,6 @@ class Stream(Iterator[str]):
         finally:
             if self._owned:
                 self._session.close()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _spelt(text: bytes, logprob: float) -> tuple[str, float, bytes]:

@@ -35,10 +35,15 @@ impl Scored {
     /// A prompt and what follows it, as one text.
     fn text(version: &Version, before: &str, after: &str, interrupt: &Interrupt) -> Answer<Self> {
         let prompt = version.encode(before, true, true, interrupt)?;
+        Self::behind(version, before, &prompt, after, interrupt)
+    }
+
+    /// The same, where the tokens of what is before are known.
+    fn behind(version: &Version, before: &str, prompt: &[u32], after: &str, interrupt: &Interrupt) -> Answer<Self> {
         let mut ids = version.encode(&format!("{before}{after}"), true, true, interrupt)?;
         let mut first = prompt.iter().zip(&ids).take_while(|(a, b)| a == b).count();
         if first == ids.len() || first == 0 {
-            (ids, first) = (prompt.clone(), prompt.len());
+            (ids, first) = (prompt.to_vec(), prompt.len());
             ids.extend(version.encode(after, false, true, interrupt)?);
         }
         Self::of(version, ids, first)
@@ -223,38 +228,40 @@ impl Question<'_> {
             || format!("Classify the text. Answer with one of these and nothing else: {names}."),
             String::from,
         );
-        let template_of_model = self.version.template();
-        self.names
-            .iter()
-            .map(|name| {
-                let mut scored = match (self.template, &template_of_model) {
-                    (None, Ok(template)) => {
-                        let guard = template.guard()?;
-                        let text = format!("{instructions}\n\n{}", self.input);
-                        let messages = Json::List(vec![object! { "role" => "user", "content" => text }]);
-                        let messages = to_value(&messages, Some(guard))?;
-                        let question =
-                            chat::Question { messages, add_generation_prompt: true, ..chat::Question::default() };
-                        let prompt = prompt::prompt(template, &question, self.version.context_length(), interrupt)?.ids;
-                        let first = prompt.len();
-                        let mut ids = prompt;
-                        ids.extend(self.version.encode(name, false, false, interrupt)?);
-                        Scored::of(self.version, ids, first)?
-                    }
-                    (template, _) => {
-                        let template = template.unwrap_or("{instructions}\n\nText: {input}\nLabel: ");
-                        let filled = template.replace("{instructions}", &instructions).replace("{labels}", &names);
-                        let before = filled.replace("{input}", self.input);
-                        // A space joins with the label behind it.
-                        let text = before.trim_end_matches(' ');
-                        let space = if text.len() < before.len() { " " } else { "" };
-                        Scored::text(self.version, text, &format!("{space}{name}"), interrupt)?
-                    }
-                };
-                scored.ids.extend(end);
-                Scored::of(self.version, scored.ids, scored.first)
-            })
-            .collect()
+        // What is asked is the same for all labels; where it is no message, it is a text that joins with them.
+        let (prompt, text) = match (self.template, self.version.template()) {
+            (None, Ok(template)) => {
+                let guard = template.guard()?;
+                let text = format!("{instructions}\n\n{}", self.input);
+                let messages = Json::List(vec![object! { "role" => "user", "content" => text }]);
+                let messages = to_value(&messages, Some(guard))?;
+                let question = chat::Question { messages, add_generation_prompt: true, ..chat::Question::default() };
+                (prompt::prompt(template, &question, self.version.context_length(), interrupt)?.ids, None)
+            }
+            (template, _) => {
+                let template = template.unwrap_or("{instructions}\n\nText: {input}\nLabel: ");
+                let filled = template.replace("{instructions}", &instructions).replace("{labels}", &names);
+                let before = filled.replace("{input}", self.input);
+                // A space joins with the label behind it.
+                let text = before.trim_end_matches(' ').to_string();
+                let space = if text.len() < before.len() { " " } else { "" };
+                (self.version.encode(&text, true, true, interrupt)?, Some((text, space)))
+            }
+        };
+        let scored = |name: &String| {
+            let mut scored = match &text {
+                None => {
+                    let name = self.version.encode(name, false, false, interrupt)?;
+                    Scored::of(self.version, [prompt.as_slice(), &name].concat(), prompt.len())?
+                }
+                Some((text, space)) => {
+                    Scored::behind(self.version, text, &prompt, &format!("{space}{name}"), interrupt)?
+                }
+            };
+            scored.ids.extend(end);
+            Scored::of(self.version, scored.ids, scored.first)
+        };
+        self.names.iter().map(scored).collect()
     }
 }
 

@@ -25,7 +25,7 @@ pub enum Error {
     /// The file was cut short, written over or could not be read while it was in use. What was computed from it is
     /// lost, and the map of it is of no more use.
     #[error(
-        "{}: the model file changed while it was in use: {what}; replace models by renaming, not by copying over them",
+        "{}: the file changed while it was in use: {what}; replace models by renaming, not by copying over them",
         path.display()
     )]
     Changed {

@@ -561,7 +561,7 @@ def test_the_command_line_says_one_line_and_exits_with_1(model_file: Path) -> No
     assert process.returncode == 1
     lines = stderr.decode().splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith(f"error: {model_file}: the model file changed while it was in use")
+    assert lines[0].startswith(f"error: {model_file}: the file changed while it was in use")
 
 
 def test_a_lock_over_the_limit_says_what_to_do(model_file: Path) -> None:

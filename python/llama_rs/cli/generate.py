@@ -135,6 +135,8 @@ def command(
         raise click.UsageError("--output and --resume are for --jsonl")
     if jsonl and (prompt is not None or as_json or options["prompt_cache"]):
         raise click.UsageError("with --jsonl there is no PROMPT, no --json and no --prompt-cache")
+    if jsonl and (draft is not None or lookup):
+        raise click.UsageError("--draft and --lookup are for one answer at a time: with --jsonl many are made together")
     path = find_model(model)
     text = "" if jsonl else read_text(prompt, file)
     start = time.perf_counter()

@@ -206,7 +206,7 @@ class Session(Closing):
         question = _chat.Question(
             self.model, messages, sampling, options, context_length=length, forgotten=self._forgotten
         )
-        return _chat.ChatStream(question, self, owned=owned)
+        return _chat.ChatStream(question.prepared(), self, owned=owned)
 
     def _realign(self, prompt: Sequence[int]) -> None:
         """Moves what the session has of a prompt further on to where that has it: what is between is forgotten."""

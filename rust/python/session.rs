@@ -13,7 +13,7 @@ use super::{Floats, detached, raise, run_until};
 use crate::error::{Error, Result};
 use crate::likelihood::Choices;
 use crate::threads::Interrupt;
-use crate::{likelihood, measure, session};
+use crate::{classify, likelihood, measure, session};
 
 /// A key-value cache with its position.
 #[pyclass(frozen)]
@@ -208,13 +208,14 @@ impl Session {
         Ok(Floats::new(data, vec![tokens.len(), self.vocab_size]))
     }
 
-    /// Log-probabilities of the continuations of prompts, see `likelihood::log_probs`; with those of an end of the answer.
-    fn log_probs(
+    /// The score of each continuation of each prompt, see `likelihood::log_probs`; with an end of the answer behind it.
+    fn label_scores(
         &self,
         py: Python<'_>,
         choices: Vec<(Bound<'_, PyAny>, Vec<Bound<'_, PyAny>>)>,
         with_end: bool,
-    ) -> PyResult<Vec<Vec<Vec<f32>>>> {
+        by_sum: bool,
+    ) -> PyResult<Vec<Vec<f64>>> {
         let choices = choices.iter().map(|(prompt, continuations)| {
             let continuations = continuations.iter().map(|tokens| self.ids(tokens)).collect::<PyResult<_>>()?;
             Ok(Choices { prompt: self.ids(prompt)?, continuations })
@@ -223,7 +224,9 @@ impl Session {
         self.with(py, |session, interrupt| {
             let model = Arc::clone(session.model());
             let ends = if with_end { model.tokenizer()?.end_tokens()? } else { &[] };
-            likelihood::log_probs(session, &choices, ends, interrupt)
+            let rows = likelihood::log_probs(session, &choices, ends, interrupt)?;
+            let scores = |row: &Vec<Vec<f32>>| row.iter().map(|logs| classify::score(logs, by_sum)).collect();
+            Ok(rows.iter().map(scores).collect())
         })
     }
 

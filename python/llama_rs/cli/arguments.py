@@ -350,6 +350,31 @@ def text_option(command: F) -> F:
     )(command)
 
 
+def bulk_options(command: F) -> F:
+    """``--jsonl`` and where its results go, of a command that calls ``bulk.run``."""
+    for option in (
+        click.option("--resume", is_flag=True, help="With --jsonl and --output, go on where that file ends."),
+        click.option(
+            "-o", "--output", type=click.Path(dir_okay=False), help="With --jsonl, write the results to this file."
+        ),
+        click.option(
+            "--jsonl", is_flag=True, help="Much at once: read a line of JSON for each piece of work, and write one."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def check_bulk_options(output: str | None, *, jsonl: bool, resume: bool, others: bool, without: str) -> None:
+    """Refuses what does not go together: ``others`` are given, and ``--jsonl`` does without them."""
+    if not jsonl and (output is not None or resume):
+        raise click.UsageError("--output and --resume are for --jsonl")
+    if jsonl and others:
+        raise click.UsageError(f"with --jsonl there is no {without}")
+    if resume and output is None:
+        raise click.UsageError("--resume needs --output FILE, which has the results so far")
+
+
 def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
 

@@ -152,7 +152,7 @@ def test_reranking_of_many(tmp_path: Path) -> None:
     from test_embeddings import with_words
 
     path = with_words(next(case for name, case in ENCODERS.items() if "rank" in name).make(), tmp_path / "rank.gguf")
-    asked = {"id": 1, "query": "the cat", "documents": ["the dog", "a cat", "the cat sat"]}
+    asked: dict[str, Any] = {"id": 1, "query": "the cat", "documents": ["the dog", "a cat", "the cat sat"]}
     found = run("-m", path, "--top-n", "2", given=lines(asked, {"query": "x"}), code=1, command="rerank")
     scores = Model(path).rerank("the cat", asked["documents"])
     order = sorted(range(3), key=lambda i: -scores[i])[:2]

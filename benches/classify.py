@@ -33,9 +33,9 @@ def ours(options: argparse.Namespace) -> None:
 
     if options.dump:
         with model.classifier(labels, chat=options.chat) as classifier:
-            choices = [classifier._prompt.choices(text) for text in texts]
+            choices = [classifier._asking.choices(text) for text in texts]
             ends = [i for i in range(model.tokenizer.vocab_size) if model.tokenizer.is_end_of_generation(i)]
-            found = {"choices": choices, "ends": ends if classifier._prompt.is_chat else [], "truth": numbers}
+            found = {"choices": choices, "ends": ends if classifier._asking.is_chat else [], "truth": numbers}
             Path(options.dump).write_text(json.dumps(found))
         return
 
@@ -63,7 +63,7 @@ def ours(options: argparse.Namespace) -> None:
             classifier.scores([text])
     say(what="speed", how="text", texts_per_second=len(some) / (time.perf_counter() - start))
     with model.classifier(labels, chat=options.chat) as classifier:
-        choices = [classifier._prompt.choices(text) for text in some]
+        choices = [classifier._asking.choices(text) for text in some]
     start = time.perf_counter()
     for prompt, answers in choices:
         for answer in answers:

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import validator_for
 from llama_rs import Model
 from llama_rs.cli import find_model
@@ -46,7 +46,7 @@ def main() -> None:
         try:
             kind(schema, format_checker=kind.FORMAT_CHECKER).validate(json.loads(text))
             valid += 1
-        except ValueError as e:
+        except (ValueError, ValidationError) as e:
             print(f"{schema}\n  {text!r}\n  {e}")
     free = model.generate(prompt, max_tokens=256, ignore_eos=True, temperature=1, seed=1).timings
     n = arguments.schemas

@@ -1,8 +1,10 @@
 """Many answers at once: a batch beside single runs, what a step costs, and how long others wait while a prompt arrives.
 
     python benches/many.py model.gguf --threads 2
+    python benches/many.py model.gguf --threads 2 --peer       # in an environment with llama-cpp-python
 
-Prints a table a test. Times are those that a program in Python sees. The machine must be quiet.
+The peer is llama.cpp itself, without anything of Python between its steps but the largest logit. Prints a table a test.
+Times are those that a program in Python sees. The machine must be quiet.
 """
 
 from __future__ import annotations
@@ -12,17 +14,23 @@ import asyncio
 import statistics
 import time
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llama_rs import AsyncEngine, Model
+if TYPE_CHECKING:
+    from llama_rs import Model
 
 TEXT = "The keeper of the lighthouse wrote down what the sea had brought that day, and what it had taken. "
 TOPICS = ["the wind", "a ship", "his brother", "the lamp", "a letter", "the winter", "gulls", "the harbour"]
 
 
+def texts(n: int) -> list[str]:
+    """Prompts that begin alike."""
+    return [TEXT * 2 + f"Today it was about {TOPICS[i % len(TOPICS)]} {i}:" for i in range(n)]
+
+
 def batch(model: Model, n: int, max_tokens: int, rounds: int) -> None:
     """Total tokens per second of `n` prompts, one after another and together."""
-    prompts = [TEXT * 2 + f"Today it was about {TOPICS[i % len(TOPICS)]} {i}:" for i in range(n)]
+    prompts = texts(n)
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True}
     single, together = [], []
     for _ in range(rounds):
@@ -52,6 +60,8 @@ def curve(model: Model) -> None:
 
 async def arrival(model: Model, n: int, prompt_tokens: int, step_ms: float) -> None:
     """The time between two tokens of `n` answers, before and while a long prompt is computed."""
+    from llama_rs import AsyncEngine
+
     prompt = (model.tokenizer.encode(TEXT) * (prompt_tokens // 8))[:prompt_tokens]
     async with AsyncEngine(model, parallel=n + 1, step_ms=step_ms) as engine:
         seen: list[list[float]] = [[] for _ in range(n)]
@@ -81,8 +91,65 @@ async def arrival(model: Model, n: int, prompt_tokens: int, step_ms: float) -> N
     print(f"first token of {prompt_tokens} after {end - start:.2f} s; step_ms {step_ms:g}")
 
 
+def peer(path: str, threads: int | None, n: int, max_tokens: int, rounds: int) -> None:
+    """The batch, by llama.cpp: each prompt a sequence of one context."""
+    import llama_cpp as lib
+    import numpy as np
+
+    quiet = lib.llama_log_callback(lambda *_: None)
+    lib.llama_log_set(quiet, None)
+    lib.llama_backend_init()
+    options = lib.llama_model_default_params()
+    model = lib.llama_model_load_from_file(path.encode(), options)
+    vocabulary = lib.llama_model_get_vocab(model)
+    n_vocab = lib.llama_vocab_n_tokens(vocabulary)
+    context = lib.llama_context_default_params()
+    context.n_ctx, context.n_batch, context.n_ubatch, context.n_seq_max = 8192, 2048, 512, n
+    if threads:
+        context.n_threads = context.n_threads_batch = threads
+    ctx = lib.llama_init_from_model(model, context)
+    batch = lib.llama_batch_init(2048, 0, 1)
+
+    def encoded(text: str) -> list[int]:
+        buffer = (lib.llama_token * 1024)()
+        count = lib.llama_tokenize(vocabulary, text.encode(), len(text.encode()), buffer, 1024, True, True)
+        return list(buffer[:count])
+
+    def step(rows: list[tuple[int, int, int, bool]]) -> list[int]:
+        """Computes (token, position, sequence, whether its logits are wanted); gives the likeliest next tokens."""
+        batch.n_tokens = len(rows)
+        for i, (token, position, sequence, wanted) in enumerate(rows):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, position, 1
+            batch.seq_id[i][0], batch.logits[i] = sequence, wanted
+        assert lib.llama_decode(ctx, batch) == 0
+        wanted_rows = [i for i, row in enumerate(rows) if row[3]]
+        return [
+            int(np.ctypeslib.as_array(lib.llama_get_logits_ith(ctx, i), shape=(n_vocab,)).argmax()) for i in wanted_rows
+        ]
+
+    def answers(prompts: list[list[int]]) -> None:
+        lib.llama_memory_clear(lib.llama_get_memory(ctx), True)
+        rows = [(t, i, s, i == len(p) - 1) for s, p in enumerate(prompts) for i, t in enumerate(p)]
+        tokens = step(rows)
+        for k in range(max_tokens - 1):
+            tokens = step([(t, len(prompts[s]) + k, s, True) for s, t in enumerate(tokens)])
+
+    prompts = [encoded(text) for text in texts(n)]
+    single, together = [], []
+    for _ in range(rounds + 1):  # the first warms up
+        start = time.perf_counter()
+        for prompt in prompts:
+            answers([prompt])
+        single.append(n * max_tokens / (time.perf_counter() - start))
+        start = time.perf_counter()
+        answers(prompts)
+        together.append(n * max_tokens / (time.perf_counter() - start))
+    a, b = statistics.median(single[1:]), statistics.median(together[1:])
+    print(f"{n} prompts, {max_tokens} tokens each: single {a:.1f} tokens/s, together {b:.1f} tokens/s: {b / a:.2f} x")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--answers", type=int, default=16)
@@ -91,7 +158,13 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tests", default="batch,curve,arrival")
+    parser.add_argument("--peer", action="store_true", help="measure the batch of llama.cpp")
     arguments = parser.parse_args()
+    if arguments.peer:
+        peer(arguments.model, arguments.threads, 8, arguments.max_tokens, arguments.rounds)
+        return
+    from llama_rs import Model
+
     model = Model(arguments.model, threads=arguments.threads, context_length=8192)
     model.generate(TEXT, max_tokens=8)  # warm
     tests = arguments.tests.split(",")

@@ -18,6 +18,7 @@ mod adapter;
 mod arch;
 mod chat;
 mod checkpoint;
+mod classify;
 mod convert;
 mod embedding;
 mod engine;
@@ -71,7 +72,7 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     rooms! {
-        arch chat checkpoint embedding engine formats generate grammar hash http likelihood mapping measure quant quantize sampling
+        arch chat checkpoint classify embedding engine formats generate grammar hash http likelihood mapping measure quant quantize sampling
         scheduler tensor threads tokenizer weights
     }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use crate::engine::{BATCH, Want};
 use crate::error::{Error, Result};
+use crate::sampling::{log_probability, log_total};
 use crate::session::Session;
 use crate::threads::{self, Disjoint, Interrupt, Queue};
 
@@ -207,7 +208,7 @@ impl Scores<'_> {
             for next in tokens.start + 1..tokens.end {
                 let (logits, total) = rows.next().expect("a row of each token");
                 let token = self.token(choices, range.start, next).expect("a token of the edge");
-                self.push(choices, range.clone(), &session, f64::from(logits[token as usize]) - total)?;
+                self.push(choices, range.clone(), &session, log_probability(logits, total, &[token]))?;
             }
             let (logits, total) = rows.next().expect("a row of each token");
             self.branch(choices, range, tokens.end, session, logits, total)?;
@@ -230,8 +231,7 @@ impl Scores<'_> {
             at += 1;
         }
         if at > range.start && !self.ends.is_empty() {
-            let end = self.ends.iter().map(|&id| (f64::from(logits[id as usize]) - total).exp()).sum::<f64>().ln();
-            self.push(choices, range.start..at, &session, end)?;
+            self.push(choices, range.start..at, &session, log_probability(logits, total, self.ends))?;
         }
         let mut edges = Vec::new();
         while at < range.end {
@@ -240,7 +240,7 @@ impl Scores<'_> {
             while end < range.end && self.token(choices, end, depth) == token {
                 end += 1;
             }
-            self.push(choices, at..end, &session, f64::from(logits[token.expect("longer") as usize]) - total)?;
+            self.push(choices, at..end, &session, log_probability(logits, total, &[token.expect("longer")]))?;
             // Down to where they part; the first and the last differ most.
             let longest = self.lengths(choices, at..end).max().unwrap_or(0);
             let mut to = depth + 1;
@@ -302,11 +302,7 @@ fn log_totals(logits: &[f32], vocab_size: usize, threads: usize) -> Vec<f64> {
             let logits = &logits[rows.start * vocab_size..rows.end * vocab_size];
             // SAFETY: each row is one worker's.
             let out = unsafe { out.slice(rows) };
-            for (out, row) in out.iter_mut().zip(logits.chunks_exact(vocab_size)) {
-                let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let total: f64 = row.iter().map(|l| f64::from((l - largest).exp())).sum();
-                *out = total.ln() + f64::from(largest);
-            }
+            out.iter_mut().zip(logits.chunks_exact(vocab_size)).for_each(|(out, row)| *out = log_total(row));
         });
     });
     totals

@@ -181,7 +181,7 @@ fn random_schedules_give_each_request_what_it_gets_alone() {
                     let case = Case { prompt, max_tokens, seed, shift };
                     let n = [1, 1, 1, 3][random(4)];
                     let first = random(case.prompt.len());
-                    let logprobs = (random(5) == 0).then_some(PromptLogprobs { first, top: 2 });
+                    let logprobs = (random(5) == 0).then_some(PromptLogprobs { first, top: 2, any_end: false });
                     let mut generate = Generate::new(model, case.prompt.clone(), case.options(), n).unwrap();
                     generate.prompt_logprobs = logprobs;
                     // Several workers change nothing, and take longer: the models are tiny.
@@ -241,7 +241,7 @@ fn random_schedules_give_each_request_what_it_gets_alone() {
                         assert_eq!(got, expected, "model {which}, schedule {schedule}: {limits:?}, {:?}", reading.case);
                     }
                 }
-                if let Some(PromptLogprobs { first, top }) = reading.logprobs {
+                if let Some(PromptLogprobs { first, top, .. }) = reading.logprobs {
                     let key = (reading.case.prompt.clone(), first);
                     let expected = scored.entry(key).or_insert_with_key(|(p, first)| scores_alone(model, p, *first));
                     let got: Vec<&TokenLogprob> =

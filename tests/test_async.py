@@ -16,6 +16,7 @@ import pytest
 from llama_rs import (
     AsyncEngine,
     AsyncStream,
+    ChatCompletion,
     Completion,
     ContextOverflowError,
     EngineFullError,
@@ -263,15 +264,95 @@ def test_closing_ends_what_is_being_made(smollm2: Path, how: str) -> None:
     asyncio.run(main())
 
 
-def test_conversations(slow: Model) -> None:
-    async def main() -> list[Completion]:
+def weather(place: str) -> str:
+    """The weather at a place."""
+    return place
+
+
+QUESTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("What is the capital of France?", {}),
+    ("Name a colour.", {"top_logprobs": 2}),
+    ("The weather in Rome?", {"tools": [weather], "tool_choice": "required", "max_tokens": 40}),
+    ("Is it warm?", {"response_format": {"type": "json_object"}, "stop": ["}"], "max_tokens": 12}),
+]
+
+
+def test_conversations_are_answered_as_alone(slow: Model) -> None:
+    async def main() -> list[ChatCompletion]:
         async with AsyncEngine(slow) as engine:
-            questions = ["What is the capital of France?", "Name a colour."]
-            return await asyncio.gather(*(engine.chat(q, max_tokens=6, seed=1) for q in questions))
+            return await asyncio.gather(
+                *(engine.chat(q, **{"max_tokens": 6, "seed": 1, **more}) for q, more in QUESTIONS)
+            )
 
     got = asyncio.run(main())
-    alone = [slow.chat(q, max_tokens=6, seed=1) for q in ("What is the capital of France?", "Name a colour.")]
-    assert [done.token_ids for done in got] == [done.token_ids for done in alone]
+    for done, (question, more) in zip(got, QUESTIONS, strict=True):
+        alone = slow.chat(question, **{"max_tokens": 6, "seed": 1, **more})
+        assert done._replace(timings=alone.timings, usage=alone.usage) == alone
+        assert done.usage.total_tokens == alone.usage.total_tokens
+    assert got[1].logprobs
+    assert [call.name for call in got[2].tool_calls] == ["weather"]
+    assert got[2].finish_reason == "tool_calls"
+    assert got[2].message["tool_calls"][0]["function"]["name"] == "weather"
+
+
+def test_a_conversation_comes_in_pieces(slow: Model) -> None:
+    question, more = QUESTIONS[2]
+
+    async def main() -> None:
+        stream = slow.astream_chat(question, seed=1, **more)
+        assert (stream.content, stream.finish_reason, stream.seed, stream.forgotten) == ("", None, None, 0)
+        assert stream.usage.total_tokens == 0
+        deltas = [delta async for delta in stream]
+        whole = await slow.achat(question, seed=1, **more)
+        parts = [delta.tool_call for delta in deltas if delta.tool_call]
+        assert parts[0].id == whole.tool_calls[0].id
+        assert "".join(part.arguments for part in parts) == whole.tool_calls[0].arguments
+        assert (stream.tool_calls, stream.finish_reason, stream.seed) == (whole.tool_calls, "tool_calls", 1)
+        assert stream.message == whole.message
+        # Whoever leaves early ends it.
+        async with slow.astream_chat("Count.", max_tokens=2000, ignore_eos=True) as stream:
+            async for _ in stream:
+                break
+        assert [delta async for delta in stream] == []
+        assert stream.content
+        with pytest.raises(TimeoutError):
+            await AsyncEngine(slow).chat("Count.", max_tokens=4000, ignore_eos=True, timeout=0.2)
+
+    asyncio.run(main())
+
+
+def test_a_long_conversation_loses_its_oldest_messages(slow: Model) -> None:
+    messages: list[Any] = [{"role": "system", "content": "You tell stories."}]
+    for i in range(4):
+        messages += [
+            {"role": "user", "content": f"Part {i}"},
+            {"role": "assistant", "content": "The sea was calm. " * 6},
+        ]
+    messages.append({"role": "user", "content": "A very long story, please."})
+    options: dict[str, Any] = {"ignore_eos": True, "seed": 1}
+    small = Model(slow.path, threads=1, context_length=288)
+
+    async def main() -> None:
+        stream = small.astream_chat(messages, on_overflow="shift", max_tokens=160, **options)
+        text = "".join([delta.content async for delta in stream])
+        assert (len(stream.token_ids), stream.finish_reason) == (160, "length")
+        assert stream.forgotten > 0
+        assert text.strip() == stream.text.strip()
+        assert stream.timings.generated_tokens == 160
+        assert (await small.achat(messages, **options)).finish_reason == "length"
+
+    asyncio.run(main())
+
+
+def test_what_cannot_be_asked_of_an_engine_is_refused(model: Model) -> None:
+    with pytest.raises(ValueError, match="speculative is for answers that are made one by one"):
+        model.astream_chat("a", speculative="prompt-lookup")
+    with pytest.raises(ValueError, match="tool_choice is 'required', and there are no tools"):
+        model.astream_chat("a", tool_choice="required")
+    with pytest.raises(ValueError, match="priority is 101"):
+        AsyncEngine(model).stream_chat("a", priority=101)
+    with pytest.raises(ContextOverflowError):
+        asyncio.run(model.achat("word " * 3000))
 
 
 def test_arguments_are_checked(model: Model) -> None:

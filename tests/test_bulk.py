@@ -1,4 +1,4 @@
-"""``llama-rs generate --jsonl``: a line in, a line out."""
+"""``--jsonl``: a line in, a line out."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from llama_rs import Model
+from test_cli import bad
 
 
-def run(*arguments: str | Path, given: str = "", code: int = 0) -> list[dict[str, Any]]:
+def run(*arguments: str | Path, given: str = "", code: int = 0, command: str = "generate") -> list[dict[str, Any]]:
     """The lines that it writes."""
     done = subprocess.run(
-        [sys.executable, "-m", "llama_rs", "generate", "--jsonl", *map(str, arguments)],
+        [sys.executable, "-m", "llama_rs", command, "--jsonl", *map(str, arguments)],
         input=given.encode(),
         capture_output=True,
         check=False,
@@ -115,3 +116,59 @@ def test_options_that_do_not_go_together_are_wrong_usage(tiny: Path, arguments: 
     command = [sys.executable, "-m", "llama_rs", "generate", "-m", str(tiny), *arguments]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (2, b"") and done.stderr.startswith(b"error: ")
+
+
+def test_vectors_and_scores_of_many(tiny: Path, tmp_path: Path) -> None:
+    model = Model(tiny)
+    asked = ["the sea", {"id": "w", "text": "wind"}, {"text": 7}, {"txt": "x"}, {"id": 9, "text": "a" * 9000}]
+    found = run("-m", tiny, "--no-normalize", given=lines(*asked), code=1, command="embed")
+    assert [row["id"] for row in found] == [0, "w", 2, 3, 9]
+    expected = model.embed(["the sea", "wind"], normalize=False)
+    for row, vector in zip(found, expected, strict=False):
+        assert row["embedding"] == pytest.approx(vector.tolist())
+    for row, says in zip(found[2:], ("no text in text", "a line has no 'txt'", "context"), strict=True):
+        assert says in row["error"]
+
+    pairs: list[Any] = [{"prompt": "the sea", "continuation": " gives"}, {"prompt": "a", "continuation": ""}, "x"]
+    found = run("-m", tiny, given=lines(*pairs), code=1, command="score")
+    score = model.score("the sea", " gives")
+    assert found[0]["logprob"] == pytest.approx(score.total)
+    assert [token["id"] for token in found[0]["tokens"]] == score.token_ids
+    assert "continuation is empty" in found[1]["error"]
+    assert "it must be an object" in found[2]["error"]
+
+    output, source = tmp_path / "out.jsonl", tmp_path / "in.jsonl"
+    source.write_text(lines(*({"id": i, "text": f"a{i}"} for i in range(5))))
+    assert run("-m", tiny, "-f", source, "-o", output, command="embed") == []
+    whole = output.read_bytes()
+    for cut in (0, len(whole) // 3, len(whole) - 1):
+        output.write_bytes(whole[:cut])
+        run("-m", tiny, "-f", source, "-o", output, "--resume", command="embed")
+        assert output.read_bytes() == whole
+
+
+def test_reranking_of_many(tmp_path: Path) -> None:
+    from oracle.cases import ENCODERS
+    from test_embeddings import with_words
+
+    path = with_words(next(case for name, case in ENCODERS.items() if "rank" in name).make(), tmp_path / "rank.gguf")
+    asked: dict[str, Any] = {"id": 1, "query": "the cat", "documents": ["the dog", "a cat", "the cat sat"]}
+    found = run("-m", path, "--top-n", "2", given=lines(asked, {"query": "x"}), code=1, command="rerank")
+    scores = Model(path).rerank("the cat", asked["documents"])
+    order = sorted(range(3), key=lambda i: -scores[i])[:2]
+    assert found[0] == {"id": 1, "results": [{"index": i, "score": pytest.approx(scores[i])} for i in order]}
+    assert "no list of texts in documents" in found[1]["error"]
+
+
+def test_what_does_not_go_together(tiny: Path) -> None:
+    for command, arguments, says in [
+        ("embed", ["--jsonl", "text"], "there is no TEXT"),
+        ("score", ["--jsonl", "text", "more"], "there is no PROMPT"),
+        ("rerank", ["--jsonl", "query"], "there is no QUERY"),
+        ("score", [], "Missing argument 'PROMPT'"),
+        ("rerank", [], "Missing argument 'QUERY'"),
+        ("embed", ["-o", "x", "text"], "--output and --resume are for --jsonl"),
+        ("generate", ["--jsonl", "--resume"], "--resume needs --output"),
+        ("generate", ["--jsonl", "--lookup"], "--draft and --lookup are for one answer"),
+    ]:
+        assert says in bad(2, command, "-m", tiny, *arguments)

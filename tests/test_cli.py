@@ -1154,6 +1154,7 @@ def test_shells_complete_commands_options_and_files() -> None:
         assert "--temp" in complete(shell, "llama-rs", "generate", "--te")
     assert complete("bash", "llama-rs", "generate", "-m", "").startswith("file,")
     assert complete("bash", "llama-rs", "inspect", "").startswith("file,")
+    assert "plain,smollm2" in complete("bash", "llama-rs", "generate", "-m", "smol")
 
 
 def test_bash_takes_the_completion() -> None:

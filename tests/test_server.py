@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pytest
+import test_cli
 from llama_rs import Model, Server, cli
 
 LONG = {"prompt": "the", "max_tokens": 100_000, "temperature": 0, "ignore_eos": True}
@@ -864,35 +865,56 @@ def test_scores_are_those_of_the_library(server: Server, model: Model) -> None:
     assert post(server, "/v1/score", {"prompt": "a", "completion": ""}).status == 400
 
 
-def test_labels_are_as_likely_as_their_tokens(server: Server, model: Model) -> None:
-    labels = ["sea", "wind", "harbour"]
-    body = {
-        "input": ["the boats", "rain"],
-        "labels": labels,
-        "template": "{input} is about",
-        "calibration": "none",
-        "normalize": "sum",
-    }
-    answer = good(server, "/v1/classify", body)
-    assert [row["index"] for row in answer["data"]] == [0, 1]
-    for row, text in zip(answer["data"], body["input"], strict=True):
-        assert sum(row["probs"].values()) == pytest.approx(1)
-        assert row["label"] == max(row["probs"], key=row["probs"].get) and row["margin"] >= 0
-        eos = model.tokenizer.eos
-        assert eos is not None
-        for label in labels:
-            ids = model.tokenizer.encode(f"{text} is about{label}")
-            before = model.tokenizer.encode(f"{text} is about")
-            n = next(i for i, (a, b) in enumerate(zip([*before, None], [*ids, None], strict=False)) if a != b)
-            expected = model.score(ids[:n], [*ids[n:], eos]).total
-            assert row["scores"][label] == pytest.approx(expected, rel=1e-3), label
-    calibrated = good(server, "/v1/classify", {**body, "calibration": "content_free"})["data"][0]
-    assert calibrated["scores"] == answer["data"][0]["scores"] and calibrated["probs"] != answer["data"][0]["probs"]
-    free = good(server, "/v1/classify", {**body, "input": "N/A", "calibration": "batch"})["data"][0]
-    assert max(free["probs"].values()) == pytest.approx(1 / 3)  # nothing is left of a batch of one
-    chat = good(server, "/v1/classify", {"input": "rain", "labels": {"s": "sea", "w": "wind"}})["data"][0]
-    assert set(chat["probs"]) == {"s", "w"}
-    assert post(server, "/v1/classify", {"input": "a", "labels": ["x"]}).error["param"] == "/labels"
+def test_labels_are_as_likely_as_in_python_and_in_the_shell(server: Server, model: Model) -> None:
+    """The same labels and texts have the same numbers, to the bit, in whatever way they are asked."""
+    labels = {"s": "sea", "w": "wind", "sw": "sea and wind", "h": "harbour"}
+    texts = ["the boats", "", "rain <|im_end|>, and more rain"]
+    asked: list[dict[str, Any]] = [
+        {},
+        {"calibration": "none", "normalize": "sum"},
+        {"calibration": "batch", "multi_label": True},
+        {"instructions": "Is it {labels}?", "template": "{text}, then", "examples": [{"text": "x", "label": "w"}]},
+        {"chat": False, "calibration": "none"},
+        {"chat": False, "template": "{text} is about", "chat_template_kwargs": {"x": 1}},
+    ]
+    for body in asked:
+        answer = good(server, "/v1/classify", {"input": texts, "labels": labels, **body})
+        assert [row["index"] for row in answer["data"]] == [0, 1, 2]
+        options: dict[str, Any] = {k: v for k, v in body.items() if k not in ("examples", "chat_template_kwargs")}
+        options["template_options"] = body.get("chat_template_kwargs")
+        options["examples"] = [(e["text"], e["label"]) for e in body.get("examples", [])]
+        for row, expected in zip(answer["data"], model.classify(texts, labels, **options), strict=True):
+            assert row["label"] == expected.label
+            assert row["scores"] == expected.scores, body
+            assert row["probs"] == expected.probs, body
+            assert row["entropy"] == pytest.approx(expected.entropy)
+            assert row["margin"] == pytest.approx(expected.margin)
+    names = "s=sea,w=wind,sw=sea and wind,h=harbour"
+    shell = test_cli.good("classify", "-m", model.path, "--labels", names, texts[0], texts[2])
+    rows = [json.loads(line) for line in shell.splitlines()]
+    for row, i in zip(rows, (0, 2), strict=True):
+        expected = good(server, "/v1/classify", {"input": texts[i], "labels": labels})["data"][0]
+        assert row["label"] == expected["label"]
+        assert row["probs"] == {label: float(f"{p:.6g}") for label, p in expected["probs"].items()}
+    free = good(server, "/v1/classify", {"input": "N/A", "labels": labels, "calibration": "batch"})["data"][0]
+    assert max(free["probs"].values()) == pytest.approx(1 / 4)  # nothing is left of a batch of one
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"labels": ["x"]}, "/labels"),
+        ({"labels": ["x", "y", "x"]}, "/labels"),
+        ({"template": "no place"}, "/template"),
+        ({"examples": [{"text": "a", "label": "z"}]}, "/examples/0/label"),
+    ]
+    for wrong, at in bad:
+        assert post(server, "/v1/classify", {"input": "a", "labels": labels, **wrong}).error["param"] == at
+
+
+def test_a_completion_is_as_likely_as_in_python(server: Server, model: Model) -> None:
+    for prompt, completion in [("the sea", " gives"), ("the se", "a gives"), ("the sea ", "gives")]:
+        expected = model.score(prompt, completion)
+        one = good(server, "/v1/score", {"prompt": prompt, "completion": completion})["data"][0]
+        assert one["token_ids"] == expected.token_ids
+        assert one["logprobs"] == pytest.approx(expected.logprobs)
+        assert one["score"] == pytest.approx(expected.total)
 
 
 def test_a_reranker_orders_documents(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ The names below are imported when they are first used: whoever wants one does no
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .async_chat import AsyncChatStream
     from .chat import ChatCompletion, ChatDelta, ChatOptions, ChatStream, ToolCall, ToolCallDelta, Usage
     from .chat import ChatFinishReason as ChatFinishReason
     from .checkpoint import Checkpoint, Tensor, Warmed
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncChatStream",
     "AsyncEngine",
     "AsyncStream",
     "Benchmark",
@@ -134,6 +136,7 @@ _HOMES = (
     "classify",
     "quantization",
     "engine",
+    "async_chat",
     "tools",
     "server",
 )

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 from . import _core
 from .closing import Closing
@@ -15,12 +15,15 @@ from .lazy import Lazy
 from .options import PARAMETERS, GenerateOptions, Messages, SamplingParams, Tools, merged
 
 if TYPE_CHECKING:
+    from . import engine as _engine
     from . import model as _model
     from . import session as _session
 else:
     _model, _session = Lazy("llama_rs.model"), Lazy("llama_rs.session")
 
 TEMPLATE = "tokenizer.chat_template"
+
+_Stream = TypeVar("_Stream", bound="_session.Stream | _engine.AsyncStream")
 
 ChatFinishReason = Literal["stop", "length", "tool_calls"]
 """Why an answer ended: as :data:`FinishReason`, or because the model calls tools and waits for what they give."""
@@ -148,46 +151,32 @@ class ChatCompletion(NamedTuple):
         }
 
 
-class ChatStream(Iterator[ChatDelta], Closing):
-    """The pieces of an answer as they come. What it has so far can be asked for at any time.
+class ChatAnswer(Generic[_Stream]):
+    """An answer as far as it has come: streams of text, each but the last ended by a full context, taken apart."""
 
-    As a context manager it is closed at the end of the block:
-
-    >>> with model.stream_chat("What is gravity?") as stream:
-    ...     for delta in stream:
-    ...         print(delta.content, end="")
-    """
-
-    def __init__(self, question: Question, session: _session.Session, *, owned: bool) -> None:
-        self._question = question
-        self._session = session
-        self._owned = owned
-        self._stream = question.stream(session, [], question.params)
-        self._parser = question.parser(self._stream.seed)
+    def __init__(self) -> None:
+        self._question: Question | None = None
+        self._parser: _core.ChatParser | None = None
+        self._streams: list[_Stream] = []
         self._coming: deque[ChatDelta] = deque()
         self._ended = False
-        self._earlier: list[_session.Stream] = []  # each ended because the context was full
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[tuple[str, str, list[str]]] = []
 
-    def __next__(self) -> ChatDelta:
-        while not self._coming:
-            if self._ended:
-                raise StopIteration
-            piece = next(self._stream, None)
-            if piece is not None:
-                self._take(self._parser.push(piece))
-            elif not self._went_on():
-                self._end()
-        return self._coming.popleft()
+    def _begin(self, question: Question, stream: _Stream, seed: int) -> None:
+        self._question, self._parser = question, question.parser(seed)
+        self._streams.append(stream)
 
-    def _end(self) -> None:
+    def _push(self, piece: str) -> None:
+        assert self._parser is not None, "it has begun"
+        self._take(self._parser.push(piece))
+
+    def _finish(self) -> None:
         self._ended = True
-        if self._owned:
-            self._session.close()
-        if self._stream.finish_reason is not None:  # it was not closed before its end
-            self._take(self._parser.finish(self._stream.finish_reason == "length"))
+        reason = self._streams[-1].finish_reason
+        if reason is not None and self._parser is not None:  # it was not closed before its end
+            self._take(self._parser.finish(reason == "length"))
 
     def _take(self, pieces: Sequence[tuple[str, int, str, str]]) -> None:
         for kind, index, text, name in pieces:
@@ -204,30 +193,19 @@ class ChatStream(Iterator[ChatDelta], Closing):
                 self._calls[index][2].append(text)
                 self._coming.append(ChatDelta(tool_call=ToolCallDelta(index, arguments=text)))
 
-    def _went_on(self) -> bool:
-        """Makes room where the context is full, if it is to be made, and goes on."""
-        question, stream = self._question, self._stream
-        if not question.shifts or stream.finish_reason != "length" or self._session.closed:
-            return False
-        so_far = self.token_ids
-        most = question.params.max_tokens
-        if most is not None and len(so_far) >= most:
-            return False
-        if not question.forget(len(so_far)):
-            return False
-        params = question.params.replace(seed=None, max_tokens=None if most is None else most - len(so_far))
-        self._earlier.append(stream)
-        self._stream = question.stream(self._session, so_far, params)
-        return True
+    def _made_room(self) -> SamplingParams | None:
+        """Makes room where the context is full, if it is to be made: how the answer goes on then."""
+        question = self._question
+        if question is None or not question.shifts or self._streams[-1].finish_reason != "length":
+            return None
+        n, most = len(self.token_ids), question.params.max_tokens
+        if (most is not None and n >= most) or not question.forget(n):
+            return None
+        return question.params.replace(seed=None, max_tokens=None if most is None else most - n)
 
-    def _completion(self) -> ChatCompletion:
-        while not self._ended:
-            # In one use of the session: nobody else finds it between two pieces.
-            self._take(self._parser.push(self._stream._completion().text))
-            if not self._went_on():
-                self._end()
-        finish_reason = self.finish_reason
-        assert finish_reason is not None, "the stream has ended"
+    def _whole(self) -> ChatCompletion:
+        finish_reason, seed = self.finish_reason, self._streams[0].seed
+        assert finish_reason is not None and seed is not None, "the stream has ended"
         return ChatCompletion(
             self.content,
             self.reasoning,
@@ -237,7 +215,7 @@ class ChatStream(Iterator[ChatDelta], Closing):
             self.text,
             self.token_ids,
             self.timings,
-            self.seed,
+            seed,
             self.logprobs,
         )
 
@@ -259,9 +237,9 @@ class ChatStream(Iterator[ChatDelta], Closing):
     @property
     def finish_reason(self) -> ChatFinishReason | None:
         """Why the answer ended; None while it has not."""
-        if not self._ended:
+        if not self._ended or not self._streams:
             return None
-        reason = self._stream.finish_reason
+        reason = self._streams[-1].finish_reason
         return "tool_calls" if reason == "stop" and self._calls else reason
 
     @property
@@ -278,50 +256,98 @@ class ChatStream(Iterator[ChatDelta], Closing):
     @property
     def forgotten(self) -> int:
         """How many of the oldest messages the model was not given, because the context has no room for them."""
-        return self._question.forgotten
+        return 0 if self._question is None else self._question.forgotten
 
     @property
     def text(self) -> str:
         """All that the model wrote so far, with the marks of thoughts and calls."""
-        return "".join(stream.text for stream in (*self._earlier, self._stream))
+        return "".join(stream.text for stream in self._streams)
 
     @property
     def token_ids(self) -> list[int]:
         """The tokens of the answer so far, without an end token."""
-        return [token for stream in (*self._earlier, self._stream) for token in stream.token_ids]
+        return [token for stream in self._streams for token in stream.token_ids]
 
     @property
     def logprobs(self) -> list[_session.TokenLogprob] | None:
         """How likely each of ``token_ids`` was, if that was asked for; None else."""
-        parts = [stream.logprobs for stream in (*self._earlier, self._stream)]
-        return None if parts[0] is None else [row for part in parts for row in part or ()]
+        parts = [stream.logprobs for stream in self._streams]
+        return None if not parts or parts[0] is None else [row for part in parts for row in part or ()]
 
     @property
     def timings(self) -> _session.Timings:
         """Where the time went so far."""
-        if not self._earlier:
-            return self._stream.timings
-        streams = [stream.timings for stream in (*self._earlier, self._stream)]
-        first = streams[0]
-        return first._replace(
+        if not self._streams:
+            return _session.Timings(0, 0.0, 0, 0.0, 0)
+        streams = [stream.timings for stream in self._streams]
+        return streams[0]._replace(
             prompt_seconds=sum(t.prompt_seconds for t in streams),
             generated_tokens=sum(t.generated_tokens for t in streams),
             generation_seconds=sum(t.generation_seconds for t in streams),
         )
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a stream cannot be pickled: pickle its model, or the text that it gave")
+
+
+class ChatStream(ChatAnswer["_session.Stream"], Iterator[ChatDelta], Closing):
+    """The pieces of an answer as they come. What it has so far can be asked for at any time.
+
+    As a context manager it is closed at the end of the block:
+
+    >>> with model.stream_chat("What is gravity?") as stream:
+    ...     for delta in stream:
+    ...         print(delta.content, end="")
+    """
+
+    def __init__(self, question: Question, session: _session.Session, *, owned: bool) -> None:
+        super().__init__()
+        self._session = session
+        self._owned = owned
+        stream = question.stream(session, [], question.params)
+        self._begin(question, stream, stream.seed)
+
+    def __next__(self) -> ChatDelta:
+        while not self._coming:
+            if self._ended:
+                raise StopIteration
+            piece = next(self._streams[-1], None)
+            if piece is not None:
+                self._push(piece)
+            elif not self._went_on():
+                self._end()
+        return self._coming.popleft()
+
+    def _end(self) -> None:
+        if self._owned:
+            self._session.close()
+        self._finish()
+
+    def _went_on(self) -> bool:
+        params = None if self._session.closed else self._made_room()
+        if params is None or self._question is None:
+            return False
+        self._streams.append(self._question.stream(self._session, self.token_ids, params))
+        return True
+
+    def _completion(self) -> ChatCompletion:
+        while not self._ended:
+            # In one use of the session: nobody else finds it between two pieces.
+            self._push(self._streams[-1]._completion().text)
+            if not self._went_on():
+                self._end()
+        return self._whole()
+
     @property
     def seed(self) -> int:
         """The seed given, or the one drawn."""
-        return (self._earlier[0] if self._earlier else self._stream).seed
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a stream cannot be pickled: pickle its model, or the text that it gave")
+        return self._streams[0].seed
 
     def close(self) -> None:
         """Ends the stream, and frees the cache if it is not that of an explicit session."""
         self._ended = True
         self._coming.clear()
-        self._stream.close()
+        self._streams[-1].close()
         if self._owned:
             self._session.close()
 
@@ -331,7 +357,7 @@ def _openai(row: _session.TokenLogprob) -> dict[str, Any]:
     return {"token": row.token, "logprob": row.logprob, "bytes": list(row.bytes), "top_logprobs": others}
 
 
-def _message(answer: ChatCompletion | ChatStream) -> dict[str, Any]:
+def _message(answer: ChatCompletion | ChatAnswer[Any]) -> dict[str, Any]:
     content, reasoning, tool_calls = answer.content, answer.reasoning, answer.tool_calls
     message: dict[str, Any] = {"role": "assistant", "content": content}
     if not content and (reasoning or tool_calls):
@@ -390,16 +416,21 @@ class Question:
         self.forgotten = 0
         """How many messages are left out: the oldest, but not what the system says."""
         self.prompt: list[int] = []
+        """Its tokens, once it is prepared."""
         self._end = ""
         if forgotten and self.shifts and self._first_kept(forgotten.n) == forgotten.first_kept:
             self.forgotten = forgotten.n  # it is the same conversation
+
+    def prepared(self) -> Question:
+        """Makes the prompt, which may take a while."""
         try:
             self._encode()
         except ContextOverflowError:
             if not self.shifts or not self.forget(0):
                 raise
-        if self.shifts and len(self.prompt) + _ROOM >= context_length:
+        if self.shifts and len(self.prompt) + _ROOM >= self._context_length:
             self.forget(0)
+        return self
 
     def _encode(self) -> None:
         first = _system(self._messages)
@@ -446,16 +477,22 @@ class Question:
 
     def stream(self, session: _session.Session, answer: Sequence[int], params: SamplingParams) -> _session.Stream:
         """The answer, whose first tokens are there already."""
-        marks, answer_mark = self._model._template.marks(self._tools is not None, self._family)
+        marks, free_until = self.marks(params)
         prompt = [*self.prompt, *answer]
         if self.shifts:
             session._realign(prompt)
             first_kept = self._first_kept(self.forgotten)
             session._forgotten = Forgotten(self.forgotten, first_kept) if self.forgotten else None
         more: dict[str, Any] = {"marks": marks, "moved": self.shifts, "speculative": self._speculative}
-        if _is_constrained(params) and answer_mark and self.parser(0).in_reasoning:
-            more["free_until"] = ([answer_mark], False)
+        if free_until is not None:
+            more["free_until"] = ([free_until], False)
         return session._stream(prompt, params, owned=False, **more)
+
+    def marks(self, params: SamplingParams) -> tuple[list[int], str | None]:
+        """The control tokens that a parser has to see, and up to which marker a grammar leaves the answer free."""
+        marks, answer_mark = self._model._template.marks(self._tools is not None, self._family)
+        thinks = _is_constrained(params) and answer_mark is not None and self.parser(0).in_reasoning
+        return marks, answer_mark if thinks else None
 
     def parser(self, seed: int) -> _core.ChatParser:
         """What takes the answer apart."""
@@ -567,13 +604,7 @@ class ChatTemplate:
         for source in sources:
             if source is not None and not isinstance(source, str):
                 raise UnsupportedModelError(f"{model.path}: {TEMPLATE} is no text", model.path)
-        tokenizer = model.tokenizer
-        self._core = _core.Chat(tokenizer._core, sources[0], model.path, sources[1])
-        names = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
-        self._special = {
-            name: "" if token is None else tokenizer.token_bytes(token).decode(errors="replace")
-            for name, token in names.items()
-        }
+        self._core = _core.Chat(model.tokenizer._core, sources[0], model.path, sources[1])
         self.parser = self._core.parser
         self._marks: dict[tuple[bool, str | None], tuple[list[int], str | None]] = {}
 
@@ -597,13 +628,6 @@ class ChatTemplate:
         if key not in self._marks:
             self._marks[key] = self._core.marks(*key)
         return self._marks[key]
-
-    def encode_each(
-        self, messages: Messages, beginnings: Sequence[str], *, options: Mapping[str, Any] | None, now: int
-    ) -> list[list[int]]:
-        """The tokens of the prompt with each of these texts as the beginning of the answer."""
-        trusted = {"add_generation_prompt": True, **self._special, **(options or {})}
-        return self._core.encode_each(trusted, {"messages": checked(messages)}, now, 1 << 32, beginnings)
 
 
 def checked(messages: Messages) -> Sequence[Mapping[str, Any]]:

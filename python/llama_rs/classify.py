@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
+from . import _core
 from .closing import Closing
 from .errors import ContextOverflowError, UnsupportedModelError
 from .lazy import Lazy
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:
     np, npt, _model = Lazy("numpy"), Lazy("numpy.typing"), Lazy("llama_rs.model")
 
-CONTENT_FREE = ("N/A", "", "[MASK]")
+CONTENT_FREE = tuple(_core.content_free())
 """Texts that say nothing, as Zhao et al. have them."""
 
 ECE_BINS = 15
@@ -42,10 +42,15 @@ class Classification(NamedTuple):
     label: str
     """The most likely label."""
     probs: dict[str, float]
-    """The probability of each label, calibrated; they sum to 1."""
+    """The probability of each label, calibrated; they sum to 1, unless a text may have several labels."""
     scores: dict[str, float]
     """What the model says of each as an answer, before any calibration: the mean natural logarithm of the probability
     of its tokens, or the sum."""
+
+    def labels(self, threshold: float = 0.5) -> list[str]:
+        """The labels that are at least so likely, the most likely first: those of a text that may have several."""
+        likely = [label for label, p in self.probs.items() if p >= threshold]
+        return sorted(likely, key=lambda label: -self.probs[label])
 
     @property
     def entropy(self) -> float:
@@ -122,6 +127,7 @@ class ClassifyOptions(TypedDict, total=False):
     template_options: Mapping[str, Any] | None
     calibration: Literal["content_free", "batch", "none"] | Calibration
     normalize: Literal["mean", "sum"]
+    multi_label: bool
 
 
 class Classifier(Closing):
@@ -143,6 +149,7 @@ class Classifier(Closing):
         template_options: Mapping[str, Any] | None = None,
         calibration: Literal["content_free", "batch", "none"] | Calibration = "content_free",
         normalize: Literal["mean", "sum"] = "mean",
+        multi_label: bool = False,
     ) -> None:
         self.labels, self._answers = _checked_labels(labels)
         if not isinstance(calibration, Calibration) and calibration not in ("content_free", "batch", "none"):
@@ -155,10 +162,9 @@ class Classifier(Closing):
             self._index(label)
         self.model = model
         self.normalize = normalize
-        self._prompt = _Prompt(
-            model, self._answers, instructions, template, [(t, self._answers[self._index(a)]) for t, a in examples],
-            chat, template_options,
-        )  # fmt: skip
+        self.multi_label = multi_label
+        shown = [(text, self._answers[self._index(label)]) for text, label in examples]
+        self._asking = _asking(model, self._answers, instructions, template, shown, chat, template_options)
         self._session = model.session()
         self._content_free: npt.NDArray[np.float64] | None = None
         if isinstance(calibration, Calibration) and (
@@ -176,7 +182,7 @@ class Classifier(Closing):
             self.model._handle.checkpoint().fingerprint(),
             self.labels,
             self.normalize,
-            self._prompt.choices("x"),
+            self._asking.choices("x"),
         )
         return sha256(repr(of).encode()).hexdigest()
 
@@ -205,8 +211,7 @@ class Classifier(Closing):
         rows: list[list[float]] = []
         for at in range(0, len(texts), CHUNK):
             choices = [self._fitting(i, texts[i]) for i in range(at, min(at + CHUNK, len(texts)))]
-            for answers in self._session._handle.log_probs(choices, self._prompt.is_chat):
-                rows.append([sum(logs) / (len(logs) if self.normalize == "mean" else 1) for logs in answers])
+            rows += self._session._handle.label_scores(choices, self._asking.is_chat, self.normalize == "sum")
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.labels))
 
     def fit(self, texts: Sequence[str], labels: Sequence[str]) -> Calibration:
@@ -235,6 +240,8 @@ class Classifier(Closing):
         Raises:
             ValueError: if there are no texts, or a label is none of the classifier's.
         """
+        if self.multi_label:
+            raise ValueError("multi_label is True: what is evaluated is one label of a text")
         truth = self._truth(texts, labels)
         return evaluation(self.labels, self._probs(self.scores(texts)), truth)
 
@@ -249,7 +256,7 @@ class Classifier(Closing):
         """The tokens of a text, if they fit."""
         if not isinstance(text, str):
             raise TypeError(f"text {i} is of type {type(text).__name__}, it must be a str")
-        prompt, answers = self._prompt.choices(text)
+        prompt, answers = self._asking.choices(text)
         n = len(prompt) + max(map(len, answers))
         if n > self._session.context_length:
             limit = self._session.context_length
@@ -272,94 +279,43 @@ class Classifier(Closing):
 
     def _probs(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Calibrated probabilities, ``(texts, labels)``."""
+        prior: list[float] = []
         if isinstance(self.calibration, Calibration):
             biases = np.array([self.calibration.biases[label] for label in self.labels])
             scores = _log_softmax(scores) / self.calibration.temperature + biases
         elif self.calibration == "content_free":
-            scores = scores - self._prior_of_nothing()
-        elif self.calibration == "batch" and len(scores):
-            scores = scores - _prior(scores)
-        probs: npt.NDArray[np.float64] = np.exp(_log_softmax(scores))
-        return probs
+            prior = self._prior_of_nothing().tolist()
+        elif self.calibration == "batch":
+            prior = _core.label_prior(scores.tolist())
+        probs = _core.label_probabilities(scores.tolist(), prior, self.multi_label)
+        return np.array(probs, dtype=np.float64).reshape(scores.shape)
 
     def _prior_of_nothing(self) -> npt.NDArray[np.float64]:
         if self._content_free is None:
-            self._content_free = _prior(self.scores(CONTENT_FREE))
+            self._content_free = np.array(_core.label_prior(self.scores(CONTENT_FREE).tolist()))
         return self._content_free
 
 
-class _Prompt:
-    """What a model is asked: the same before and behind each text."""
-
-    def __init__(
-        self,
-        model: _model.Model,
-        answers: Sequence[str],
-        instructions: str | None,
-        template: str | None,
-        examples: Sequence[tuple[str, str]],
-        chat: bool | None,
-        options: Mapping[str, Any] | None,
-    ) -> None:
-        from .chat import ChatTemplate
-
-        self._tokenizer = model.tokenizer
-        self._chat: ChatTemplate | None = None
-        if chat is not False:
-            try:
-                self._chat = ChatTemplate(model)
-            except UnsupportedModelError:
-                if chat:
-                    raise
-        if template is not None and template.count("{text}") != 1:
-            raise ValueError(f"template is {template!r}, it must have {{text}} in it, once")
-        if instructions is None:
-            instructions = "Classify the text into one of these categories: {labels}."
-            instructions += " Answer with the category alone." if self.is_chat else ""
-        self._instructions = instructions.replace("{labels}", ", ".join(answers))
-        default = "Text: {text}" if self.is_chat else "Text: {text}\nLabel:"
-        self._before, self._after = (default if template is None else template).split("{text}")
-        self._examples = examples
-        # A model that thinks before it answers would have its thoughts scored.
-        self._options = {"enable_thinking": False, **(options or {})}
-        self._answers = answers
-        # After a colon comes a space, and the answer ends with its line.
-        self._spelt = [*answers] if self.is_chat else [f" {answer}\n" for answer in answers]
-        self._now = int(time.time())
-
-    @property
-    def is_chat(self) -> bool:
-        return self._chat is not None
-
-    def choices(self, text: str) -> tuple[list[int], list[list[int]]]:
-        """The tokens of the prompt, and those of each answer after it.
-
-        They are tokenized together and parted where they begin to differ: what ends a prompt may be one token with what
-        begins an answer.
-        """
-        open_, *closed = self._encoded(text)
-        n = min(_common(open_, ids) for ids in closed)
-        n = min(n, *(len(ids) - 1 for ids in closed))
-        return open_[:n], [ids[n:] for ids in closed]
-
-    def _encoded(self, text: str) -> list[list[int]]:
-        """The prompt with nothing behind it, and with each answer."""
-        asked = f"{self._before}{text}{self._after}"
-        shown = [(f"{self._before}{example}{self._after}", answer) for example, answer in self._examples]
-        intro = f"{self._instructions}\n\n" if self._instructions else ""
-        if self._chat is not None:
-            messages: list[dict[str, str]] = []
-            for question, answer in [*shown, (asked, "")]:
-                messages.append({"role": "user", "content": question if messages else intro + question})
-                messages.append({"role": "assistant", "content": answer})
-            del messages[-1]
-            return self._chat.encode_each(messages, ["", *self._spelt], options=self._options, now=self._now)
-        before = intro + "".join(f"{question} {answer}\n\n" for question, answer in shown)
-        return [self._text(before + asked + answer) for answer in ("", *self._spelt)]
-
-    def _text(self, text: str) -> list[int]:
-        ids = self._tokenizer.encode(text, parse_special=False)
-        return ids[:-1] if ids and self._tokenizer.is_end_of_generation(ids[-1]) else ids  # that some files add
+def _asking(
+    model: _model.Model,
+    answers: Sequence[str],
+    instructions: str | None,
+    template: str | None,
+    examples: Sequence[tuple[str, str]],
+    chat: bool | None,
+    options: Mapping[str, Any] | None,
+) -> _core.Asking:
+    """What the model is asked, as a conversation if it can have one."""
+    conversation: _core.Chat | None = None
+    if chat is not False:
+        try:
+            conversation = model._template._core
+        except UnsupportedModelError:
+            if chat:
+                raise
+    return _core.Asking(
+        model.tokenizer._core, conversation, answers, instructions, template, examples, dict(options or {})
+    )
 
 
 def evaluation(labels: Sequence[str], probs: npt.NDArray[np.float64], truth: Sequence[int]) -> Evaluation:
@@ -406,22 +362,10 @@ def _checked_labels(labels: Sequence[str] | Mapping[str, str]) -> tuple[tuple[st
     return names, answers
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
-    n = min(len(a), len(b))
-    return next((i for i in range(n) if a[i] != b[i]), n)
-
-
 def _log_softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     shifted: npt.NDArray[np.float64] = scores - scores.max(1, keepdims=True) if len(scores) else scores
     logs: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     return logs
-
-
-def _prior(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The logarithm of the mean probability of each label."""
-    prior: npt.NDArray[np.float64] = np.log(np.exp(_log_softmax(scores)).mean(0))
-    return prior
 
 
 def _fitted(x: npt.NDArray[np.float64], truth: Sequence[int]) -> tuple[float, npt.NDArray[np.float64]]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 from . import _core
 from .errors import LlamaError, ModelClosedError
@@ -21,9 +21,11 @@ from .options import FinishReason, GenerateOptions, Messages, SamplingParams, me
 from .session import Completion, Timings, TokenLogprob, token_logprobs
 
 if TYPE_CHECKING:
+    from . import async_chat as _async_chat
+    from . import chat as _chat
     from . import model as _model
 else:
-    _model = Lazy("llama_rs.model")
+    _async_chat, _model = Lazy("llama_rs.async_chat"), Lazy("llama_rs.model")
 
 
 class EngineStats(NamedTuple):
@@ -165,42 +167,34 @@ class AsyncEngine:
         self,
         messages: Messages,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_options: Mapping[str, Any] | None = None,
         sampling: SamplingParams | None = None,
         client: str = "",
         priority: int = 0,
         timeout: float | None = None,
-        **options: Unpack[GenerateOptions],
-    ) -> AsyncStream:
-        """Answers a conversation piece by piece, as :meth:`Model.stream_chat` does."""
-        asked = _Conversation(messages, tools, template_options)
-        return AsyncStream(self, asked, merged(sampling, options), client, priority, timeout)
+        **options: Unpack[_chat.ChatOptions],
+    ) -> _async_chat.AsyncChatStream:
+        """Answers a conversation piece by piece, as :meth:`Model.stream_chat` does, with its options.
+
+        An asynchronous iterator of :class:`ChatDelta`. Nothing is computed before the first piece is asked for.
+
+        Raises:
+            ValueError: if the template refuses the messages (from the first piece), or an argument is out of range.
+        """
+        return _async_chat.AsyncChatStream(self, messages, sampling, options, (client, priority, timeout))
 
     async def chat(
         self,
         messages: Messages,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_options: Mapping[str, Any] | None = None,
         sampling: SamplingParams | None = None,
         client: str = "",
         priority: int = 0,
         timeout: float | None = None,
-        **options: Unpack[GenerateOptions],
-    ) -> Completion:
-        """Answers a conversation, as :meth:`Model.chat` does."""
-        stream = self.stream_chat(
-            messages,
-            tools=tools,
-            template_options=template_options,
-            sampling=sampling,
-            client=client,
-            priority=priority,
-            timeout=timeout,
-            **options,
-        )
-        return await stream._completion()
+        **options: Unpack[_chat.ChatOptions],
+    ) -> _chat.ChatCompletion:
+        """Answers a conversation, as :meth:`Model.chat` does, with its options."""
+        about = (client, priority, timeout)
+        return await _async_chat.AsyncChatStream(self, messages, sampling, options, about)._completion()
 
     def _bell(self) -> _Bell:
         loop = asyncio.get_running_loop()
@@ -237,10 +231,10 @@ class AsyncEngine:
         return f"<{'closed ' if self._closed else ''}AsyncEngine({self.model.path!r})>"
 
 
-class _Conversation(NamedTuple):
-    messages: Messages
-    tools: Sequence[Mapping[str, Any]] | None
-    template_options: Mapping[str, Any] | None
+def check_priority(priority: int) -> None:
+    """Refuses what is none."""
+    if not -100 <= priority <= 100:
+        raise ValueError(f"priority is {priority}, it must be from -100 to 100")
 
 
 class _Bell:
@@ -281,15 +275,18 @@ class AsyncStream(AsyncIterator[str]):
     def __init__(
         self,
         engine: AsyncEngine,
-        prompt: str | Sequence[int] | _Conversation,
+        prompt: str | Sequence[int],
         params: SamplingParams,
         client: str,
         priority: int,
         timeout: float | None,
+        *,
+        marks: Sequence[int] = (),
+        free_until: str | None = None,
     ) -> None:
-        if not -100 <= priority <= 100:
-            raise ValueError(f"priority is {priority}, it must be from -100 to 100")
+        check_priority(priority)
         self._engine = engine
+        self._marks = (marks, free_until)  # what a parser has to see, and where a grammar begins
         self._prompt = prompt
         self._params = params
         self._about = (hash(client) & ((1 << 64) - 1), priority, timeout)
@@ -311,15 +308,10 @@ class AsyncStream(AsyncIterator[str]):
         self._drop = (bell, id, loop)
 
         def submit() -> _core.Ticket:
-            ids: str | Sequence[int]
-            match self._prompt:
-                case _Conversation(messages, tools, template_options):
-                    ids = model._chat_prompt(messages, tools, template_options, model.context_length)
-                case str(text):
-                    room = model.context_length
-                    ids = model.tokenizer._encode(text, params.add_special, params.parse_special, room)
-                case given:
-                    ids = given
+            ids = self._prompt
+            if isinstance(ids, str):
+                room = model.context_length
+                ids = model.tokenizer._encode(ids, params.add_special, params.parse_special, room)
             client, priority, timeout = self._about
             return engine._core.submit(
                 model._handle,
@@ -334,6 +326,7 @@ class AsyncStream(AsyncIterator[str]):
                 bell._core,
                 id,
                 model._lora(None),
+                *self._marks,
             )
 
         submitted = asyncio.ensure_future(asyncio.to_thread(submit))

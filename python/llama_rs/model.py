@@ -22,7 +22,6 @@ from .options import (
     Messages,
     Pooling,
     SamplingParams,
-    Tools,
     adapters,
     default_threads,
     merged,
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from . import async_chat as _async_chat
     from . import chat as _chat
     from . import classify as _classify
     from . import engine as _engine
@@ -410,6 +410,26 @@ class Model(Closing):
         """Answers a prompt piece by piece, as :meth:`agenerate` does: ``async for piece in model.astream(prompt)``."""
         return self._async_engine().stream(prompt, sampling=sampling, **options)
 
+    async def achat(
+        self,
+        messages: Messages,
+        *,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[_chat.ChatOptions],
+    ) -> _chat.ChatCompletion:
+        """Answers a conversation, as :meth:`chat` does, for programs with an event loop; see :meth:`agenerate`."""
+        return await self.astream_chat(messages, sampling=sampling, **options)._completion()
+
+    def astream_chat(
+        self,
+        messages: Messages,
+        *,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[_chat.ChatOptions],
+    ) -> _async_chat.AsyncChatStream:
+        """Answers a conversation piece by piece: ``async for delta in model.astream_chat(messages)``."""
+        return self._async_engine().stream_chat(messages, sampling=sampling, **options)
+
     def _async_engine(self) -> _engine.AsyncEngine:
         _ = self._handle  # raises if it is closed
         if self._engine is None:
@@ -488,17 +508,7 @@ class Model(Closing):
 
     def chat_prompt(self, messages: Messages, **options: Unpack[_chat.ChatOptions]) -> list[int]:
         """The tokens that :meth:`chat` asks with; ``tokenizer.decode`` shows them as text."""
-        return _chat.Question(self, messages, None, options, context_length=1 << 32).prompt
-
-    def _chat_prompt(
-        self,
-        messages: Messages,
-        tools: Tools | None,
-        options: Mapping[str, Any] | None,
-        at_most: int,
-    ) -> list[int]:
-        asked: _chat.ChatOptions = {"tools": tools, "template_options": options}
-        return _chat.Question(self, messages, None, asked, context_length=at_most).prompt
+        return _chat.Question(self, messages, None, options, context_length=1 << 32).prepared().prompt
 
     @property
     def _template(self) -> _chat.ChatTemplate:
@@ -636,6 +646,7 @@ class Model(Closing):
         template_options: Mapping[str, Any] | None = None,
         calibration: Literal["content_free", "batch", "none"] | _classify.Calibration = "content_free",
         normalize: Literal["mean", "sum"] = "mean",
+        multi_label: bool = False,
     ) -> _classify.Classifier:
         """What classifies any number of texts: call it with a list of them.
 
@@ -652,6 +663,8 @@ class Model(Closing):
                 :meth:`Classifier.fit` gave.
             normalize: whether the score of a label is the ``"mean"`` of the log-probabilities of its tokens, or their
                 ``"sum"``.
+            multi_label: a text may have several labels, or none: each is held against the mean of the others alone, and
+                the probabilities do not sum to 1. :meth:`Classification.labels` are those that are likely.
 
         Raises:
             UnsupportedModelError, ValueError: as for :meth:`classify`.
@@ -668,6 +681,7 @@ class Model(Closing):
             template_options=template_options,
             calibration=calibration,
             normalize=normalize,
+            multi_label=multi_label,
         )
 
     def score(self, prompt: str | Sequence[int], continuation: str | Sequence[int]) -> Score:
@@ -800,7 +814,7 @@ class Model(Closing):
         handle = self._handle
         copy = Model.__new__(Model)
         own: dict[str, Any] = {"_sessions": weakref.WeakSet(), "_engines": weakref.WeakSet(), "_engine": None}
-        copy.__dict__.update(self.__dict__, _open=handle, _templates={}, **own)
+        copy.__dict__.update(self.__dict__, _open=handle, **own)
         return copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:

@@ -110,6 +110,7 @@ class Session(Closing):
         """The adapters that it computes with, each with how strong it is."""
         self._handle = core
         self._forgotten: _chat.Forgotten | None = None  # of the conversation
+        self._guesser: Session | None = None  # of a smaller model
 
     @property
     def position(self) -> int:
@@ -206,7 +207,7 @@ class Session(Closing):
         question = _chat.Question(
             self.model, messages, sampling, options, context_length=length, forgotten=self._forgotten
         )
-        return _chat.ChatStream(question, self, owned=owned)
+        return _chat.ChatStream(question.prepared(), self, owned=owned)
 
     def _realign(self, prompt: Sequence[int]) -> None:
         """Moves what the session has of a prompt further on to where that has it: what is between is forgotten."""
@@ -266,7 +267,9 @@ class Session(Closing):
             raise ValueError(
                 f"{speculative.path}: cannot guess tokens for {self.model.path}, whose vocabulary is another"
             )
-        return speculative.session(context_length=self.context_length)._handle
+        if self._guesser is None or self._guesser.model is not speculative or self._guesser.closed:
+            self._guesser = speculative.session(context_length=self.context_length)
+        return self._guesser._handle  # what it has of the prompt is not computed again
 
     def fork(self) -> Session:
         """Another session with the same tokens, at no cost: they share what was computed, and each goes on alone."""
@@ -310,6 +313,8 @@ class Session(Closing):
     def close(self) -> None:
         """Frees the cache. A call that uses it ends with a :class:`ModelClosedError`, as every later one does."""
         self._handle.close(False)
+        if self._guesser is not None:
+            self._guesser.close()
 
     def __enter__(self) -> Self:
         _ = self._handle.position  # raises if it is closed

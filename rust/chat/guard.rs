@@ -11,7 +11,7 @@ use crate::threads::Interrupt;
 use crate::tokenizer::Tokenizer;
 
 /// A noncharacter: Unicode promises that no text has it.
-pub(super) const MARK: char = '\u{fdd0}';
+pub const MARK: char = '\u{fdd0}';
 
 /// Finds the control tokens of a vocabulary in what people write.
 pub struct Guard(Option<AhoCorasick>);
@@ -64,6 +64,12 @@ impl Guard {
         }
         out.push_str(&text[from..]);
         Ok(out)
+    }
+
+    /// Where the last name of a control token ends that is not broken; 0 if there is none.
+    pub fn last_end(&self, text: &str) -> usize {
+        let found = self.0.as_ref().and_then(|automaton| automaton.find_overlapping_iter(text).map(|m| m.end()).max());
+        found.unwrap_or(0)
     }
 }
 

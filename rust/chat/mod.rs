@@ -39,7 +39,7 @@ mod template;
 mod time;
 
 pub use family::Format;
-pub use guard::{Guard, encode};
+pub use guard::{Guard, MARK, encode};
 pub use json::parse as value_of_json;
 pub use message::{Delta, Reply, Tool, ToolCall};
 pub use parse::{Calls, Parser, Setup};

@@ -11,7 +11,7 @@ mod stop;
 
 pub use answer::{Answer, Decode, Event, FinishReason, LogitsProcessor, TokenLogprobs};
 pub use options::{Options, Overflow, PromptOptions};
-pub use speculate::{Draft, Drafter, Lookup};
+pub use speculate::{Draft, Drafter, Lookup, guess};
 pub use stop::StopStrings;
 
 use std::path::Path;

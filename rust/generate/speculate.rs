@@ -115,26 +115,41 @@ impl<S> fmt::Debug for Drafter<S> {
 
 impl<S: Forward + Send> Draft for Drafter<S> {
     fn draft(&mut self, tokens: &[u32], most: usize, interrupt: &Interrupt) -> Result<Vec<u32>> {
-        let room = self.session.context_length().saturating_sub(tokens.len());
-        let mut drafted = Vec::new();
-        if tokens.iter().any(|&id| id as usize >= self.vocab_size) {
-            return Ok(drafted);
-        }
-        let n = self.session.keep_prefix(tokens);
-        while drafted.len() < most.min(room) {
-            let new = if drafted.is_empty() { &tokens[n..] } else { &drafted[drafted.len() - 1..] };
-            let logits = self.session.forward(new, interrupt)?;
-            let logits = &logits[..self.vocab_size.min(logits.len())];
-            let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-            let Some((id, &largest)) = best.filter(|(_, logit)| logit.is_finite()) else { break };
-            let total: f32 = logits.iter().map(|logit| (logit - largest).exp()).sum();
-            if 1.0 / total < LEAST_PROBABILITY {
-                break;
-            }
-            drafted.push(id as u32);
-        }
-        Ok(drafted)
+        guess(&mut self.session, self.vocab_size, tokens, most, interrupt)
     }
+}
+
+/// What a model, whose first `vocab_size` tokens are those of another, finds most likely after `tokens`, as far as it is
+/// sure. Its session keeps what it has of them.
+///
+/// # Errors
+/// As for [`Forward::forward`].
+pub fn guess<S: Forward>(
+    session: &mut S,
+    vocab_size: usize,
+    tokens: &[u32],
+    most: usize,
+    interrupt: &Interrupt,
+) -> Result<Vec<u32>> {
+    let room = session.context_length().saturating_sub(tokens.len());
+    let mut drafted = Vec::new();
+    if tokens.iter().any(|&id| id as usize >= vocab_size) {
+        return Ok(drafted);
+    }
+    let n = session.keep_prefix(tokens);
+    while drafted.len() < most.min(room) {
+        let new = if drafted.is_empty() { &tokens[n..] } else { &drafted[drafted.len() - 1..] };
+        let logits = session.forward(new, interrupt)?;
+        let logits = &logits[..vocab_size.min(logits.len())];
+        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        let Some((id, &largest)) = best.filter(|(_, logit)| logit.is_finite()) else { break };
+        let total: f32 = logits.iter().map(|logit| (logit - largest).exp()).sum();
+        if 1.0 / total < LEAST_PROBABILITY {
+            break;
+        }
+        drafted.push(id as u32);
+    }
+    Ok(drafted)
 }
 
 #[cfg(test)]

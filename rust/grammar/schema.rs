@@ -66,6 +66,8 @@ const TYPES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "arr
 
 /// Numbers up to here are whole numbers in 64-bit floats too, which bounds are counted in.
 const MOST_EXACT: f64 = 9_007_199_254_740_992.0;
+/// How close a number comes to a bound that it may not reach.
+const LEAST: f64 = 1e-9;
 /// References that are followed, and parts that are tried when one is to blame.
 const MOST_REFERENCES: usize = 1000;
 const MOST_TRIES: usize = 300;
@@ -156,7 +158,7 @@ impl Preparer<'_> {
             Value::Object(map) => map,
             _ => return Err(error(at, "a schema is an object, true or false")),
         };
-        let mut out = Map::new();
+        let (mut out, mut bounds) = (Map::new(), Vec::new());
         for (name, value) in map {
             let name = name.as_str();
             let here = || step(at, name);
@@ -194,11 +196,21 @@ impl Preparer<'_> {
                 Value::String(reference) if name == "$ref" => self.reference(reference, &here())?,
                 _ if VALUES.contains(&name) => {
                     check(name, value, &here())?;
+                    if let Some((name, bound)) = inclusive(name, value) {
+                        bounds.push((name, bound));
+                        continue;
+                    }
                     value.clone()
                 }
                 _ => continue, // says nothing about a document
             };
             out.insert(name.into(), new);
+        }
+        for (name, bound) in bounds {
+            let is_tighter = |other: f64| if name == "minimum" { bound > other } else { bound < other };
+            if out.get(name).and_then(Value::as_f64).is_none_or(is_tighter) {
+                out.insert(name.into(), json!(bound));
+            }
         }
         // Where the form of older drafts and of newer ones are mixed, llguidance goes by one of them.
         let is_old = matches!(out.get("items"), Some(Value::Array(_)));
@@ -264,6 +276,17 @@ fn check(name: &str, value: &Value, at: &str) -> Result<()> {
         return Err(error(at, "a number beyond 9007199254740992 cannot be enforced"));
     }
     Ok(())
+}
+
+/// A bound that a number may not reach, as one that it may. Beside a bound less than 1 away llguidance 1.9 lets a whole number
+/// through that is excluded, such as 8 by an `exclusiveMinimum` of 8.
+fn inclusive(name: &str, value: &Value) -> Option<(&'static str, f64)> {
+    let bound = value.as_f64().filter(|bound| bound.fract() == 0.0)?;
+    match name {
+        "exclusiveMinimum" if bound >= 0.0 => Some(("minimum", (bound + LEAST).max(bound.next_up()))),
+        "exclusiveMaximum" if bound <= 0.0 => Some(("maximum", (bound - LEAST).min(bound.next_down()))),
+        _ => None,
+    }
 }
 
 fn is_inexact(value: &Value) -> bool {

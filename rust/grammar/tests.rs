@@ -117,6 +117,46 @@ fn schema(schema: Value) -> Grammar {
 }
 
 #[test]
+fn bounds_of_numbers_hold() {
+    const BOUNDS: [f64; 13] = [-12.5, -8.5, -8.0, -1.0, -0.5, 0.0, 0.05, 0.5, 1.0, 8.0, 8.25, 8.5, 100.0];
+    let mut texts: Vec<String> =
+        ["0", "-0", "0.0", "8", "8.0", "8.50", "-8", "-8.0", "1", "-1.0", "100"].map(String::from).into();
+    for bound in BOUNDS {
+        texts
+            .extend([-1.0, -0.01, 0.0, 0.01, 1.0].map(|by: f64| format!("{}", ((bound + by) * 100.0).round() / 100.0)));
+    }
+    for (i, low) in BOUNDS.iter().enumerate() {
+        for high in &BOUNDS[i + 1..] {
+            for (least, most) in [
+                ("minimum", "maximum"),
+                ("exclusiveMinimum", "exclusiveMaximum"),
+                ("minimum", "exclusiveMaximum"),
+                ("exclusiveMinimum", "maximum"),
+            ] {
+                let matcher = matcher(&schema(json!({"type": "number", least: low, most: high})));
+                for text in &texts {
+                    let x: f64 = text.parse().unwrap();
+                    let is_valid = (if least == "minimum" { x >= *low } else { x > *low })
+                        && (if most == "maximum" { x <= *high } else { x < *high });
+                    let is_accepted = accepts(&matcher, text);
+                    // A zero may be spelt otherwise, too, and need not be.
+                    let may_be_refused = x == 0.0 && text != "0";
+                    assert!(
+                        is_accepted == is_valid || (may_be_refused && !is_accepted),
+                        "{text} with {least} {low} and {most} {high}"
+                    );
+                }
+            }
+        }
+    }
+    let whole = |bounds: Value, good: &[&str], bad: &[&str]| check(&schema(bounds), good, bad);
+    whole(json!({"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 3}), &["1", "2"], &["0", "3"]);
+    whole(json!({"type": "integer", "exclusiveMinimum": -3, "exclusiveMaximum": 0}), &["-1", "-2"], &["0", "-3", "-0"]);
+    whole(json!({"type": "number", "exclusiveMinimum": 0, "minimum": 2}), &["2", "2.5"], &["1", "0"]);
+    whole(json!({"type": "number", "exclusiveMinimum": 0}), &["0.5", "7", "12.25"], &["0", "-1", "-0"]);
+}
+
+#[test]
 fn a_schema_is_enforced() {
     let person = json!({
         "type": "object", "title": "Person", "default": {},

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::completions::include_usage;
 use super::error::{Answer, Refusal};
-use super::generate::{Form, compile, generate};
+use super::generate::{compile, generate};
 use super::json::{At, Fields, Json, object};
 use super::prompt;
 use super::runs::{Runs, Total, Whole, finish_reason};
@@ -17,7 +17,7 @@ use super::version::{Version, now};
 use super::{limits, options, sse};
 use crate::chat::{self, Delta, Format, Parser, Prompt, Setup};
 use crate::generate::{FinishReason, Options};
-use crate::scheduler::{Event, TokenLogprob, Work};
+use crate::scheduler::{Event, Form, TokenLogprob, Work};
 use crate::threads::Interrupt;
 
 static NEXT: AtomicU64 = AtomicU64::new(0);

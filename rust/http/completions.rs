@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::error::{Answer, Refusal};
-use super::generate::{Form, generate};
+use super::generate::generate;
 use super::json::{At, Json, object};
 use super::runs::{Runs, Total, Whole, finish_reason};
 use super::service::{Bytesful, Call, Reply, check_unknown, json, prepare, unique};
@@ -15,7 +15,7 @@ use super::shapes::{LegacyLogprobs, timings, usage};
 use super::stream::{self, Dialect};
 use super::version::{Version, now};
 use super::{limits, options, sse};
-use crate::scheduler::{Event, PromptLogprobs, Work};
+use crate::scheduler::{Event, Form, PromptLogprobs, Work};
 use crate::threads::Interrupt;
 
 /// What OpenAI gives where nobody says how much.
@@ -112,7 +112,7 @@ fn asked(version: &Version, fields: &super::json::Fields<'_>, interrupt: &Interr
         check_room(version, prompt.ids.len())?;
         let mut generate = generate(version, &prompt.ids, &options, n, Form::default(), interrupt)?;
         if let (true, Some(top)) = (echo, logprobs) {
-            generate.prompt_logprobs = Some(PromptLogprobs { first: 1, top });
+            generate.prompt_logprobs = Some(PromptLogprobs { first: 1, top, any_end: false });
         }
         works.push(Work::Generate(generate));
     }

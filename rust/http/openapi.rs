@@ -133,7 +133,16 @@ fn body(handler: Handler) -> Option<Json> {
         ),
         Handler::Classify => {
             let labels = any(vec![list(text(), 256), typed("object")]);
-            (vec!["input", "labels"], vec![("input", texts(limits::INPUTS)), ("labels", labels)])
+            let fields = vec![
+                ("input", texts(limits::INPUTS)),
+                ("labels", labels),
+                ("instructions", text()),
+                ("template", text()),
+                ("examples", list(typed("object"), limits::INPUTS)),
+                ("chat", typed("boolean")),
+                ("multi_label", typed("boolean")),
+            ];
+            (vec!["input", "labels"], fields)
         }
         Handler::Rerank => {
             let documents = list(any(vec![text(), typed("object")]), limits::INPUTS);

@@ -1,8 +1,6 @@
 //! `POST /v1/score`, `/v1/classify` and `/v1/rerank`: how likely texts are, rather than new ones.
 //!
-//! A label is as likely as its tokens are behind the prompt; prompt and label are tokenized as one text, since a label
-//! often joins with what stands before it. A model likes some labels better than others whatever it is asked, so what it
-//! says of inputs without content is taken off: normalised contextual calibration (arXiv 2511.14385).
+//! What is asked of labels and what follows from their scores is that of every other way to classify: `classify`.
 
 use std::sync::Arc;
 
@@ -11,42 +9,35 @@ use super::error::{Answer, Refusal};
 use super::json::{At, Fields, Json, object};
 use super::limits;
 use super::native::for_version;
-use super::prompt::{self, to_value};
+use super::prompt::to_value;
 use super::runs::{Runs, Total, Whole};
 use super::service::{Bytesful, Call, Reply, json};
 use super::shapes::{finite, token_text};
 use super::version::Version;
-use crate::chat;
-use crate::embedding;
+use crate::classify::{self, Asked, Asking, CONTENT_FREE};
 use crate::generate::Options;
+use crate::likelihood::Choices;
 use crate::scheduler::{Generate, PromptLogprobs, Work};
 use crate::threads::Interrupt;
-
-/// Inputs that say nothing.
-const CONTENT_FREE: [&str; 3] = ["N/A", "", "[MASK]"];
+use crate::{chat, embedding};
 
 /// A text whose last tokens are scored.
 struct Scored {
     ids: Vec<u32>,
     first: usize,
+    any_end: bool, // the last one stands for all that end an answer
 }
 
 impl Scored {
-    /// A prompt and what follows it, as one text.
+    /// A prompt and what follows it: one text, if its tokens then begin with those of the prompt.
     fn text(version: &Version, before: &str, after: &str, interrupt: &Interrupt) -> Answer<Self> {
-        let prompt = version.encode(before, true, true, interrupt)?;
-        Self::behind(version, before, &prompt, after, interrupt)
-    }
-
-    /// The same, where the tokens of what is before are known.
-    fn behind(version: &Version, before: &str, prompt: &[u32], after: &str, interrupt: &Interrupt) -> Answer<Self> {
-        let mut ids = version.encode(&format!("{before}{after}"), true, true, interrupt)?;
-        let mut first = prompt.iter().zip(&ids).take_while(|(a, b)| a == b).count();
-        if first == ids.len() || first == 0 {
-            (ids, first) = (prompt.to_vec(), prompt.len());
-            ids.extend(version.encode(after, false, true, interrupt)?);
+        let mut prompt = version.encode(before, true, true, interrupt)?;
+        let (whole, first) = (version.encode(&format!("{before}{after}"), true, true, interrupt)?, prompt.len());
+        if whole.starts_with(&prompt) {
+            return Self::of(version, whole, first);
         }
-        Self::of(version, ids, first)
+        prompt.extend(version.encode(after, false, true, interrupt)?);
+        Self::of(version, prompt, first)
     }
 
     fn of(version: &Version, ids: Vec<u32>, first: usize) -> Answer<Self> {
@@ -57,13 +48,13 @@ impl Scored {
         if first == 0 || first >= ids.len() {
             return Err(Refusal::invalid("there must be a token before what is scored, and one of it"));
         }
-        Ok(Self { ids, first })
+        Ok(Self { ids, first, any_end: false })
     }
 
     fn work(&self, version: &Version) -> Answer<Work> {
         let options = Options { max_tokens: Some(0), ..Options::default() };
         let mut generate = Generate::new(&version.model, self.ids.clone(), options, 1)?;
-        generate.prompt_logprobs = Some(PromptLogprobs { first: self.first, top: 0 });
+        generate.prompt_logprobs = Some(PromptLogprobs { first: self.first, top: 0, any_end: self.any_end });
         Ok(Work::Generate(generate))
     }
 }
@@ -139,9 +130,7 @@ pub async fn score(call: Call, body: Bytesful) -> Reply {
 /// What is asked of a classifier.
 struct Classified {
     labels: Vec<String>,
-    inputs: usize,
-    /// Of inputs without content, as many rows of labels after those of the inputs.
-    baselines: usize,
+    inputs: usize, // as many rows of labels, and then those of inputs without content
     by_batch: bool,
     by_sum: bool,
     multi_label: bool,
@@ -150,35 +139,37 @@ struct Classified {
 /// `POST /v1/classify`: which of some labels fits a text.
 pub async fn classify(call: Call, body: Bytesful) -> Reply {
     let (version, (asked, works)) = for_version(&call, body, |version, fields, interrupt| {
-        let asked = fields.need("input")?;
-        let inputs: Vec<&str> = if asked.is_list() {
-            asked.list(limits::INPUTS)?.map(|at| at.str()).collect::<Answer<_>>()?
+        let at = fields.need("input")?;
+        let inputs: Vec<&str> = if at.is_list() {
+            at.list(limits::INPUTS)?.map(|at| at.str()).collect::<Answer<_>>()?
         } else {
-            vec![asked.str()?]
+            vec![at.str()?]
         };
         if inputs.is_empty() {
-            return Err(asked.refused("is empty, there must be at least one text"));
+            return Err(at.refused("is empty, there must be at least one text"));
         }
-        let (labels, verbalisers) = labels(fields)?;
+        let (labels, answers) = labels(fields)?;
         let calibration =
             fields.get("calibration").map_or(Ok("content_free"), |at| at.word(&["content_free", "none", "batch"]))?;
         let normalize = fields.get("normalize").map_or(Ok("mean"), |at| at.word(&["mean", "sum"]))?;
         let multi_label = fields.get("multi_label").map_or(Ok(false), |at| at.bool())?;
-        let template = fields.get("template").map(|at| at.str()).transpose()?;
-        let instructions = fields.get("instructions").map(|at| at.str()).transpose()?;
         let baselines: &[&str] = if calibration == "content_free" { &CONTENT_FREE } else { &[] };
         if (inputs.len() + baselines.len()) * labels.len() > limits::INPUTS {
-            return Err(asked.refused(format_args!("times the labels are more than {}", limits::INPUTS)));
+            return Err(at.refused(format_args!("times the labels are more than {}", limits::INPUTS)));
         }
+        let template = match fields.get("chat").map(|at| at.bool()).transpose()? {
+            Some(false) => None,
+            Some(true) => Some(version.template()?),
+            None => version.template().ok(),
+        };
+        let asking = asking(fields, &labels, answers, template)?;
         let mut scored = Vec::new();
         for input in inputs.iter().chain(baselines) {
-            let question = Question { version, input, names: &verbalisers, instructions, template };
-            scored.extend(question.scored(interrupt)?);
+            scored.extend(one(version, &asking, template, input, interrupt)?);
         }
-        let works = works(version, &scored)?;
-        let (inputs, baselines) = (inputs.len(), baselines.len());
         let (by_batch, by_sum) = (calibration == "batch", normalize == "sum");
-        Ok((Classified { labels, inputs, baselines, by_batch, by_sum, multi_label }, works))
+        let classified = Classified { labels, inputs: inputs.len(), by_batch, by_sum, multi_label };
+        Ok((classified, works(version, &scored)?))
     })
     .await?;
     let (answers, total) = run(&call, &version, works).await?;
@@ -206,95 +197,75 @@ fn labels(fields: &Fields<'_>) -> Answer<(Vec<String>, Vec<String>)> {
     if !(2..=256).contains(&pairs.len()) || pairs.iter().any(|(_, text)| text.trim().is_empty()) {
         return Err(at.must_be("2 to 256 labels, none of them empty"));
     }
+    let is_twice = |i: usize| pairs[..i].iter().any(|(name, text)| *name == pairs[i].0 || *text == pairs[i].1);
+    if let Some(i) = (0..pairs.len()).find(|&i| is_twice(i)) {
+        return Err(at.refused(format_args!("has the label {:?} twice", pairs[i].0)));
+    }
     Ok(pairs.into_iter().unzip())
 }
 
-/// One input.
-struct Question<'a> {
-    version: &'a Version,
-    input: &'a str,
-    names: &'a [String],
-    instructions: Option<&'a str>,
-    template: Option<&'a str>,
+/// What the model is asked, as the fields say.
+fn asking(
+    fields: &Fields<'_>,
+    labels: &[String],
+    answers: Vec<String>,
+    template: Option<&chat::Template>,
+) -> Answer<Asking> {
+    let text = |name| fields.get(name).map(|at| at.str().map(String::from)).transpose();
+    let mut examples = Vec::new();
+    if let Some(at) = fields.get("examples") {
+        for at in at.list(limits::INPUTS)? {
+            let example = at.object()?;
+            let label = example.need("label")?;
+            let Some(i) = labels.iter().position(|name| Some(name.as_str()) == label.value.str()) else {
+                return Err(label.must_be("one of the labels"));
+            };
+            examples.push((example.need("text")?.str()?.to_string(), answers[i].clone()));
+        }
+    }
+    let mut variables = Vec::new();
+    if let Some(at) = fields.get("chat_template_kwargs") {
+        let Json::Map(pairs) = at.value else { return Err(at.must_be("an object")) };
+        for (name, value) in pairs {
+            variables.push((name.to_string(), to_value(value, None)?));
+        }
+    }
+    let (instructions, question) = (text("instructions")?, text("template")?);
+    let asked = Asked { answers, instructions, template: question, examples, variables };
+    Asking::new(asked, template.is_some()).map_err(|e| Refusal::from(e).at("/template"))
 }
 
-impl Question<'_> {
-    /// A text a label. The end of the answer counts as part of it, so that "no" and "none" compare.
-    fn scored(&self, interrupt: &Interrupt) -> Answer<Vec<Scored>> {
-        let tokenizer = self.version.tokenizer()?;
-        let end = tokenizer.eos().or(tokenizer.end_tokens()?.first().copied());
-        let names = self.names.join(", ");
-        let instructions = self.instructions.map_or_else(
-            || format!("Classify the text. Answer with one of these and nothing else: {names}."),
-            String::from,
-        );
-        // What is asked is the same for all labels; where it is no message, it is a text that joins with them.
-        let (prompt, text) = match (self.template, self.version.template()) {
-            (None, Ok(template)) => {
-                let guard = template.guard()?;
-                let text = format!("{instructions}\n\n{}", self.input);
-                let messages = Json::List(vec![object! { "role" => "user", "content" => text }]);
-                let messages = to_value(&messages, Some(guard))?;
-                let question = chat::Question { messages, add_generation_prompt: true, ..chat::Question::default() };
-                (prompt::prompt(template, &question, self.version.context_length(), interrupt)?.ids, None)
-            }
-            (template, _) => {
-                let template = template.unwrap_or("{instructions}\n\nText: {input}\nLabel: ");
-                let filled = template.replace("{instructions}", &instructions).replace("{labels}", &names);
-                let before = filled.replace("{input}", self.input);
-                // A space joins with the label behind it.
-                let text = before.trim_end_matches(' ').to_string();
-                let space = if text.len() < before.len() { " " } else { "" };
-                (self.version.encode(&text, true, true, interrupt)?, Some((text, space)))
-            }
-        };
-        let scored = |name: &String| {
-            let mut scored = match &text {
-                None => {
-                    let name = self.version.encode(name, false, false, interrupt)?;
-                    Scored::of(self.version, [prompt.as_slice(), &name].concat(), prompt.len())?
-                }
-                Some((text, space)) => {
-                    Scored::behind(self.version, text, &prompt, &format!("{space}{name}"), interrupt)?
-                }
-            };
-            scored.ids.extend(end);
-            Scored::of(self.version, scored.ids, scored.first)
-        };
-        self.names.iter().map(scored).collect()
-    }
+/// The labels of one input, each behind what is asked of it.
+fn one(
+    version: &Version,
+    asking: &Asking,
+    template: Option<&chat::Template>,
+    input: &str,
+    interrupt: &Interrupt,
+) -> Answer<Vec<Scored>> {
+    let tokenizer = version.tokenizer()?;
+    let Choices { prompt, continuations } =
+        asking.choices(tokenizer, template, input, version.context_length(), interrupt)?;
+    let end = tokenizer.end_tokens()?.first().filter(|_| template.is_some());
+    let scored = |answer: Vec<u32>| {
+        let ids = prompt.iter().copied().chain(answer).chain(end.copied()).collect();
+        Ok(Scored { any_end: end.is_some(), ..Scored::of(version, ids, prompt.len())? })
+    };
+    continuations.into_iter().map(scored).collect()
 }
 
 impl Classified {
     fn data(&self, answers: &[Whole]) -> Vec<Json> {
-        let n = self.labels.len();
-        let score = |answer: &Whole| {
-            let logprobs = logprobs(answer);
-            let sum: f64 = logprobs.iter().map(|&x| f64::from(x)).sum();
-            if self.by_sum { sum } else { sum / logprobs.len().max(1) as f64 }
-        };
-        let rows: Vec<Vec<f64>> = answers.chunks_exact(n).map(|row| row.iter().map(score).collect()).collect();
+        let score = |answer: &Whole| classify::score(&logprobs(answer), self.by_sum);
+        let rows = answers.chunks_exact(self.labels.len()).map(|row| row.iter().map(score).collect());
+        let rows: Vec<Vec<f64>> = rows.collect();
         let (inputs, baselines) = rows.split_at(self.inputs.min(rows.len()));
-        debug_assert_eq!(baselines.len(), self.baselines);
-        let of = if self.by_batch { inputs } else { baselines };
-        let bias: Vec<f64> = (0..n)
-            .map(|label| {
-                let mean = of.iter().map(|row| softmax(row)[label]).sum::<f64>() / of.len().max(1) as f64;
-                if of.is_empty() { 0.0 } else { mean.max(f64::MIN_POSITIVE).ln() }
-            })
-            .collect();
-        inputs.iter().enumerate().map(|(i, row)| self.row(i, row, &bias)).collect()
+        let prior = classify::prior(if self.by_batch { inputs } else { baselines });
+        inputs.iter().enumerate().map(|(i, row)| self.row(i, row, &prior)).collect()
     }
 
-    fn row(&self, index: usize, row: &[f64], bias: &[f64]) -> Json {
-        let scores: Vec<f64> = row.iter().zip(bias).map(|(score, bias)| score - bias).collect();
-        let probs: Vec<f64> = if self.multi_label {
-            // Each against the mean of the others.
-            let (p, others) = (softmax(&scores), scores.len() as f64 - 1.0);
-            p.iter().map(|p| p * others / (p * others + 1.0 - p)).collect()
-        } else {
-            softmax(&scores)
-        };
+    fn row(&self, index: usize, row: &[f64], prior: &[f64]) -> Json {
+        let probs = classify::probabilities(row, prior, self.multi_label);
         let mut order: Vec<usize> = (0..probs.len()).collect();
         order.sort_by(|&a, &b| probs[b].total_cmp(&probs[a]));
         let entropy: f64 = -probs.iter().filter(|p| **p > 0.0).map(|p| p * p.ln()).sum::<f64>();
@@ -311,13 +282,6 @@ impl Classified {
             "margin" => probs[order[0]] - probs[order[1]],
         }
     }
-}
-
-fn softmax(scores: &[f64]) -> Vec<f64> {
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let mass: Vec<f64> = scores.iter().map(|x| (x - max).exp()).collect();
-    let total: f64 = mass.iter().sum();
-    mass.iter().map(|x| x / total).collect()
 }
 
 /// `POST /v1/rerank`: documents by how well they answer a query.

@@ -20,6 +20,12 @@ pub struct Chat {
     template: Template,
 }
 
+impl Chat {
+    pub fn template(&self) -> &Template {
+        &self.template
+    }
+}
+
 #[pymethods]
 impl Chat {
     /// Of a template, and of another one for tools if there is one. Without a template it is ChatML.
@@ -44,7 +50,7 @@ impl Chat {
         written: &Bound<'_, PyDict>,
         now: i64,
     ) -> PyResult<String> {
-        let variables = variables(trusted, written, None)?;
+        let variables = of_both(trusted, written, None)?;
         run(py, |_| self.template.rendered(variables, now))
     }
 
@@ -57,29 +63,11 @@ impl Chat {
         now: i64,
         at_most: usize,
     ) -> PyResult<Vec<u32>> {
-        let mut one = self.encode_each(py, trusted, written, now, at_most, vec![String::new()])?;
-        Ok(one.pop().unwrap_or_default())
-    }
-
-    /// Its tokens with each of these texts after it, which is what an answer begins with.
-    fn encode_each(
-        &self,
-        py: Python<'_>,
-        trusted: &Bound<'_, PyDict>,
-        written: &Bound<'_, PyDict>,
-        now: i64,
-        at_most: usize,
-        beginnings: Vec<String>,
-    ) -> PyResult<Vec<Vec<u32>>> {
         let guard = run(py, |_| self.template.guard())?;
-        let variables = variables(trusted, written, Some(guard))?;
+        let variables = of_both(trusted, written, Some(guard))?;
         run(py, |interrupt| {
             let prompt = self.template.rendered(variables, now)?;
-            let encode = |beginning: &String| {
-                let text = format!("{prompt}{}", guard.broken(beginning)?);
-                chat::encode(self.template.tokenizer(), &text, at_most, interrupt)
-            };
-            beginnings.iter().map(encode).collect()
+            chat::encode(self.template.tokenizer(), &prompt, at_most, interrupt)
         })
     }
 
@@ -98,11 +86,10 @@ impl Chat {
         continue_final: bool,
     ) -> PyResult<(Vec<u32>, String)> {
         let guard = run(py, |_| self.template.guard())?;
-        let pairs = variables.iter().map(|(name, value)| Ok((name.extract::<String>()?, to_value(&value, None, 0)?)));
         let question = Question {
             messages: to_value(messages, Some(guard), 0)?,
             tools: tools.map_or(Ok(Value::UNDEFINED), |tools| to_value(tools, Some(guard), 0))?,
-            variables: pairs.collect::<PyResult<_>>()?,
+            variables: self::variables(variables, None)?,
             add_generation_prompt,
             continue_final,
             now,
@@ -182,14 +169,16 @@ fn piece(delta: Delta) -> Piece {
         Delta::Arguments { index, text } => ("arguments", index, text, String::new()),
     }
 }
-fn variables(trusted: &Bound<'_, PyDict>, written: &Bound<'_, PyDict>, guard: Option<&Guard>) -> PyResult<Value> {
-    let mut pairs = Vec::new();
-    for (dict, guard) in [(trusted, None), (written, guard)] {
-        for (name, value) in dict {
-            pairs.push((name.extract::<String>()?, to_value(&value, guard, 0)?));
-        }
-    }
+
+fn of_both(trusted: &Bound<'_, PyDict>, written: &Bound<'_, PyDict>, guard: Option<&Guard>) -> PyResult<Value> {
+    let mut pairs = variables(trusted, None)?;
+    pairs.extend(variables(written, guard)?);
     Ok(Value::from_pairs(pairs))
+}
+
+/// Variables of a template; with a guard, nothing in them is a control token.
+pub fn variables(dict: &Bound<'_, PyDict>, guard: Option<&Guard>) -> PyResult<Vec<(String, Value)>> {
+    dict.iter().map(|(name, value)| Ok((name.extract()?, to_value(&value, guard, 0)?))).collect()
 }
 
 /// What a Python value is to a template.

@@ -22,8 +22,8 @@ use super::{Model, raise, raise_ref, run};
 use crate::error::{Error, Result};
 use crate::generate::Options;
 use crate::scheduler::{
-    Choice, End, Event, Finish, Generate, Inline, Limits, Rejected, Request, Scheduler, TokenLogprob, Usage, Work,
-    available_memory,
+    Choice, End, Event, Finish, Form, Generate, Inline, Limits, Rejected, Request, Scheduler, TokenLogprob, Usage,
+    Work, available_memory,
 };
 use crate::session::SessionOptions;
 use crate::{model, scheduler};
@@ -169,7 +169,8 @@ impl Engine {
         Ok(Self { scheduler })
     }
 
-    /// Asks for an answer; `bell` rings with the number `id` when there is something of it.
+    /// Asks for an answer; `bell` rings with the number `id` when there is something of it. Control tokens that are in
+    /// `marks` come as text; a grammar leaves the text free up to the marker `free_until`.
     #[allow(clippy::too_many_arguments)] // as Python has them
     fn submit(
         &self,
@@ -186,6 +187,8 @@ impl Engine {
         bell: &Bell,
         id: u64,
         lora: Vec<(PyRef<'_, Adapter>, f32)>,
+        marks: Vec<u32>,
+        free_until: Option<String>,
     ) -> PyResult<Ticket> {
         let adapters = adapters(&lora);
         let session = model.options(py, context_length, threads, kv_type)?;
@@ -195,8 +198,9 @@ impl Engine {
             let timeout = Duration::try_from_secs_f64(seconds.max(0.0)).ok()?;
             Instant::now().checked_add(timeout)
         });
-        let submitted = run(py, |_| {
-            let work = Work::Generate(Generate::new(model, prompt, options, 1)?);
+        let submitted = run(py, |interrupt| {
+            let form = Form { keeping: marks, after: free_until, ..Form::default() };
+            let work = Work::Generate(Generate::formed(model, prompt, options, 1, form, interrupt)?);
             let request = Request { client, priority, deadline, adapters, ..Request::new(model, session, work) };
             Ok(self.scheduler.submit(request))
         })?;

@@ -13,7 +13,7 @@ use super::parameters::{functions, to_options};
 use super::session::Held;
 use super::{Session, Tokenizer, raise, run};
 use crate::error::{Error, Result};
-use crate::generate::{self, Drafter, FinishReason, LogitsProcessor, Lookup, Timings, TokenLogprobs};
+use crate::generate::{self, FinishReason, LogitsProcessor, Lookup, Timings, TokenLogprobs};
 use crate::grammar;
 use crate::threads::Interrupt;
 use crate::tokenizer::{self, StreamDecoder};
@@ -145,9 +145,8 @@ impl Generation {
             generation.speculate(Box::new(Lookup));
         }
         if let Some(draft) = draft {
-            let taken = draft.take().map_err(|e| raise(py, e))?;
-            let shared = vocab_size.min(draft.vocab_size());
-            generation.speculate(Box::new(Drafter::new(taken, shared)));
+            let guesser = draft.guesser(vocab_size.min(draft.vocab_size())).map_err(|e| raise(py, e))?;
+            generation.speculate(Box::new(guesser));
         }
         let driven = Driven { generation, epoch: None, ready: None };
         let mut shown = Shown {

@@ -7,6 +7,7 @@
 mod array;
 mod chat;
 mod checkpoint;
+mod classify;
 mod dlpack;
 mod engine;
 mod exit;
@@ -51,6 +52,8 @@ mod _core {
     use super::array::Array;
     #[pymodule_export]
     use super::chat::{Chat, ChatParser};
+    #[pymodule_export]
+    use super::classify::{Asking, content_free, label_prior, label_probabilities};
     #[pymodule_export]
     use super::engine::{Bell, Engine, Ticket, generate_batch};
     #[pymodule_export]

@@ -1,5 +1,6 @@
 //! `Session`: a key-value cache with its position.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -11,16 +12,17 @@ use super::lend::Lent;
 use super::parameters::{count, int};
 use super::{Floats, detached, raise, run_until};
 use crate::error::{Error, Result};
+use crate::generate::{Draft, guess};
 use crate::likelihood::Choices;
 use crate::threads::Interrupt;
-use crate::{likelihood, measure, session};
+use crate::{classify, likelihood, measure, session};
 
 /// A key-value cache with its position.
 #[pyclass(frozen)]
 pub struct Session {
-    held: Lent<Option<Held>>, // None after it was closed
-    closed: AtomicU8,         // OPEN, CLOSED or WITH_MODEL
-    position: AtomicUsize,    // as the last call left it
+    held: Arc<Lent<Option<Held>>>, // None after it was closed
+    closed: AtomicU8,              // OPEN, CLOSED or WITH_MODEL
+    position: AtomicUsize,         // as the last call left it
     context_length: usize,
     vocab_size: usize,
     model: PathBuf,
@@ -37,6 +39,27 @@ pub struct Held {
     pub epoch: u64,
 }
 
+/// Guesses by a session that Python keeps.
+pub struct Guesser {
+    held: Arc<Lent<Option<Held>>>,
+    vocab_size: usize, // that both models have
+}
+
+impl fmt::Debug for Guesser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guesser").field("vocab_size", &self.vocab_size).finish_non_exhaustive()
+    }
+}
+
+impl Draft for Guesser {
+    fn draft(&mut self, tokens: &[u32], most: usize, interrupt: &Interrupt) -> Result<Vec<u32>> {
+        let mut held = self.held.lend()?;
+        let held = held.as_mut().ok_or(Error::Closed { model: None })?;
+        held.epoch += 1;
+        guess(&mut held.session, self.vocab_size, tokens, most, interrupt)
+    }
+}
+
 const IDS: &str = "token ids are a sequence of integers";
 
 impl Session {
@@ -47,7 +70,7 @@ impl Session {
             context_length: session.context_length(),
             vocab_size: session.model().config().vocab_size,
             model: session.model().checkpoint().path().to_path_buf(),
-            held: Lent::new(Some(Held { session, epoch: 0 })),
+            held: Arc::new(Lent::new(Some(Held { session, epoch: 0 }))),
         }
     }
 
@@ -79,15 +102,13 @@ impl Session {
         })
     }
 
-    /// Takes the session out, for a use of which Python knows nothing: this one is closed then.
+    /// What guesses tokens by this session, for an answer of another one: it stays here, and the next answer goes on with it.
     ///
     /// # Errors
-    /// [`Error::SessionBusy`] if it is in use, [`Error::Closed`].
-    pub fn take(&self) -> Result<session::Session> {
+    /// [`Error::Closed`].
+    pub fn guesser(&self, vocab_size: usize) -> Result<Guesser> {
         self.check_open()?;
-        let held = self.held.lend()?.take().ok_or_else(|| self.closed_error())?;
-        self.closed.store(CLOSED, Ordering::SeqCst);
-        Ok(held.session)
+        Ok(Guesser { held: Arc::clone(&self.held), vocab_size })
     }
 
     fn check_open(&self) -> Result<()> {
@@ -208,13 +229,14 @@ impl Session {
         Ok(Floats::new(data, vec![tokens.len(), self.vocab_size]))
     }
 
-    /// Log-probabilities of the continuations of prompts, see `likelihood::log_probs`; with those of an end of the answer.
-    fn log_probs(
+    /// The score of each continuation of each prompt, see `likelihood::log_probs`; with an end of the answer behind it.
+    fn label_scores(
         &self,
         py: Python<'_>,
         choices: Vec<(Bound<'_, PyAny>, Vec<Bound<'_, PyAny>>)>,
         with_end: bool,
-    ) -> PyResult<Vec<Vec<Vec<f32>>>> {
+        by_sum: bool,
+    ) -> PyResult<Vec<Vec<f64>>> {
         let choices = choices.iter().map(|(prompt, continuations)| {
             let continuations = continuations.iter().map(|tokens| self.ids(tokens)).collect::<PyResult<_>>()?;
             Ok(Choices { prompt: self.ids(prompt)?, continuations })
@@ -223,7 +245,9 @@ impl Session {
         self.with(py, |session, interrupt| {
             let model = Arc::clone(session.model());
             let ends = if with_end { model.tokenizer()?.end_tokens()? } else { &[] };
-            likelihood::log_probs(session, &choices, ends, interrupt)
+            let rows = likelihood::log_probs(session, &choices, ends, interrupt)?;
+            let scores = |row: &Vec<Vec<f32>>| row.iter().map(|logs| classify::score(logs, by_sum)).collect();
+            Ok(rows.iter().map(scores).collect())
         })
     }
 

@@ -304,11 +304,28 @@ fn mass(c: &Candidate, max: f32, temperature: f32) -> f64 {
     f64::from(((c.logit - max) / temperature).exp())
 }
 
+/// The logarithm of the sum of the exponentials of logits, with which their probabilities sum to 1.
+pub fn log_total(logits: &[f32]) -> f64 {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|l| f64::from((l - largest).exp())).sum();
+    total.ln() + f64::from(largest)
+}
+
+/// The natural logarithm of the probability of a token, or of any of several, by logits and what [`log_total`] is of them.
+pub fn log_probability(logits: &[f32], total: f64, of: &[u32]) -> f64 {
+    let log = |id: u32| f64::from(logits[id as usize]) - total;
+    match of {
+        [id] => log(*id),
+        several => several.iter().map(|&id| log(id).exp()).sum::<f64>().ln(),
+    }
+}
+
 /// The natural logarithms of the probabilities of the token `id` and of the `n` most likely, by logits as they came.
 pub fn log_probabilities(logits: &[f32], id: u32, n: usize) -> (f32, Vec<(u32, f32)>) {
     let max = max_of(logits).min(f32::MAX);
     let whole: f64 = usable(logits).map(|c| f64::from((c.logit - max).exp())).sum();
-    let log = |x: f32| (f64::from(x.min(f32::MAX)) - f64::from(max) - whole.ln()) as f32;
+    let total = whole.ln() + f64::from(max); // as `log_total` has it
+    let log = |x: f32| (f64::from(x.min(f32::MAX)) - total) as f32;
     let mut top = Vec::new();
     if n > 0 {
         select_top(logits, n, &mut top);

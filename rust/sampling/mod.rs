@@ -23,7 +23,7 @@ mod top_p;
 mod typical;
 mod xtc;
 
-pub use candidates::{Candidates, log_probabilities};
+pub use candidates::{Candidates, log_probabilities, log_probability, log_total};
 pub use chain::{History, SAMPLERS, Sampler, Step};
 pub(crate) use params::parameters;
 pub use params::{Field, Kind, Parameter, SamplingParams, Value};

@@ -31,7 +31,7 @@ use crate::generate::{self, FinishReason, Overflow};
 use crate::kernels::{BLOCK, Changes};
 use crate::kv::Sequence;
 use crate::model::Model;
-use crate::sampling::log_probabilities;
+use crate::sampling::{log_probabilities, log_probability, log_total};
 use crate::session::{Session, SessionOptions};
 use crate::threads::{self, Interrupt};
 
@@ -1196,7 +1196,11 @@ impl Running {
             for (at, row) in (before + 1..).zip(logits.chunks_exact(vocab_size)) {
                 if at >= logprobs.first && at < prompt_len {
                     let token = self.of.answer.prompt()[at];
-                    let (logprob, top) = log_probabilities(row, token, logprobs.top);
+                    let (mut logprob, top) = log_probabilities(row, token, logprobs.top);
+                    if logprobs.any_end && at == prompt_len - 1 {
+                        let ends = self.about.model.tokenizer()?.end_tokens()?;
+                        logprob = log_probability(row, log_total(row), ends) as f32;
+                    }
                     if !logprob.is_finite() {
                         let what = format!("the logits after token {at} are not numbers: a weight is damaged");
                         return Err(Error::Numeric { path: PathBuf::new(), what });

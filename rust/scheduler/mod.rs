@@ -37,8 +37,8 @@ mod ticket;
 pub use inline::Inline;
 pub use memory::available_memory;
 pub use request::{
-    AnyAnswer, Choice, End, Event, Finish, Generate, Limits, PromptLogprobs, Rejected, Request, Stats, TokenLogprob,
-    Usage, Vectors, Work,
+    AnyAnswer, Choice, End, Event, Finish, Form, Generate, Limits, PromptLogprobs, Rejected, Request, Stats,
+    TokenLogprob, Usage, Vectors, Work,
 };
 pub use thread::Scheduler;
 pub use ticket::Ticket;

@@ -9,7 +9,7 @@ use crate::embedding::{self, EmbedOptions};
 use crate::engine::BATCH;
 use crate::error::{Error, Result};
 use crate::generate::{Answer, Decode, FinishReason, Options, Overflow};
-use crate::grammar;
+use crate::grammar::{self, Constraint};
 use crate::kernels::BLOCK;
 use crate::model::Model;
 use crate::session::SessionOptions;
@@ -89,6 +89,17 @@ pub struct Generate {
     pub n_keep: usize,
 }
 
+/// What of an answer is not among its options.
+#[derive(Default)]
+pub struct Form {
+    /// Control tokens that come as text, because a parser has to see them.
+    pub keeping: Vec<u32>,
+    /// What the answer must be, instead of what its options say.
+    pub constraint: Option<Constraint>,
+    /// What ends thoughts, before which the options demand no form.
+    pub after: Option<String>,
+}
+
 impl Generate {
     /// `n` answers to `prompt`, with the decoder, end tokens, stop tokens and grammar that model and options say. With a seed, answer `i` has the
     /// seed `seed + i`.
@@ -96,17 +107,41 @@ impl Generate {
     /// # Errors
     /// As for [`Answer::new`], [`Model::tokenizer`] and [`grammar::compile`].
     pub fn new(model: &Model, prompt: Vec<u32>, options: Options, n: usize) -> Result<Self> {
+        Self::formed(model, prompt, options, n, Form::default(), &Interrupt::never())
+    }
+
+    /// The same, with what is not among the options.
+    ///
+    /// # Errors
+    /// As for [`Generate::new`]; [`Error::Interrupted`].
+    pub fn formed(
+        model: &Model,
+        prompt: Vec<u32>,
+        options: Options,
+        n: usize,
+        form: Form,
+        interrupt: &Interrupt,
+    ) -> Result<Self> {
         let tokenizer = model.tokenizer()?;
         let n_keep = usize::try_from(options.n_keep).unwrap_or(prompt.len());
         let on_overflow = options.on_overflow;
-        let grammar = options.grammar()?;
-        let constraint =
-            grammar.map(|grammar| grammar::compile(tokenizer, &grammar, &Interrupt::never())).transpose()?;
+        let constraint = match (form.constraint, options.grammar()?) {
+            (Some(constraint), _) => Some(constraint),
+            (None, Some(grammar)) => {
+                let constraint = grammar::compile(tokenizer, &grammar, interrupt)?;
+                Some(match form.after {
+                    Some(marker) => constraint.after(&[marker], false),
+                    None => constraint,
+                })
+            }
+            (None, None) => None,
+        };
         let stop_tokens = options.stop.iter().map(|text| tokenizer.special_tokens(text)).collect::<Result<Vec<_>>>()?;
         let answer = |i: usize| {
             let mut options = options.clone();
             options.sampling.seed = options.sampling.seed.map(|seed| seed.wrapping_add(i as u64));
-            let decoder: Box<dyn Decode + Send> = Box::new(StreamDecoder::new(Arc::clone(tokenizer), true));
+            let decoder = StreamDecoder::new(Arc::clone(tokenizer), true).keeping(form.keeping.clone());
+            let decoder: Box<dyn Decode + Send> = Box::new(decoder);
             let mut answer = Answer::new(prompt.clone(), tokenizer.end_tokens()?, decoder, options)?;
             stop_tokens.iter().for_each(|tokens| answer.stop_at(tokens));
             constraint.iter().for_each(|constraint| answer.constrain(constraint.clone()));
@@ -127,6 +162,8 @@ pub struct PromptLogprobs {
     pub first: usize,
     /// So many of the most likely tokens at each place are reported beside the one that is there.
     pub top: usize,
+    /// The last token stands for all that end an answer: how likely it is that one of them comes there.
+    pub any_end: bool,
 }
 
 impl Request {

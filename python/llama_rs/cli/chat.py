@@ -15,7 +15,18 @@ from ..errors import ContextOverflowError
 from ..notes import counted
 from ..output import harmless, is_watched, say, say_in_place, warn, write
 from . import Command
-from .arguments import doubts_of_length, find_model, model_option, parameters, read_text, text_option, verbose_option
+from .arguments import (
+    doubts_of_length,
+    find_model,
+    lora_option,
+    model_option,
+    parameters,
+    read_text,
+    speculative,
+    speculative_options,
+    text_option,
+    verbose_option,
+)
 
 HELP = '''\
 """          begin and end a message of several lines with it; a line that ends with \\ goes on, too
@@ -49,7 +60,10 @@ MOST_HISTORY = 1000
     is_flag=True,
     help="For programs: a request a line on standard input, the answers in lines on standard output, all in JSON.",
 )
-@parameters("max_tokens", "json_schema", "grammar", "regex", "choices", "sampling", "stop", "session")
+@parameters("max_tokens", "json_schema", "grammar", "regex", "choices", "sampling", "stop")
+@lora_option
+@speculative_options
+@parameters("session")
 @verbose_option
 def command(
     prompt: str | None,
@@ -60,6 +74,9 @@ def command(
     context_length: int | None,
     kv_type: Literal["f16", "q8_0"],
     threads: int | None,
+    lora: tuple[tuple[str, float], ...],
+    draft: str | None,
+    lookup: bool,
     verbose: bool,
     **options: Any,
 ) -> None:
@@ -89,7 +106,8 @@ def command(
         raise click.UsageError("with --jsonl the requests come from standard input: give neither PROMPT nor -f")
     is_conversation = prompt is None and file is None and not jsonl and sys.stdin is not None and sys.stdin.isatty()
     text = None if is_conversation or jsonl else read_text(prompt, file)
-    llama = Model(path, threads=threads, context_length=context_length, kv_type=kv_type)
+    llama = Model(path, threads=threads, context_length=context_length, kv_type=kv_type, lora=lora)
+    options["speculative"] = speculative(draft, lookup, threads=threads, context_length=context_length)
     for warning in doubts_of_length(llama, context_length or 0):
         warn(warning)
     options["on_overflow"] = "shift"

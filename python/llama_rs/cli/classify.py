@@ -66,6 +66,11 @@ class Record(NamedTuple):
     default="mean",
     help="Whether a label's score is the mean of its tokens' log-probabilities or their sum.",
 )
+@click.option(
+    "--multi-label",
+    is_flag=True,
+    help='A text may have several labels, or none: "labels" are those with a probability of 0.5 or more.',
+)
 @click.option("--no-chat", "chat", flag_value=False, default=None, help="Ask as a text, not as a conversation.")
 @click.option(
     "--format",
@@ -92,6 +97,7 @@ def command(
     fit: str | None,
     save_calibration: str | None,
     normalize: Literal["mean", "sum"],
+    multi_label: bool,
     chat: bool | None,
     kind: str | None,
     text_column: str,
@@ -120,6 +126,8 @@ def command(
         raise click.UsageError("give the texts as arguments or with -f FILE, not both")
     if resume and (output is None or calibration == "batch" or report):
         raise click.UsageError("--resume needs the file of -o, and neither --calibration batch nor --report")
+    if report and multi_label:
+        raise click.UsageError("--report is about the one label of a text: it does not go with --multi-label")
     if save_calibration and not fit:
         raise click.UsageError("--save-calibration has nothing to save without --fit")
     if not all(is_utf8(text) for text in (*texts, labels, instructions or "", template or "")):
@@ -138,6 +146,7 @@ def command(
         chat=chat,
         calibration=_calibration(calibration),
         normalize=normalize,
+        multi_label=multi_label,
     ) as classifier:
         if fit:
             known = [r for r in _records(fit, _kind_of(fit), columns, classifier.labels) if r.truth is not None]
@@ -151,7 +160,7 @@ def command(
             records = (Record(i, text, None) for i, text in enumerate(texts))
         else:
             records = _records(file, kind, columns, classifier.labels)
-        with _Target(None if report else output, resume, as_csv, classifier.labels, mute=report) as target:
+        with _Target(None if report else output, resume, as_csv, classifier, mute=report) as target:
             done = _classify(classifier, records, target, is_stream=not texts and file in (None, "-"))
         _tell(classifier, done, report)
 
@@ -195,7 +204,7 @@ def _as_they_come(records: Iterator[Record]) -> Iterator[list[Record]]:
 
 def _tell(classifier: Classifier, done: Sequence[tuple[Record, Classification]], report: bool) -> None:
     """How good it was."""
-    if not done:
+    if not done or classifier.multi_label:
         if report:
             raise click.ClickException("no text has a label to compare with: see --label-column")
         return
@@ -306,14 +315,16 @@ def _csv_rows(name: str, lines: Iterator[bytes], columns: tuple[str, str]) -> It
 class _Target:
     """Where results go: standard output, a file, or nowhere."""
 
-    def __init__(self, path: str | None, resume: bool, as_csv: bool, labels: Sequence[str], *, mute: bool) -> None:
+    def __init__(self, path: str | None, resume: bool, as_csv: bool, classifier: Classifier, *, mute: bool) -> None:
         self.done = 0
         """Texts that the file has already: those before this index."""
-        self._labels, self._as_csv, self._mute = labels, as_csv, mute
+        self._labels, self._as_csv, self._mute = classifier.labels, as_csv, mute
+        self._has_several = classifier.multi_label
         self._file: Any = None
         self._lines = io.StringIO()
         self._writer = csv.writer(self._lines, lineterminator="\n")
-        header = ["index", "label", "probability", *(f"p_{label}" for label in labels), "text"]
+        several = ["labels"] if self._has_several else []
+        header = ["index", "label", *several, "probability", *(f"p_{label}" for label in self._labels), "text"]
         try:
             if path is not None:
                 self._file = open(path, "r+b" if resume and os.path.exists(path) else "w+b")  # noqa: SIM115
@@ -328,11 +339,13 @@ class _Target:
         if self._as_csv:
             probs = [f"{p:.6f}" for p in result.probs.values()]
             probability = f"{result.probs[result.label]:.6f}"
-            self._writer.writerow([record.number, result.label, probability, *probs, record.text])
+            several = [";".join(result.labels())] if self._has_several else []
+            self._writer.writerow([record.number, result.label, *several, probability, *probs, record.text])
         else:
             rounded = {label: float(f"{p:.6g}") for label, p in result.probs.items()}
-            line = {"index": record.number, "label": result.label, "probs": rounded, "text": record.text}
-            self._lines.write(json_line(line))
+            line: dict[str, Any] = {"index": record.number, "label": result.label}
+            line |= {"labels": result.labels()} if self._has_several else {}
+            self._lines.write(json_line(line | {"probs": rounded, "text": record.text}))
 
     def flush(self) -> None:
         lines = self._lines.getvalue()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from .. import Model
 from ..output import write_json
-from . import Command
-from .arguments import Number, find_model, is_utf8, model_option, parameters
+from . import EXIT_FAILURE, Command, bulk
+from .arguments import Number, bulk_options, check_bulk_options, find_model, is_utf8, model_option, parameters
 from .lines import decoded, lines_of
+
+AT_A_TIME = 64
+"""Texts that are taken together, with --jsonl."""
 
 
 @click.command("embed", cls=Command)
@@ -31,6 +34,7 @@ from .lines import decoded, lines_of
 @click.option("--no-normalize", "normalize", flag_value=False, default=True, help="Leave vectors as long as they are.")
 @click.option("--dimensions", type=Number(int, 1, 2**32 - 1), help="The first so many numbers of each vector alone.")
 @click.option("--truncate", is_flag=True, help="Cut texts that are longer than the context.")
+@bulk_options
 @parameters("context_length", "threads")
 def command(
     texts: tuple[str, ...],
@@ -40,6 +44,9 @@ def command(
     normalize: bool,
     dimensions: int | None,
     truncate: bool,
+    jsonl: bool,
+    output: str | None,
+    resume: bool,
     context_length: int | None,
     threads: int | None,
 ) -> None:
@@ -47,6 +54,9 @@ def command(
 
     The texts are the arguments, or the lines of the file given with -f, or else those of standard input. Prints a line
     of JSON for each, as soon as it is there: "index", from 0, "text" and "embedding". Empty lines count, and have none.
+
+    With --jsonl each line of the input is a text, or an object with "text" and maybe "id", and each line written has
+    "id" and "embedding", or "error".
 
     \b
       llama-rs embed -m bge-small.gguf "a cat" "a dog"
@@ -57,21 +67,36 @@ def command(
         raise click.UsageError("give the texts as arguments or with -f FILE, not both")
     if not all(map(is_utf8, texts)):
         raise click.UsageError("a text is not valid UTF-8")
+    check_bulk_options(output, jsonl=jsonl, resume=resume, others=bool(texts), without="TEXT")
     llama = Model(path, context_length=context_length, threads=threads)
+
+    def vectors(some: list[str]) -> Iterator[list[float]]:
+        found = llama.embed(some, pooling=pooling, normalize=normalize, dimensions=dimensions, truncate=truncate)
+        return ([float(str(x)) for x in vector] for vector in found)  # as few digits as tell float32 apart
+
+    def parse(asked: Any) -> str:
+        return asked if isinstance(asked, str) else bulk.field(bulk.only(asked, "text"), "text")
+
+    def results(asked: list[str]) -> Iterator[bulk.Result]:
+        return ({"embedding": vector} for vector in vectors(asked))
+
+    if jsonl:
+        if bulk.run(
+            file,
+            parse,
+            lambda asked: bulk.together(results, asked),
+            at_a_time=AT_A_TIME,
+            output=output,
+            resume=resume,
+        ):
+            raise click.exceptions.Exit(EXIT_FAILURE)
+        return
     index = 0
     for block in [list(texts)] if texts else _lines(file):
         some = [(index + i, text) for i, text in enumerate(block) if text]
         index += len(block)
-        vectors = llama.embed(
-            [text for _, text in some],
-            pooling=pooling,
-            normalize=normalize,
-            dimensions=dimensions,
-            truncate=truncate,
-        )
-        for (i, text), vector in zip(some, vectors, strict=True):
-            # As few digits as tell float32 apart.
-            write_json({"index": i, "text": text, "embedding": [float(str(x)) for x in vector]})
+        for (i, text), vector in zip(some, vectors([text for _, text in some]), strict=True):
+            write_json({"index": i, "text": text, "embedding": vector})
 
 
 def _lines(file: str | None) -> Iterator[list[str]]:

@@ -18,6 +18,8 @@ from ..output import harmless, is_watched, percent, say, say_in_place, warn, wri
 from . import EXIT_FAILURE, Command
 from .arguments import (
     Number,
+    bulk_options,
+    check_bulk_options,
     doubts_of_length,
     find_model,
     json_option,
@@ -70,11 +72,7 @@ from .arguments import (
 @click.option("--prefault", is_flag=True, help="Read the whole model before starting.")
 @click.option("--lock", is_flag=True, help="Keep the model in memory while this runs, even if memory gets scarce.")
 @click.option("--raw", is_flag=True, help="Print the answer exactly, without adding a newline at its end.")
-@click.option(
-    "--jsonl", is_flag=True, help="Answer many prompts: read a line of JSON for each, and write one for each answer."
-)
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="With --jsonl, write the answers to this file.")
-@click.option("--resume", is_flag=True, help="With --jsonl and --output, go on where that file ends.")
+@bulk_options
 @click.option(
     "--parallel",
     type=Number(int, 1, 2**32 - 1),
@@ -131,10 +129,12 @@ def command(
         raise click.UsageError("--prompt-cache-ro needs --prompt-cache FILE")
     if (options["logprobs"] or options["top_logprobs"]) and not as_json:
         raise click.UsageError("--logprobs and --top-logprobs need --json, which is where they are written")
-    if not jsonl and (output is not None or resume):
-        raise click.UsageError("--output and --resume are for --jsonl")
-    if jsonl and (prompt is not None or as_json or options["prompt_cache"]):
-        raise click.UsageError("with --jsonl there is no PROMPT, no --json and no --prompt-cache")
+    others = prompt is not None or as_json or options["prompt_cache"]
+    check_bulk_options(
+        output, jsonl=jsonl, resume=resume, others=others, without="PROMPT, no --json and no --prompt-cache"
+    )
+    if jsonl and (draft is not None or lookup):
+        raise click.UsageError("--draft and --lookup are for one answer at a time: with --jsonl many are made together")
     path = find_model(model)
     text = "" if jsonl else read_text(prompt, file)
     start = time.perf_counter()
@@ -152,10 +152,9 @@ def command(
     opened = time.perf_counter()
     if jsonl:
         from . import bulk
-        from .lines import lines_of
 
         options = {name: value for name, value in options.items() if not name.startswith("prompt_cache")}
-        if bulk.run(llama, lines_of(file), options, parallel=parallel, output=output, resume=resume):
+        if bulk.generate(llama, file, options, parallel=parallel, output=output, resume=resume):
             raise click.exceptions.Exit(EXIT_FAILURE)
         return
     is_chat = chat or system is not None

@@ -43,3 +43,11 @@ def decoded(name: str | None, index: int, line: bytes) -> str:
         return line.removesuffix(b"\r").decode()
     except UnicodeDecodeError as e:
         raise click.ClickException(f"{name}: line {index + 1} is not UTF-8 text at byte {e.start}") from e
+
+
+def texts_of(file: str | None) -> Iterator[str]:
+    """The lines of a file or of standard input that are not empty, as text, as they come."""
+    name, at = "standard input" if file in (None, "-") else file, 0
+    for lines in lines_of(file):
+        yield from filter(None, (decoded(name, at + i, line) for i, line in enumerate(lines)))
+        at += len(lines)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import click
 
 from .. import Model
 from ..output import write_json
-from . import Command
-from .arguments import Number, find_model, is_utf8, model_option, parameters
+from . import EXIT_FAILURE, Command, bulk
+from .arguments import Number, bulk_options, check_bulk_options, find_model, is_utf8, model_option, parameters
 from .lines import decoded, lines_of
 
 
 @click.command("rerank", cls=Command)
-@click.argument("query")
+@click.argument("query", required=False)
 @click.argument("documents", nargs=-1, metavar="[DOCUMENT]...")
 @click.option(
     "-f",
@@ -22,13 +25,17 @@ from .lines import decoded, lines_of
 )
 @model_option
 @click.option("--top-n", type=Number(int, 1, 2**32 - 1), help="Only the best so many.  [default: all]")
+@bulk_options
 @parameters("context_length", "threads")
 def command(
-    query: str,
+    query: str | None,
     documents: tuple[str, ...],
     file: str | None,
     model: str | None,
     top_n: int | None,
+    jsonl: bool,
+    output: str | None,
+    resume: bool,
     context_length: int | None,
     threads: int | None,
 ) -> None:
@@ -37,6 +44,9 @@ def command(
     The documents are the arguments, or the lines of the file given with -f, or else those of standard input. Prints a
     line of JSON for each: "index", from 0, "score" and "text".
 
+    With --jsonl each line of the input is an object with "query", "documents", a list of texts, and maybe "id". Each
+    line written has "id" and "results", the best first, each with its "index" and "score"; or "error".
+
     \b
       llama-rs rerank -m bge-reranker.gguf "who eats pandas?" "Pandas eat bamboo." "Pandas is a library."
       llama-rs rerank -m bge-reranker.gguf --top-n 3 "how are blocks quantized" < lines.txt
@@ -44,6 +54,15 @@ def command(
     path = find_model(model)
     if documents and file is not None:
         raise click.UsageError("give the documents as arguments or with -f FILE, not both")
+    others = query is not None or bool(documents)
+    check_bulk_options(output, jsonl=jsonl, resume=resume, others=others, without="QUERY and no DOCUMENT")
+    if jsonl:
+        llama = Model(path, context_length=context_length, threads=threads)
+        if _bulk(llama, file, top_n, output, resume=resume):
+            raise click.exceptions.Exit(EXIT_FAILURE)
+        return
+    if query is None:
+        raise click.UsageError("Missing argument 'QUERY'.")
     if not all(map(is_utf8, (query, *documents))):
         raise click.UsageError("a text is not valid UTF-8")
     texts = [*documents]
@@ -53,7 +72,27 @@ def command(
             texts += [decoded(name, len(texts) + i, line) for i, line in enumerate(lines)]
     some = [(i, text) for i, text in enumerate(texts) if text]
     llama = Model(path, context_length=context_length, threads=threads)
-    scores = llama.rerank(query, [text for _, text in some])
-    order = sorted(range(len(some)), key=lambda i: (-scores[i], i))
-    for i in order[:top_n]:
-        write_json({"index": some[i][0], "score": scores[i], "text": some[i][1]})
+    for i, score in _best(llama, query, [text for _, text in some], top_n):
+        write_json({"index": some[i][0], "score": score, "text": some[i][1]})
+
+
+def _best(llama: Model, query: str, documents: list[str], top_n: int | None) -> list[tuple[int, float]]:
+    """The best documents, by number, and their scores."""
+    scores = llama.rerank(query, documents) if documents else []
+    return [(i, scores[i]) for i in sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:top_n]]
+
+
+def _bulk(llama: Model, file: str | None, top_n: int | None, output: str | None, *, resume: bool) -> int:
+    def parse(asked: Any) -> tuple[str, list[str]]:
+        if isinstance(asked, str):
+            raise TypeError("the line is a text, it must be an object")
+        bulk.only(asked, "query", "documents")
+        return bulk.field(asked, "query"), bulk.texts(asked, "documents")
+
+    def result(asked: tuple[str, list[str]]) -> bulk.Result:
+        return {"results": [{"index": i, "score": score} for i, score in _best(llama, *asked, top_n)]}
+
+    def results(asked: list[Any]) -> Iterator[bulk.Result]:
+        return (bulk.alone(result, one) for one in asked)
+
+    return bulk.run(file, parse, results, at_a_time=1, output=output, resume=resume)

@@ -2,47 +2,88 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import click
 
 from .. import Model
 from ..output import write_json
-from . import Command
-from .arguments import find_model, is_utf8, lora_option, model_option, parameters
+from . import EXIT_FAILURE, Command, bulk
+from .arguments import bulk_options, check_bulk_options, find_model, is_utf8, lora_option, model_option, parameters
+from .lines import texts_of
 
 
 @click.command("score", cls=Command)
-@click.argument("prompt")
-@click.argument("continuations", nargs=-1, required=True, metavar="CONTINUATION...")
+@click.argument("prompt", required=False)
+@click.argument("continuations", nargs=-1, metavar="[CONTINUATION]...")
+@click.option(
+    "-f",
+    "--file",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="Read continuations from this file, one a line; - is standard input.",
+)
 @model_option
 @lora_option
+@bulk_options
 @parameters("context_length", "threads", "kv_type")
 def command(
-    prompt: str,
+    prompt: str | None,
     continuations: tuple[str, ...],
+    file: str | None,
     model: str | None,
     lora: tuple[tuple[str, float], ...],
+    jsonl: bool,
+    output: str | None,
+    resume: bool,
     context_length: int | None,
     threads: int | None,
     kv_type: Literal["f16", "q8_0"],
 ) -> None:
     """Say how likely each continuation of a text is.
 
-    Prints a line of JSON for each: "continuation", "logprob", the natural logarithm of its probability, and "tokens",
-    each with its own. A continuation begins with the space that the text does not end with.
+    The continuations are the arguments, or the lines of the file given with -f, or else those of standard input. Prints
+    a line of JSON for each: "continuation", "logprob", the natural logarithm of its probability, and "tokens", each
+    with its own. A continuation begins with the space that the text does not end with.
+
+    With --jsonl each line of the input is an object with "prompt", "continuation" and maybe "id", and each line written
+    has "id", "logprob" and "tokens", or "error".
 
     \b
       llama-rs score "The capital of France is" " Paris" " London"
+      llama-rs score --jsonl < pairs.jsonl > scores.jsonl
     """
-    if not all(map(is_utf8, (prompt, *continuations))):
+    if continuations and file is not None:
+        raise click.UsageError("give the continuations as arguments or with -f FILE, not both")
+    check_bulk_options(
+        output, jsonl=jsonl, resume=resume, others=prompt is not None, without="PROMPT and no CONTINUATION"
+    )
+    if prompt is None and not jsonl:
+        raise click.UsageError("Missing argument 'PROMPT'.")
+    if not all(map(is_utf8, (prompt or "", *continuations))):
         raise click.UsageError("a text is not valid UTF-8")
     llama = Model(find_model(model), context_length=context_length, threads=threads, kv_type=kv_type, lora=lora)
-    decode = llama.tokenizer.decode
-    for continuation in continuations:
-        score = llama.score(prompt, continuation)
+
+    def scored(asked: tuple[str, str]) -> dict[str, Any]:
+        score = llama.score(*asked)
         tokens = [
-            {"id": i, "text": decode([i]), "logprob": logprob}
+            {"id": i, "text": llama.tokenizer.decode([i]), "logprob": logprob}
             for i, logprob in zip(score.token_ids, score.logprobs, strict=True)
         ]
-        write_json({"continuation": continuation, "logprob": score.total, "tokens": tokens})
+        return {"logprob": score.total, "tokens": tokens}
+
+    def parse(asked: Any) -> tuple[str, str]:
+        if isinstance(asked, str):
+            raise TypeError("the line is a text, it must be an object")
+        bulk.only(asked, "prompt", "continuation")
+        return bulk.field(asked, "prompt"), bulk.field(asked, "continuation")
+
+    def results(asked: list[Any]) -> Iterator[bulk.Result]:
+        return (bulk.alone(scored, one) for one in asked)
+
+    if jsonl:
+        if bulk.run(file, parse, results, at_a_time=1, output=output, resume=resume):
+            raise click.exceptions.Exit(EXIT_FAILURE)
+        return
+    for continuation in continuations or texts_of(file):
+        write_json({"continuation": continuation, **scored((prompt or "", continuation))})

@@ -143,7 +143,10 @@ impl<B: Block> Unpack for Generic<B> {
         // SAFETY: a block is there, by the caller's promise; its alignment is 1.
         let group = unsafe { p.cast::<B>().read() }.group(i);
         let lower = if Self::SIGNED && !RAISED { B::BIAS } else { 0 };
-        let q = group.q.map(|q| q.wrapping_sub(lower));
+        let mut q = group.q;
+        for i in 0..32 {
+            q[i] = q[i].wrapping_sub(lower);
+        }
         // SAFETY: 32 bytes are there; the CPU has the features, by the caller's promise.
         unsafe { _mm256_loadu_si256(q.as_ptr().cast()) }
     }
@@ -754,7 +757,11 @@ unpack_256!(
 /// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn eights(grid: &[[u8; 8]], indices: [u32; 4]) -> __m256i {
-    let [a, b, c, d] = indices.map(|i| i64::from_le_bytes(grid[i as usize]));
+    let mut words = [0; 4];
+    for i in 0..4 {
+        words[i] = i64::from_le_bytes(grid[indices[i] as usize]);
+    }
+    let [a, b, c, d] = words;
     // SAFETY: the features are the caller's promise.
     unsafe { _mm256_setr_epi64x(a, b, c, d) }
 }
@@ -765,7 +772,11 @@ unsafe fn eights(grid: &[[u8; 8]], indices: [u32; 4]) -> __m256i {
 /// - The CPU has the features of the set.
 #[inline(always)]
 unsafe fn fours(grid: &[[u8; 4]], indices: [u32; 8]) -> __m256i {
-    let [a, b, c, d, e, f, g, h] = indices.map(|i| i32::from_le_bytes(grid[i as usize]));
+    let mut words = [0; 8];
+    for i in 0..8 {
+        words[i] = i32::from_le_bytes(grid[indices[i] as usize]);
+    }
+    let [a, b, c, d, e, f, g, h] = words;
     // SAFETY: the features are the caller's promise.
     unsafe { _mm256_setr_epi32(a, b, c, d, e, f, g, h) }
 }
@@ -1008,7 +1019,11 @@ unpack_codes!(BlockIQ2_XXS, largest: 43, bytes: None, scales: scales_iq2_xxs, |p
 }, signs: signs);
 unpack_codes!(BlockIQ2_XS, largest: 43, bytes: Some(16), scales: scales_iq2_xs, |p, i, signs| {
     let n = qword(p, 2 + 8 * i);
-    eights(&grids::IQ2_XS_GRID, [n, n >> 16, n >> 32, n >> 48].map(|n| n as u32 & 511))
+    let mut indices = [0; 4];
+    for l in 0..4 {
+        indices[l] = (n >> (16 * l)) as u32 & 511;
+    }
+    eights(&grids::IQ2_XS_GRID, indices)
 }, signs: signs);
 unpack_codes!(BlockIQ2_S, largest: 43, bytes: Some(16), scales: scales_iq2_s, |p, i, _signs| {
     let (n, high) = (dword(p, 2 + 4 * i), u32::from(*p.add(66 + i)));
@@ -1017,14 +1032,17 @@ unpack_codes!(BlockIQ2_S, largest: 43, bytes: Some(16), scales: scales_iq2_s, |p
 }, signs: dword(p, 34 + 4 * i));
 unpack_codes!(BlockIQ3_XXS, largest: 62, bytes: None, scales: scales_iq3_xxs, |p, i, signs| {
     let n = qword(p, 2 + 8 * i);
-    fours(&grids::IQ3_XXS_GRID, [n, n >> 8, n >> 16, n >> 24, n >> 32, n >> 40, n >> 48, n >> 56].map(|n| n as u32 & 255))
+    let mut indices = [0; 8];
+    for l in 0..8 {
+        indices[l] = (n >> (8 * l)) as u32 & 255;
+    }
+    fours(&grids::IQ3_XXS_GRID, indices)
 }, signs: signs);
 unpack_codes!(BlockIQ3_S, largest: 15, bytes: Some(16), scales: scales_iq3_s, |p, i, _signs| {
     let (n, high) = (qword(p, 2 + 8 * i), u32::from(*p.add(66 + i)));
-    let low = [n, n >> 8, n >> 16, n >> 24, n >> 32, n >> 40, n >> 48, n >> 56];
     let mut indices = [0; 8];
     for l in 0..8 {
-        indices[l] = low[l] as u32 & 255 | high << (8 - l) & 256;
+        indices[l] = (n >> (8 * l)) as u32 & 255 | high << (8 - l) & 256;
     }
     fours(&grids::IQ3_S_GRID, indices)
 }, signs: dword(p, 74 + 4 * i));

@@ -30,7 +30,7 @@ DEMO := "Once upon a time, a lighthouse keeper"
 CHECK_PYTHON := import sys; sys.version_info < (3, 11) and sys.exit("llama_rs needs Python 3.11 or later: make PYTHON=...")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format wheel bench bench-kernels bench-startup bench-peers bench-quality clean
+.PHONY: help demo test test-arm lint format wheel bench bench-kernels bench-startup bench-peers bench-quality clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,17 @@ format: $(MADE)/package-dev ## Format all sources
 	cargo fmt
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# Kernels of AArch64 on an x86 machine: Rust's library for it, a linker and an emulator, see CONTRIBUTING.md. One processor
+# with all features, one without i8mm, one without the dot product as well.
+ARM := aarch64-unknown-linux-gnu
+ARM_CPUS ?= max neoverse-n1 cortex-a53
+ARM_TESTS ?= kernels:: quant::
+test-arm: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER ?= aarch64-linux-gnu-gcc
+test-arm: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+test-arm: ## Run all tests of kernels as AArch64 processors would, in an emulator: see CONTRIBUTING.md
+	cargo test --lib --no-run --target $(ARM)
+	set -e; for cpu in $(ARM_CPUS); do echo "$$cpu:"; QEMU_CPU=$$cpu cargo test --lib --target $(ARM) -- $(ARM_TESTS); done
 
 # The same commit gives the same bytes in whatever folder: no time but that of the commit, no path.
 wheel: export SOURCE_DATE_EPOCH := $(or $(shell git log -1 --format=%ct 2>/dev/null),315532800)

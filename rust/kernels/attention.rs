@@ -739,7 +739,7 @@ unsafe fn gemm<V: Vector, B: Number>(
     accumulate: bool,
 ) {
     // A tile of 6 rows and up to 4 registers (2 where there are only 16): sums, one of b, one of a.
-    let wide = if V::LANES == 16 { 4 } else { 2 };
+    let wide = if V::REGISTERS == 32 { 4 } else { 2 };
     let mut j = 0;
     while j < n {
         let vectors = if j + wide * V::LANES <= n { wide } else { 1 };

@@ -356,8 +356,8 @@ unsafe fn head<V: Vector, const DELTA: bool>(job: &LinearAttention, i: usize) {
                         x += $columns * V::LANES;
                     }};
                 }
-                // A condition on the width by itself: what the other width takes is not compiled.
-                if V::LANES == 16 {
+                // A condition on the registers by itself: what the other number takes is not compiled.
+                if V::REGISTERS == 32 {
                     match left {
                         8.. if end - filled == 1 => columns!(8, 1),
                         4.. => columns!(4, 2),
@@ -590,7 +590,7 @@ unsafe fn write<V: Vector>(
                 x += $columns * V::LANES;
             }};
         }
-        if V::LANES == 16 {
+        if V::REGISTERS == 32 {
             if left >= 4 { columns!(4) } else { columns!(1) }
         } else if left >= 2 {
             columns!(2)

@@ -2,7 +2,7 @@
 //!
 //! The integer kernels are written by hand for each instruction set, because tiles differ; each has a scalar
 //! twin that computes the same integers. The float operations have one body over a [`vector::Vector`]. Which
-//! set runs is decided once, by what the CPU has or by `LLAMA_RS_CPU=scalar|avx2|avxvnni|avx512`, and called
+//! set runs is decided once, by what the CPU has or by `LLAMA_RS_CPU`, which has the name of one, and called
 //! through [`Kernels`] per strip of rows, never per block.
 //!
 //! The result of a row and a token has the same bits whatever else is computed beside it, on however many threads: each set
@@ -25,6 +25,8 @@ mod tests;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -46,7 +48,7 @@ use matmul::Matmul;
 ///
 /// Only a set that the CPU can run can be had, from [`best`] or [`all`].
 pub trait Kernels: Sync {
-    /// `scalar`, `avx2`, `avxvnni` or `avx512`.
+    /// `scalar`; `avx2`, `avxvnni` or `avx512`; `neon`, `neon_dotprod` or `neon_i8mm`.
     fn name(&self) -> &'static str;
 
     /// From this many tokens on, unpacking a strip of rows once for all is faster than unpacking each row for every few.
@@ -290,12 +292,19 @@ impl Context<'_> {
 
 /// The kernel sets that this CPU can run, slowest first.
 pub fn all() -> Vec<&'static dyn Kernels> {
+    #[allow(unused_mut)] // where there are no others
     let mut sets: Vec<&'static dyn Kernels> = vec![&scalar::Scalar];
     #[cfg(target_arch = "x86_64")]
     {
         sets.extend(avx2::Avx2::get().map(|k| k as &dyn Kernels));
         sets.extend(avx2::Avx2::with_vnni().map(|k| k as &dyn Kernels));
         sets.extend(avx512::Avx512::get().map(|k| k as &dyn Kernels));
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        sets.push(neon::Neon::get());
+        sets.extend(neon::Neon::with_dotprod().map(|k| k as &dyn Kernels));
+        sets.extend(neon::Neon::with_i8mm().map(|k| k as &dyn Kernels));
     }
     sets
 }

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::matmul::{Matmul, STRIP};
-use super::vector::{Bf16, Number, One, Vector, exp};
+use super::vector::{Bf16, Number, One, Vector, exp, prefetch};
 use super::{Activation, Norm, NormKind, Numbers, RopeStyle};
 use crate::quant::DType;
 
@@ -294,7 +294,7 @@ const FLOAT_PREFETCH: usize = 8192;
 unsafe fn float_blocks<V: Vector, W: Number>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
     // Of 32 registers, 24 are sums, 4 a row each and one a token; of 16, 8 are sums.
     const ROWS: usize = 4;
-    let tile_tokens = if V::LANES == 16 { 6 } else { 2 };
+    let tile_tokens = if V::REGISTERS == 32 { 6 } else { 2 };
     let n = job.x.n();
     // A strip of rows at a time: they stay in the cache while all tokens pass by.
     for strip in rows.clone().step_by(STRIP) {
@@ -355,10 +355,8 @@ unsafe fn float_tile<V: Vector, W: Number, const R: usize, const T: usize>(
             let mut columns = [V::splat(0.0); R];
             for a in 0..R {
                 let w = w.wrapping_add(a * row_len + i);
-                #[cfg(target_arch = "x86_64")]
                 if ahead {
-                    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                    _mm_prefetch::<_MM_HINT_T0>(w.cast::<i8>().wrapping_add(FLOAT_PREFETCH));
+                    prefetch(w.cast::<i8>().wrapping_add(FLOAT_PREFETCH));
                 }
                 columns[a] = W::load::<V>(w);
             }

@@ -17,6 +17,8 @@ use crate::quant::{Block, with_quantized};
 macro_rules! plain {
     ($($door:item)*) => { $($door)* };
 }
+#[cfg(target_arch = "aarch64")]
+pub(super) use plain;
 
 /// The set.
 pub struct Scalar;

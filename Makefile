@@ -30,7 +30,7 @@ DEMO := "Once upon a time, a lighthouse keeper"
 CHECK_PYTHON := import sys; sys.version_info < (3, 11) and sys.exit("llama_rs needs Python 3.11 or later: make PYTHON=...")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm lint format wheel bench bench-kernels bench-startup bench-peers bench-quality clean
+.PHONY: help demo test test-arm test-browser test-long lint format wheel bench bench-kernels bench-startup bench-peers bench-quality clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ demo: $(MADE)/package $(MADE)/model ## Build, install a real model of 135 millio
 test: $(MADE)/package-test $(MADE)/model $(MADE)/vocabularies ## Run all tests, in Rust and in Python
 	cargo test
 	$(BIN)/pytest
+
+test-browser: $(MADE)/package-test $(MADE)/package-browser $(MADE)/model ## Test the page in Chromium: CHROMIUM=... SCREENSHOTS=...
+	$(BIN)/pytest tests/browser.py
+
+test-long: $(MADE)/package-test $(MADE)/package-long $(MADE)/model ## Test the server for half an hour: with clients of others, and with 100,000 requests
+	$(BIN)/pytest tests/long.py
 
 lint: $(MADE)/package-test $(MADE)/package-dev ## Check format, lints, docs, types and the stub
 	cargo fmt --check

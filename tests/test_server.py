@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import struct
@@ -18,13 +19,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import gguf
 import numpy as np
 import pytest
 import test_cli
-from llama_rs import Model, Server, cli
+import tiny_model
+from llama_rs import Model, SavedSessionError, Server, cli
 
 LONG = {"prompt": "the", "max_tokens": 100_000, "temperature": 0, "ignore_eos": True}
 """An answer that goes on for as long as the context has room."""
@@ -663,11 +667,14 @@ def test_an_answer_that_takes_too_long_ends_with_an_error(small: Server) -> None
 
 
 def test_too_many_connections_of_one_address_are_refused(server: Server) -> None:
-    clients = [connect(server) for _ in range(64)]
+    clients = [connect(server) for _ in range(256)]  # as a proxy has them, for all of its clients
     try:
         one_more = connect(server)
         assert b"503 Service Unavailable" in read_all(one_more)
         one_more.close()
+        with socket.create_connection(address(server), timeout=30, source_address=("127.0.0.2", 0)) as other:
+            other.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert b" 200 OK" in read_all(other)  # and there is room for others
         clients.pop().close()
 
         def fits() -> bool:
@@ -712,7 +719,12 @@ def environment() -> dict[str, str]:
 class Process:
     """``llama-rs serve`` as a user starts it."""
 
-    def __init__(self, *arguments: str | Path) -> None:
+    def __init__(self, *arguments: str | Path, limit: tuple[int, int] | None = None) -> None:
+        def prepare() -> None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if limit:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
         self.process = subprocess.Popen(
             [sys.executable, "-m", "llama_rs", "serve", *map(str, arguments)],
             stdin=subprocess.DEVNULL,
@@ -720,7 +732,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
             env=environment(),
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=prepare,
         )
         assert self.process.stderr
         self.lines: list[str] = []
@@ -739,8 +751,9 @@ class Process:
 
 
 @contextmanager
-def process(*arguments: str | Path) -> Iterator[Process]:
-    started = Process(*arguments)
+def process(*arguments: str | Path, limit: tuple[int, int] | None = None) -> Iterator[Process]:
+    """With ``limit`` it may have so many files open."""
+    started = Process(*arguments, limit=limit)
     try:
         yield started
     finally:
@@ -1268,3 +1281,145 @@ def test_perf_counts_what_the_server_does(server: Server, capsys: pytest.Capture
     assert cli.main(["perf", "http://127.0.0.1:1", "-n", "1", "-c", "1"]) == 1
     assert cli.main(["perf", server.url, "--search"]) == 2
     becomes(lambda: is_idle(server))
+
+
+# What is asked for seldom
+
+
+def test_a_gap_is_filled_by_a_model_that_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"):
+        monkeypatch.setitem(tiny_model.SPECIAL_TOKENS, name, gguf.TokenType.CONTROL)
+    model = Model(tiny_model.write_tiny_model(tmp_path / "fim.gguf", "Q8_0"), threads=1)
+    encode = model.tokenizer.encode
+    before, after, middle = (encode(f"<|fim_{name}|>", add_special=False) for name in ("prefix", "suffix", "middle"))
+    assert len(before) == len(after) == len(middle) == 1
+    head, text = encode("", add_special=True), encode("the sea", add_special=False)
+    prompt = [*head, *before, *text, *after, *encode("and <|im_end|>", add_special=False, parse_special=False), *middle]
+    with Server(model, port=0, kv_bytes=64 << 20) as server:
+        body = {"prompt": "the sea", "suffix": "and <|im_end|>", "max_tokens": 9, **GREEDY}
+        answer = good(server, "/v1/completions", body)
+        assert answer["choices"][0]["text"] == model.generate(prompt, max_tokens=9, **GREEDY).text
+        assert answer["usage"]["prompt_tokens"] == len(prompt)
+        refused = post(server, "/v1/completions", {**body, "echo": True})
+        assert (refused.error["code"], refused.error["param"]) == ("unsupported_parameter", "/suffix")
+        long = post(server, "/v1/completions", {**body, "suffix": "the sea " * 200})
+        assert long.error["code"] == "context_length_exceeded"
+        assert good(server, "/v1/completions", {**body, "suffix": ""})["usage"]["prompt_tokens"] < len(prompt)
+
+
+def test_metrics_by_the_names_of_others(model: Model) -> None:
+    with Server(model, port=0, kv_bytes=64 << 20, metrics_names=["vllm", "llamacpp"], name='a"b') as server:
+        for i in range(3):
+            good(server, "/v1/completions", {"prompt": f"the {i}", "max_tokens": 5, "ignore_eos": True})
+        becomes(lambda: is_idle(server))
+        text = get(server, "/metrics").text
+        kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+        label = '{engine="0",model_name="a\\"b"}'
+        for name, kind, value in (
+            (f"vllm:num_requests_running{label}", "gauge", "0"),
+            (f"vllm:generation_tokens_total{label}", "counter", "15"),
+            (f"vllm:e2e_request_latency_seconds_count{label}", "histogram", "3"),
+            (f"vllm:request_queue_time_seconds_count{label}", "histogram", "3"),
+            (f"vllm:request_generation_tokens_sum{label}", "histogram", "15"),
+            ("llamacpp:tokens_predicted_total", "counter", "15"),
+            ("llamacpp:requests_deferred", "gauge", "0"),
+        ):
+            assert f"\n{name} {value}\n" in text, name
+            assert kinds[name.split("{")[0].removesuffix("_count").removesuffix("_sum")] == kind
+        assert f'vllm:request_success_total{{{label[1:-1]},finished_reason="length"}} 3\n' in text
+        assert f'vllm:time_to_first_token_seconds_bucket{{{label[1:-1]},le="+Inf"}} 3\n' in text
+        assert len(kinds) == text.count("# TYPE")  # each is there once
+    with pytest.raises(ValueError, match="the names of vllm and of llamacpp"):
+        Server(model, port=0, metrics_names=["tgi"])
+
+
+def test_saved_prompts_are_not_computed_again(model: Model, tmp_path: Path) -> None:
+    rules = "the keeper of the lighthouse says that the sea gives and the sea takes. " * 8
+    session = model.session()
+    session.generate(rules, max_tokens=1, **GREEDY)
+    session.truncate(n := len(model.tokenizer.encode(rules)) // 64 * 64)
+    session.save(tmp_path / "rules.kv")
+    body = {"prompt": rules + "and the wind", "max_tokens": 8, **GREEDY}
+    expected = model.generate(body["prompt"], max_tokens=8, **GREEDY).text
+    for keys in ([], ["one", "two"]):
+        with Server(model, port=0, kv_bytes=64 << 20, prefixes=[tmp_path / "rules.kv"], api_keys=keys) as server:
+            for key in keys or [""]:
+                answer = post(server, "/v1/completions", body, X_Api_Key=key).json
+                assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == n
+                assert answer["choices"][0]["text"] == expected
+    (tmp_path / "rules.kv").write_bytes(b"nonsense")
+    with pytest.raises(SavedSessionError):
+        Server(model, port=0, prefixes=[tmp_path / "rules.kv"])
+    done = run(model.path, "--port", "0", "--prefix", tmp_path / "rules.kv")
+    assert done.returncode != 0 and re.fullmatch(r"error: [^\n]*rules\.kv[^\n]*\n", done.stderr), done.stderr
+    assert run("--repository", tmp_path, "--prefix", "x").returncode == 2
+    assert run(model.path, "--metrics-names", "tgi").returncode == 2
+
+
+def test_a_request_is_a_span_of_its_clients_trace(model: Model) -> None:
+    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    before = time.time_ns()
+    with Server(model, port=0, kv_bytes=64 << 20, tracer=provider.get_tracer("test")) as server:
+        body = {"messages": HELLO, "max_tokens": 5, "ignore_eos": True}
+        post(server, "/v1/chat/completions", body, Traceparent=f"00-{trace}-{parent}-01", X_Request_Id="abc")
+        post(server, "/v1/completions", {"prompt": "the", "max_tokens": 5}, Traceparent="nonsense")
+        client = connect(server)
+        client.sendall(request("/v1/completions", {**LONG, "stream": True}))
+        assert client.recv(1000)
+        client.close()
+        get(server, "/health")
+        becomes(lambda: is_idle(server))
+
+    def named(name: str) -> list[ReadableSpan]:
+        return [span for span in exporter.get_finished_spans() if span.name == name]
+
+    (chat,) = named("POST /v1/chat/completions")
+    assert chat.context and chat.parent and chat.attributes and chat.start_time and chat.end_time
+    assert (f"{chat.context.trace_id:032x}", f"{chat.parent.span_id:016x}") == (trace, parent)
+    assert chat.attributes["gen_ai.usage.output_tokens"] == 5
+    assert chat.attributes["gen_ai.response.finish_reasons"] == ("length",)
+    assert (chat.attributes["llama_rs.request_id"], chat.attributes["http.response.status_code"]) == ("abc", 200)
+    assert before <= chat.start_time <= chat.events[0].timestamp <= chat.end_time <= time.time_ns()
+    inside = [
+        span for span in exporter.get_finished_spans() if span.parent and span.parent.span_id == chat.context.span_id
+    ]
+    assert {"prefill", "decode"} <= {span.name for span in inside}
+    for span in inside:
+        assert span.start_time and span.end_time
+        assert chat.start_time <= span.start_time <= span.end_time <= chat.end_time
+    whole, cancelled = named("POST /v1/completions")
+    assert whole.parent is None and cancelled.attributes
+    assert cancelled.attributes["gen_ai.response.finish_reasons"] == ("cancelled",)
+    spans = [span for span in exporter.get_finished_spans() if span.name.startswith("POST")]
+    assert len(spans) == 3
+    assert all("the sea" not in str(span.to_json()) for span in exporter.get_finished_spans())
+
+
+def test_traces_are_sent_where_the_environment_says(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+        with process(tiny, "--port", "0", "-t", "1", "--drain-grace", "0") as served:
+            good(served, "/v1/completions", {"prompt": "the", "max_tokens": 3})
+            served.process.terminate()
+            assert served.end()[0] == 0
+        collector.shutdown()
+    assert {path for path, _ in received} == {"/v1/traces"}
+    assert any(b"POST /v1/completions" in content and b"llama-rs" in content for _, content in received)

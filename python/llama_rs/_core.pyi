@@ -236,6 +236,8 @@ class Server:
         strict_model: bool,
         share_prefixes: bool,
         access_log: bool,
+        metrics_names: Sequence[str],
+        traces: bool,
         request_timeout: float | None,
         parallel: int,
         max_queue: int,
@@ -265,6 +267,8 @@ class Server:
     def remove(self, name: str, number: str | None) -> bool: ...
     def fail(self, name: str, number: str, why: str) -> None: ...
     def next_order(self, seconds: float) -> Order | None: ...
+    def next_span(self, seconds: float) -> str | None: ...
+    def pin(self, path: str | os.PathLike[str]) -> int: ...
 
 @final
 class Order:

@@ -15,6 +15,9 @@ from .model import Model
 from .options import GenerateOptions
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
+    from .otel import Spans
     from .repository import Repository
 
 LEAST_KV_BYTES = 64 << 20
@@ -52,6 +55,10 @@ class Server(Closing):
         strict_model: requests must name the model as it is called.
         share_prefixes: what was computed of a prompt is found by clients with other keys, too. They could tell from the
             time that it takes what others have asked.
+        prefixes: files of saved prompts (:meth:`Session.save`, ``--prompt-cache``) of this model: a prompt that begins
+            with one is not computed from its start. They are mapped, so all processes that use one share its memory.
+        metrics_names: names beside its own that ``/metrics`` has: ``"vllm"``, ``"llamacpp"``.
+        tracer: gets a span of each request that computes something, see :mod:`llama_rs.otel`.
         threads: workers of the models of a repository.
         access_log: write a line of JSON for each request to standard error.
         options: sampling and generation, for requests that do not say.
@@ -59,6 +66,7 @@ class Server(Closing):
     Raises:
         OSError: if the address cannot be listened on.
         ValueError: if an argument is out of range.
+        SavedSessionError: if a file of ``prefixes`` is damaged, or of another model.
     """
 
     def __init__(
@@ -84,6 +92,9 @@ class Server(Closing):
         strict: bool = False,
         strict_model: bool = False,
         share_prefixes: bool = False,
+        prefixes: Sequence[str | os.PathLike[str]] = (),
+        metrics_names: Sequence[str] = (),
+        tracer: Tracer | None = None,
         access_log: bool = False,
         threads: int | None = None,
         **options: Unpack[GenerateOptions],
@@ -95,6 +106,8 @@ class Server(Closing):
             raise ValueError("an API key is empty or has characters that a header cannot carry")
         if (model is None) == (repository is None):
             raise ValueError("give a model or a repository of models, one of them")
+        if prefixes and model is None:
+            raise ValueError("prefixes are saved prompts of one model, which a repository is not")
         given: dict[str, Any] = dict(options)
         models = []
         if model is not None:
@@ -113,6 +126,8 @@ class Server(Closing):
             strict_model=strict_model,
             share_prefixes=share_prefixes,
             access_log=access_log,
+            metrics_names=list(metrics_names),
+            traces=tracer is not None,
             request_timeout=request_timeout,
             parallel=parallel,
             max_queue=max_queue,
@@ -124,17 +139,24 @@ class Server(Closing):
         self.model = model
         self.name = name or ""
         self.repository: Repository | None = None
-        if repository is not None:
-            from .repository import Repository
+        self._spans: Spans | None = None
+        try:
+            for path in prefixes:
+                self._core.pin(path)
+            if tracer is not None:
+                from .otel import Spans
 
-            try:
+                self._spans = Spans(self._core, tracer)
+            if repository is not None:
+                from .repository import Repository
+
                 self.repository = Repository(repository, self._core, given, threads=threads)
                 self.repository.load_all()
-            except BaseException:
-                self.close()
-                raise
-            self.name = ", ".join(self.repository.names)
-            self.repository.keep(reload)
+                self.name = ", ".join(self.repository.names)
+                self.repository.keep(reload)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def url(self) -> str:
@@ -160,6 +182,8 @@ class Server(Closing):
         self._core.wait(5.0)
         if self.repository is not None:
             self.repository.close()
+        if self._spans is not None:
+            self._spans.close()
 
     def __repr__(self) -> str:
         return f"Server({self.url!r}, {self.name!r})"

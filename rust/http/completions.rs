@@ -84,11 +84,6 @@ fn asked(version: &Version, fields: &super::json::Fields<'_>, interrupt: &Interr
     {
         return Err(at.refused(format_args!("must be n, which is {n}")).coded("unsupported_parameter"));
     }
-    if let Some(at) = fields.get("suffix")
-        && !at.str()?.is_empty()
-    {
-        return Err(at.refused("is not supported by this model").coded("unsupported_parameter"));
-    }
     let flag = |name| fields.get(name).map_or(Ok(false), |at| at.bool());
     let (echo, stream) = (flag("echo")?, flag("stream")?);
     let include_usage = include_usage(fields, stream)?;
@@ -103,7 +98,15 @@ fn asked(version: &Version, fields: &super::json::Fields<'_>, interrupt: &Interr
         options.max_tokens = Some(MAX_TOKENS);
     }
     let add_special = fields.get("add_special_tokens").map_or(Ok(true), |at| at.bool())?;
-    let prompts = prompts(version, &fields.need("prompt")?, add_special, interrupt)?;
+    let mut prompts = prompts(version, &fields.need("prompt")?, add_special, interrupt)?;
+    if let Some(at) = fields.get("suffix")
+        && !at.str()?.is_empty()
+    {
+        if echo {
+            return Err(at.refused("fills a gap, whose prompt cannot be echoed").coded("unsupported_parameter"));
+        }
+        fill_in(version, &at, &mut prompts, interrupt)?;
+    }
     if let Some(top) = logprobs {
         options::ask_logprobs(&mut options, top);
     }
@@ -117,6 +120,22 @@ fn asked(version: &Version, fields: &super::json::Fields<'_>, interrupt: &Interr
         works.push(Work::Generate(generate));
     }
     Ok(Asked { prompts, works, n, logprobs, echo, stream, include_usage })
+}
+
+/// Has the answer fill the gap between each prompt and the text of `at`, for models that have learnt to.
+fn fill_in(version: &Version, at: &At<'_>, prompts: &mut [Prompt], interrupt: &Interrupt) -> Answer<()> {
+    let tokenizer = version.tokenizer()?;
+    let Some([before, after, middle]) = tokenizer.fim_tokens()? else {
+        let what = "is not possible: this model has no tokens for what is to be filled in (FIM)";
+        return Err(at.refused(what).coded("unsupported_parameter"));
+    };
+    let suffix = version.encode(at.str()?, false, false, interrupt)?;
+    for prompt in prompts {
+        let ids = std::mem::take(&mut prompt.ids);
+        let (bos, text) = ids.split_at(usize::from(prompt.has_bos));
+        prompt.ids = [bos, &[before], text, &[after], &suffix, &[middle]].concat();
+    }
+    Ok(())
 }
 
 /// `stream_options.include_usage`.

@@ -33,6 +33,8 @@ const TICK: Duration = Duration::from_millis(100);
 /// tells the client, which then forgets what it has not read yet.
 const LINGER_BYTES: usize = 64 << 20;
 const LINGER: Duration = Duration::from_secs(2);
+/// How long the first request of a connection may take when no more are wanted.
+const FIRST: Duration = Duration::from_secs(1);
 /// What is read at once.
 const READ: usize = 8 << 10;
 
@@ -113,6 +115,8 @@ pub struct State {
     phase: Cell<Phase>,
     blocked: Cell<Option<Instant>>, // since when nothing of what is sent was taken
     unread: Cell<usize>,            // bytes that may be thrown away at the end
+    has_read: Cell<bool>,           // anything
+    closing: Cell<Option<Instant>>, // since when no more requests are wanted
 }
 
 impl State {
@@ -129,6 +133,11 @@ impl State {
     /// Whether the client is out of time, or when to look again.
     fn look(&self, now: Instant) -> Result<Instant, ()> {
         let until = |end: Instant| if now < end { Ok(end) } else { Err(()) };
+        if let Some(since) = self.closing.get()
+            && !self.has_read.get()
+        {
+            return until(since + FIRST);
+        }
         match self.phase.get() {
             Phase::Idle(since) => until(since + limits::KEEP_ALIVE),
             Phase::Head(since) => until(since + limits::HEAD_TIME),
@@ -150,7 +159,8 @@ where
     F: Future<Output = Response<Body>>,
 {
     let phase = Cell::new(Phase::Head(Instant::now()));
-    let state = Rc::new(State { stream, phase, blocked: Cell::default(), unread: Cell::default() });
+    let (blocked, unread, has_read, closing_since) = Default::default();
+    let state = Rc::new(State { stream, phase, blocked, unread, has_read, closing: closing_since });
     let service = service_fn(|request| {
         state.phase.set(Phase::Busy);
         let answered = Answered(Rc::clone(&state));
@@ -164,16 +174,23 @@ where
     builder.max_buf_size(limits::HEAD).half_close(false).header_read_timeout(None);
     let mut connection = pin!(builder.serve_connection(Watched(Rc::clone(&state)), service));
     let mut closing = pin!(closing);
-    let mut is_closing = false;
+    let mut is_told = false;
     let mut timer = pin!(sleep_until(Instant::now()));
     poll_fn(|cx| {
-        if !is_closing && closing.as_mut().poll(cx).is_ready() {
-            is_closing = true;
-            connection.as_mut().graceful_shutdown();
+        if state.closing.get().is_none() && closing.as_mut().poll(cx).is_ready() {
+            state.closing.set(Some(Instant::now()));
         }
         // What goes wrong is the client's doing, which hyper has told it if it could.
         if connection.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
+        }
+        // After that, since a request may be there already; and not before anything has come, when hyper would not look.
+        if !is_told && state.closing.get().is_some() && state.has_read.get() {
+            is_told = true;
+            connection.as_mut().graceful_shutdown();
+            if connection.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
         }
         wait(&state, timer.as_mut(), cx)
     })
@@ -240,6 +257,7 @@ impl Read for Watched {
         let mut bytes = [0; READ];
         let room = buffer.remaining().min(READ);
         let n = ready!(self.read(cx, &mut bytes[..room]))?;
+        self.0.has_read.set(self.0.has_read.get() || n > 0);
         if n > 0 && matches!(self.0.phase.get(), Phase::Idle(_)) {
             self.0.phase.set(Phase::Head(Instant::now()));
         }

@@ -12,7 +12,6 @@ use super::oip;
 use super::openapi::openapi;
 use super::page::page;
 use super::registry::{Entry, Registry, State};
-use super::residency::residency;
 use super::route::Handler;
 use super::service::{Call, Phase, Reply, Shared, json};
 use super::version::Version;
@@ -34,7 +33,6 @@ pub fn answer(handler: Handler, call: &Call) -> Reply {
         Handler::Props => json(&props(&*call.version(None)?, shared)),
         Handler::Slots => json(&slots(call)),
         Handler::Metrics => metrics(call),
-        Handler::Residency => json(&residency(&*call.version(None)?)),
         Handler::OpenApi => json(&openapi()),
         Handler::V2Server => json(&oip::server()),
         Handler::V2Live => json(&object! { "live" => true }),
@@ -204,6 +202,10 @@ fn metrics(call: &Call) -> Response<Body> {
     page.gauge("build_info", "Which build this is.", &[(&build, 1.0)]);
     let connections = super::service::CONNECTIONS.get() as f64;
     page.gauge("connections", "Connections that are open.", &[("", connections)]);
+    let model = versions.first().map_or_else(String::new, |version| label(&version.name));
+    for &names in &shared.config.metrics_names {
+        page.add_names(names, &shared.metrics, &stats, &model);
+    }
     let mut response = Response::new(Body::whole(page.text()));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);

@@ -30,7 +30,7 @@ pub const TOP_LOGPROBS: usize = 20;
 /// Prompts of a completion, and texts to embed, score or classify.
 pub const PROMPTS: usize = 64;
 pub const INPUTS: usize = 2048;
-/// Connections, and those of one address.
+/// Connections, and those of one address while more than half of all are taken: a proxy has many clients.
 pub const CONNECTIONS: usize = 512;
 pub const PER_ADDRESS: usize = 64;
 /// How long a client may take: between requests, for a head, for a body, to read what it is sent.

@@ -46,6 +46,7 @@ use std::time::Duration;
 
 use crate::scheduler::Limits;
 
+pub use metrics::Names as MetricsNames;
 pub use registry::{Change, Order};
 pub use server::Server;
 pub use version::Version;
@@ -71,6 +72,10 @@ pub struct Config {
     pub share_prefixes: bool,
     /// A line of JSON a request on standard error.
     pub access_log: bool,
+    /// Requests that are over are told of, see [`Server::next_span`].
+    pub traces: bool,
+    /// Whose names the metrics have beside our own.
+    pub metrics_names: Vec<MetricsNames>,
     /// The longest that an answer may take.
     pub request_timeout: Option<Duration>,
     /// What the scheduler may use.

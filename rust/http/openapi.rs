@@ -39,7 +39,7 @@ fn operation(route: &Route, path: &str) -> Json {
             "application/json" => object! { "schema" => object! { "$ref" => "#/components/schemas/Error" } },
         },
     };
-    let mut content = vec![(kind_of(route.handler).into(), object! { "schema" => Json::Map(Vec::new()) })];
+    let mut content = vec![(kind_of(route.handler).into(), object! { "schema" => answer(route.handler) })];
     if can_stream(route.handler) {
         content.push(("text/event-stream".into(), object! { "schema" => object! { "type" => "string" } }));
     }
@@ -81,6 +81,62 @@ fn can_stream(handler: Handler) -> bool {
     matches!(handler, Handler::ChatCompletions | Handler::Completions | Handler::Completion | Handler::Responses)
 }
 
+/// What an answer has at least.
+fn answer(handler: Handler) -> Json {
+    shape(match handler {
+        Handler::Health | Handler::Ready => "status:string",
+        Handler::Models => "object:string data:array",
+        Handler::Model => "id:string object:string created:integer owned_by:string versions:array status:object",
+        Handler::ChatCompletions | Handler::Completions => {
+            "id:string object:string created:integer model:string system_fingerprint:string choices:array usage:object \
+             timings:object"
+        }
+        Handler::Completion => {
+            "content:string tokens:array stop:boolean stop_type:string model:string timings:object \
+             tokens_evaluated:integer tokens_cached:integer truncated:boolean generation_settings:object prompt:string"
+        }
+        Handler::Embeddings => "object:string data:array model:string usage:object",
+        Handler::Tokenize => "tokens:array count:integer max_model_len:integer",
+        Handler::Detokenize => "content:string prompt:string",
+        Handler::TokenizerInfo => "vocab_size:integer model_max_length:integer",
+        Handler::ApplyTemplate => "prompt:string",
+        Handler::InputTokens => "object:string input_tokens:integer",
+        Handler::Props => "default_generation_settings:object total_slots:integer model_alias:string build_info:string",
+        Handler::Residency => {
+            "model:string version:string bytes:integer resident:integer is_known:boolean processes:integer layers:array"
+        }
+        Handler::OpenApi => "openapi:string info:object paths:object components:object",
+        Handler::Responses => {
+            "id:string object:string created_at:number status:string model:string output:array usage:object"
+        }
+        Handler::Score | Handler::Classify => "object:string data:array model:string usage:object",
+        Handler::Rerank => "object:string results:array model:string usage:object",
+        Handler::V2Server => "name:string version:string extensions:array",
+        Handler::V2Live => "live:boolean",
+        Handler::V2Ready => "ready:boolean",
+        Handler::V2Model => "name:string versions:array platform:string inputs:array outputs:array",
+        Handler::V2ModelReady => "name:string ready:boolean",
+        Handler::Infer => "model_name:string model_version:string outputs:array",
+        Handler::Generate => "text_output:string model_name:string model_version:string",
+        Handler::Slots | Handler::RepositoryIndex | Handler::Embedding => return typed("array"),
+        Handler::Page | Handler::Metrics | Handler::GenerateStream => return typed("string"),
+        Handler::RepositoryLoad | Handler::RepositoryUnload => "",
+    })
+}
+
+/// An object with these fields, `name:type` each, and perhaps others.
+fn shape(fields: &'static str) -> Json {
+    let fields: Vec<(&str, &str)> = fields.split_whitespace().filter_map(|field| field.split_once(':')).collect();
+    let required: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
+    let properties = fields.into_iter().map(|(name, kind)| (name.into(), typed(kind))).collect();
+    object! { "type" => "object", "required" => required, "properties" => Json::Map(properties) }
+}
+
+/// A text that is not empty.
+fn words() -> Json {
+    object! { "type" => "string", "minLength" => 1u32 }
+}
+
 fn typed(kind: &str) -> Json {
     object! { "type" => kind }
 }
@@ -96,26 +152,45 @@ fn any(of: Vec<Json>) -> Json {
 /// What a body must have, and the fields that most clients set.
 fn body(handler: Handler) -> Option<Json> {
     let text = || typed("string");
+    let empty = || typed("null");
     let ids = || list(object! { "type" => "integer", "minimum" => 0u32 }, limits::JSON_VALUES);
-    let texts = |most: usize| any(vec![text(), list(text(), most)]);
+    let texts = |most: usize| any(vec![words(), list(words(), most)]);
+    let part = object! {
+        "type" => "object",
+        "required" => vec!["type", "text"],
+        "properties" => object! { "type" => object! { "enum" => vec!["text"] }, "text" => text() },
+    };
     let message = object! {
         "type" => "object",
-        "required" => vec!["role"],
+        "required" => vec!["role", "content"],
         "properties" => object! {
             "role" => object! { "enum" => vec!["system", "developer", "user", "assistant", "tool"] },
-            "content" => any(vec![text(), typed("null"), list(typed("object"), limits::MESSAGES)]),
+            "content" => any(vec![text(), list(part, limits::MESSAGES)]),
         },
     };
-    let messages = || list(message.clone(), limits::MESSAGES);
-    let prompt = any(vec![text(), list(text(), limits::PROMPTS), ids(), list(ids(), limits::PROMPTS)]);
+    // A call of a tool may have no content.
+    let call = object! {
+        "type" => "object",
+        "required" => vec!["role", "tool_calls"],
+        "properties" => object! {
+            "role" => object! { "enum" => vec!["assistant"] },
+            "content" => any(vec![text(), empty()]),
+            "tool_calls" => list(typed("object"), limits::TOOLS),
+        },
+    };
+    let messages = || list(any(vec![message.clone(), call.clone()]), limits::MESSAGES);
+    let prompt = any(vec![words(), list(words(), limits::PROMPTS), ids(), list(ids(), limits::PROMPTS)]);
     let (required, mut properties) = match handler {
         Handler::ChatCompletions | Handler::ApplyTemplate | Handler::InputTokens => {
             (vec!["messages"], vec![("messages", messages())])
         }
         Handler::Completions => (vec!["prompt"], vec![("prompt", prompt)]),
-        Handler::Completion => (vec!["prompt"], vec![("prompt", any(vec![text(), typed("array")]))]),
+        Handler::Completion => (
+            vec!["prompt"],
+            vec![("prompt", any(vec![words(), list(any(vec![words(), typed("integer")]), limits::JSON_VALUES)]))],
+        ),
         Handler::Embeddings => {
-            let input = any(vec![text(), list(text(), limits::INPUTS), ids(), list(ids(), limits::INPUTS)]);
+            let input = any(vec![words(), list(words(), limits::INPUTS), ids(), list(ids(), limits::INPUTS)]);
             let format = object! { "enum" => vec!["float", "base64"] };
             (vec!["input"], vec![("input", input), ("encoding_format", format)])
         }
@@ -125,32 +200,41 @@ fn body(handler: Handler) -> Option<Json> {
             (vec!["tokens"], vec![("tokens", object! { "type" => "array", "items" => typed("integer") })])
         }
         Handler::Responses => {
-            (vec!["input"], vec![("input", any(vec![text(), list(typed("object"), limits::MESSAGES)]))])
+            (vec!["input"], vec![("input", any(vec![words(), list(typed("object"), limits::MESSAGES)]))])
         }
         Handler::Score => (
             vec!["prompt", "completion"],
-            vec![("prompt", any(vec![text(), ids()])), ("completion", texts(limits::PROMPTS))],
+            vec![("prompt", any(vec![words(), ids()])), ("completion", texts(limits::PROMPTS))],
         ),
         Handler::Classify => {
-            let labels = any(vec![list(text(), 256), typed("object")]);
+            let named = object! {
+                "type" => "object", "additionalProperties" => words(), "minProperties" => 2u32, "maxProperties" => 256u32,
+            };
+            let plain = object! {
+                "type" => "array", "items" => words(), "minItems" => 2u32, "maxItems" => 256u32, "uniqueItems" => true,
+            };
+            let labels = any(vec![plain, named]);
+            let shown = object! { "text" => text(), "label" => words() };
+            let example = object! { "type" => "object", "required" => vec!["text", "label"], "properties" => shown };
             let fields = vec![
                 ("input", texts(limits::INPUTS)),
                 ("labels", labels),
                 ("instructions", text()),
                 ("template", text()),
-                ("examples", list(typed("object"), limits::INPUTS)),
+                ("examples", list(example, limits::INPUTS)),
                 ("chat", typed("boolean")),
                 ("multi_label", typed("boolean")),
             ];
             (vec!["input", "labels"], fields)
         }
         Handler::Rerank => {
-            let documents = list(any(vec![text(), typed("object")]), limits::INPUTS);
-            (vec!["query", "documents"], vec![("query", text()), ("documents", documents)])
+            let document = object! { "type" => "object", "required" => vec!["text"], "properties" => object! { "text" => words() } };
+            let documents = list(any(vec![words(), document]), limits::INPUTS);
+            (vec!["query", "documents"], vec![("query", words()), ("documents", documents)])
         }
         Handler::Infer => (vec!["inputs"], vec![("inputs", list(typed("object"), 1))]),
         Handler::Generate | Handler::GenerateStream => {
-            (vec!["text_input"], vec![("text_input", text()), ("parameters", typed("object"))])
+            (vec!["text_input"], vec![("text_input", words()), ("parameters", typed("object"))])
         }
         Handler::RepositoryIndex => (vec![], vec![("ready", typed("boolean"))]),
         Handler::RepositoryLoad | Handler::RepositoryUnload => (vec![], vec![("parameters", typed("object"))]),
@@ -167,7 +251,10 @@ fn body(handler: Handler) -> Option<Json> {
             ("top_k", object! { "type" => "integer", "minimum" => 0u32 }),
             ("n", count(1, limits::N)),
             ("seed", typed("integer")),
-            ("stop", any(vec![text(), object! { "type" => "array", "items" => text(), "maxItems" => limits::STOPS }])),
+            (
+                "stop",
+                any(vec![words(), object! { "type" => "array", "items" => words(), "maxItems" => limits::STOPS }]),
+            ),
             ("stream", typed("boolean")),
         ]);
     }

@@ -4,7 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::json::object;
+use hyper::header::HeaderMap;
+
+use super::json::{Json, object};
 use super::runs::milliseconds;
 use super::service::Shared;
 use crate::scheduler::{Event, Finish};
@@ -19,17 +21,20 @@ pub struct Record {
     pub model: RefCell<String>,
     pub code: Cell<&'static str>, // of an error
     peer: Option<std::net::IpAddr>,
+    trace: Trace,
+    stages: Cell<[f64; 3]>, // seconds in the queue, of the prompt, of the answer that took longest
     first: Cell<Option<Instant>>,
     last: Cell<Option<Instant>>,
     prompt_tokens: Cell<usize>,
     cached_tokens: Cell<usize>,
     generated_tokens: Cell<usize>,
     finish: Cell<Option<&'static str>>,
+    computes: Cell<bool>,
     open: Cell<usize>, // answers that have not ended
 }
 
 impl Record {
-    pub fn new(shared: &Arc<Shared>, id: String, peer: Option<std::net::IpAddr>) -> Self {
+    pub fn new(shared: &Arc<Shared>, id: String, peer: Option<std::net::IpAddr>, headers: &HeaderMap) -> Self {
         Self {
             shared: Arc::clone(shared),
             id,
@@ -39,18 +44,22 @@ impl Record {
             model: RefCell::default(),
             code: Cell::new(""),
             peer,
+            trace: if shared.traces.is_some() { Trace::of(headers) } else { Trace::default() },
+            stages: Cell::default(),
             first: Cell::default(),
             last: Cell::default(),
             prompt_tokens: Cell::default(),
             cached_tokens: Cell::default(),
             generated_tokens: Cell::default(),
             finish: Cell::default(),
+            computes: Cell::default(),
             open: Cell::default(),
         }
     }
 
     /// So many answers are being made for it.
     pub fn expect(&self, answers: usize) {
+        self.computes.set(true);
         self.open.set(answers);
     }
 
@@ -83,9 +92,17 @@ impl Record {
         metrics.generated_tokens.add(usage.generated_tokens as u64);
         metrics.prompt_size.record(usage.prompt_tokens as f64);
         metrics.output_size.record(usage.generated_tokens as f64);
+        metrics.queued.record(usage.queued.as_secs_f64());
+        metrics.prefill.record(usage.prompt.as_secs_f64());
+        metrics.decode.record(usage.generation.as_secs_f64());
         if usage.generated_tokens > 1 {
             let each = usage.generation.as_secs_f64() / (usage.generated_tokens - 1) as f64;
             metrics.per_output_token.record(each);
+        }
+        let stages = [usage.queued, usage.prompt, usage.generation].map(|stage| stage.as_secs_f64());
+        let sum = |stages: [f64; 3]| stages.iter().sum::<f64>();
+        if sum(stages) >= sum(self.stages.get()) {
+            self.stages.set(stages);
         }
         self.finished(match &end.finish {
             Finish::Done(reason) => reason.as_str(),
@@ -96,9 +113,48 @@ impl Record {
         });
     }
 
+    /// All that a tracer wants to know, with times in nanoseconds since 1970.
+    fn span(&self) -> Json {
+        let (now, unix) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+        let time = |then: Instant| unix.saturating_sub(now - then).as_nanos() as u64;
+        let [queue, prefill, decode] = self.stages.get();
+        object! {
+            "traceparent" => self.trace.parent.as_str(),
+            "tracestate" => self.trace.state.as_str(),
+            "id" => self.id.as_str(),
+            "route" => self.route.get(),
+            "status" => u64::from(self.status.get()),
+            "model" => self.model.borrow().as_str(),
+            "start" => time(self.start),
+            "first_token" => self.first.get().map(time),
+            "end" => time(now),
+            "queue" => queue, "prefill" => prefill, "decode" => decode,
+            "prompt_tokens" => self.prompt_tokens.get(),
+            "cached_tokens" => self.cached_tokens.get(),
+            "tokens" => self.generated_tokens.get(),
+            "finish" => self.finish.get(),
+            "error" => self.code.get(),
+        }
+    }
+
     fn finished(&self, reason: &'static str) {
         self.finish.set(Some(reason));
         self.shared.metrics.finished.add(format!("reason=\"{reason}\""), 1);
+    }
+}
+
+/// The trace that a request is a part of, as the W3C has it in headers.
+#[derive(Default)]
+struct Trace {
+    parent: String,
+    state: String,
+}
+
+impl Trace {
+    fn of(headers: &HeaderMap) -> Self {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| text.len() <= 512);
+        let text = |name| text(name).unwrap_or_default().to_string();
+        Self { parent: text("traceparent"), state: text("tracestate") }
     }
 }
 
@@ -110,7 +166,14 @@ impl Drop for Record {
         let (metrics, log) = (&self.shared.metrics, &self.shared.log);
         let (route, status) = (self.route.get(), self.status.get());
         metrics.requests.add(format!("route=\"{route}\",status=\"{status}\""), 1);
-        metrics.duration.record(self.start.elapsed().as_secs_f64());
+        if self.computes.get() {
+            metrics.duration.record(self.start.elapsed().as_secs_f64());
+        }
+        if let Some(traces) = self.shared.traces.as_ref().filter(|_| self.computes.get())
+            && traces.try_send(self.span().to_string()).is_err()
+        {
+            metrics.spans_dropped.add(1);
+        }
         if !log.is_wanted() {
             return;
         }

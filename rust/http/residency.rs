@@ -1,7 +1,10 @@
 //! `GET /residency`: which of a model's layers are in memory now, in the page cache that all processes share.
 
+use std::io::{BufRead, BufReader};
+
 use super::json::{Json, object};
 use super::version::Version;
+use crate::checkpoint::Checkpoint;
 
 /// Of the file: bytes, and how many of them are in memory, as a whole and by layer in the order of a pass.
 pub fn residency(version: &Version) -> Json {
@@ -35,8 +38,32 @@ pub fn residency(version: &Version) -> Json {
     });
     object! {
         "model" => version.name.as_str(), "version" => version.number.as_str(), "bytes" => checkpoint.size(),
-        "resident" => total, "is_known" => known, "layers" => layers.collect::<Vec<_>>(),
+        "resident" => total, "is_known" => known, "processes" => sharers(checkpoint), "layers" => layers.collect::<Vec<_>>(),
     }
+}
+
+/// How many processes have the file mapped, this one among them, as far as this user may look into them. Only how many:
+/// what others run is nothing for clients.
+fn sharers(checkpoint: &Checkpoint) -> usize {
+    // As the kernel writes it in a table of maps. Its device is not always that of the file (overlayfs): then the name tells.
+    let files: Vec<(String, String)> = checkpoint
+        .maps()
+        .iter()
+        .filter_map(|map| {
+            let (device, inode) = map.identity()?.file;
+            let place = format!(" {:02x}:{:02x} {inode} ", libc::major(device), libc::minor(device));
+            let path = std::fs::canonicalize(map.path()).ok()?;
+            Some((place, format!(" {}", path.display())))
+        })
+        .collect();
+    let has_it = |pid: &str| {
+        let Ok(maps) = std::fs::File::open(format!("/proc/{pid}/maps")) else { return false };
+        let lines = BufReader::new(maps).lines().map_while(Result::ok);
+        lines.into_iter().any(|line| files.iter().any(|(place, name)| line.contains(place) || line.ends_with(name)))
+    };
+    let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
+    let names = processes.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.bytes().all(|b| b.is_ascii_digit()) && has_it(name)).count()
 }
 
 fn layer_of(tensor: &str) -> String {

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -34,6 +34,8 @@ use crate::threads;
 
 /// Connections that the system holds for us until they are accepted.
 const BACKLOG: i32 = 1024;
+/// Requests that are over and that nobody has been told of.
+const SPANS: usize = 1024;
 /// How long what was said last may take to be sent.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -44,6 +46,7 @@ pub struct Server {
     phase: Arc<watch::Sender<Phase>>,
     address: Address,
     done: Mutex<Receiver<()>>,
+    spans: Mutex<Receiver<String>>,
     process: u32,
 }
 
@@ -68,6 +71,31 @@ enum Listener {
     Unix(UnixListener),
 }
 
+impl Listener {
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Listener::Tcp(listener) => Listener::Tcp(listener.try_clone()?),
+            Listener::Unix(listener) => Listener::Unix(listener.try_clone()?),
+        })
+    }
+
+    /// A connection that waits already.
+    fn accept_now(&self) -> io::Result<Stream> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                tokio::net::TcpStream::from_std(stream).map(Stream::Tcp)
+            }
+            Listener::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                tokio::net::UnixStream::from_std(stream).map(Stream::Unix)
+            }
+        }
+    }
+}
+
 impl Server {
     /// Listens, and serves `versions`, the default one first.
     ///
@@ -81,7 +109,9 @@ impl Server {
         let log = Log::new(config.access_log).map_err(no_thread)?;
         let registry = Registry::new(versions.into_iter().map(Arc::new).collect());
         let room = Arc::new(Semaphore::new(limits::BODIES >> 10));
-        let shared = Arc::new(Shared { config, metrics: Metrics::default(), log, registry, room });
+        let (traces, spans) = sync_channel(SPANS);
+        let traces = Some(traces).filter(|_| config.traces);
+        let shared = Arc::new(Shared { config, metrics: Metrics::default(), log, registry, traces, room });
         let (phase, watched) = watch::channel(Phase::Open);
         let (sender, done) = sync_channel(1);
         let (of_thread, engine) = (Arc::clone(&shared), Arc::clone(&scheduler));
@@ -90,8 +120,8 @@ impl Server {
             run(listener, &of_thread, &engine, &watched);
         })
         .map_err(no_thread)?;
-        let (done, process) = (Mutex::new(done), std::process::id());
-        Ok(Self { shared, scheduler, phase: Arc::new(phase), address, done, process })
+        let (done, spans, process) = (Mutex::new(done), Mutex::new(spans), std::process::id());
+        Ok(Self { shared, scheduler, phase: Arc::new(phase), address, done, spans, process })
     }
 
     /// Where it listens.
@@ -126,6 +156,28 @@ impl Server {
     pub fn stop(&self) {
         raise(&self.phase, Phase::Over);
         self.scheduler.stop();
+    }
+
+    /// What there is to say of the next request that is over, as JSON, if one is in that time.
+    pub fn next_span(&self, at_most: Duration) -> Option<String> {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(at_most).ok()
+    }
+
+    /// Keeps a saved session for all prompts that begin with it, see [`Scheduler::pin`]; whoever has a key finds it. It is
+    /// one of the model that is served, of which there is one. Gives how many tokens it has.
+    ///
+    /// # Errors
+    /// As for [`Scheduler::pin`].
+    pub fn pin(&self, path: &Path) -> Result<usize> {
+        let config = &self.shared.config;
+        let clients = if config.share_prefixes { 0 } else { config.api_keys.len() as u64 };
+        let mut tokens = 0;
+        for version in self.shared.registry.versions() {
+            for salt in clients.min(1)..=clients {
+                tokens = self.scheduler.pin(&version.model, version.session, path, salt)?;
+            }
+        }
+        Ok(tokens)
     }
 
     /// Whether the engine has ended because of a bug of ours.
@@ -231,28 +283,36 @@ async fn accept(listener: Listener, service: &Rc<Service>) -> io::Result<()> {
         Tcp(tokio::net::TcpListener),
         Unix(tokio::net::UnixListener),
     }
-    let listener = match listener {
+    let accepting = match listener.try_clone()? {
         Listener::Tcp(listener) => Accepting::Tcp(tokio::net::TcpListener::from_std(listener)?),
         Listener::Unix(listener) => Accepting::Unix(tokio::net::UnixListener::from_std(listener)?),
     };
     let by_address: Rc<std::cell::RefCell<HashMap<IpAddr, usize>>> = Rc::default();
     let places = Arc::new(Semaphore::new(limits::CONNECTIONS));
     let mut draining = pin!(reached(service, Phase::Draining));
+    let mut is_draining = false;
     loop {
         let next = async {
             let place = Arc::clone(&places).acquire_owned().await;
-            let stream = match &listener {
+            let stream = match &accepting {
                 Accepting::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
                 Accepting::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
             };
             (place, stream)
         };
         let mut next = pin!(next);
-        let next = poll_fn(|cx| match draining.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(None),
-            Poll::Pending => next.as_mut().poll(cx).map(Some),
+        let next = poll_fn(|cx| {
+            is_draining = is_draining || draining.as_mut().poll(cx).is_ready();
+            if is_draining { Poll::Ready(None) } else { next.as_mut().poll(cx).map(Some) }
         });
-        let Some((place, stream)) = next.await else { return Ok(()) };
+        let (place, stream) = match next.await {
+            Some(next) => next,
+            // Whose connection the system has taken is answered, too.
+            None => match (Arc::clone(&places).try_acquire_owned(), listener.accept_now()) {
+                (Ok(place), Ok(stream)) => (Ok(place), Ok(stream)),
+                _ => return Ok(()),
+            },
+        };
         let stream = match stream {
             Ok(stream) => stream,
             Err(_) => {
@@ -266,6 +326,7 @@ async fn accept(listener: Listener, service: &Rc<Service>) -> io::Result<()> {
         }
         let peer = stream.peer();
         if let Some(peer) = peer
+            && CONNECTIONS.get() >= limits::CONNECTIONS / 2
             && by_address.borrow().get(&peer).is_some_and(|n| *n >= limits::PER_ADDRESS)
         {
             tokio::task::spawn_local(async move {

@@ -4,13 +4,15 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONNECTION,
-    CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN, RETRY_AFTER, VARY,
+    WWW_AUTHENTICATE,
 };
 use hyper::http::request::Parts;
 use hyper::{Request, Response};
@@ -25,6 +27,7 @@ use super::log::Log;
 use super::metrics::Metrics;
 use super::record::Record;
 use super::registry::{Change, Registry};
+use super::residency::residency;
 use super::route::{self, Access, Found, Handler, Route};
 use super::version::Version;
 use super::{Config, chat, completions, embeddings, info, native, oip, responses, scores};
@@ -41,6 +44,8 @@ pub struct Shared {
     pub metrics: Metrics,
     pub log: Log,
     pub registry: Registry,
+    /// Where requests that are over are told of, a line of JSON each, if anybody traces them.
+    pub traces: Option<SyncSender<String>>,
     /// Kibibytes of bodies that there is memory for.
     pub room: Arc<Semaphore>,
 }
@@ -125,7 +130,7 @@ impl Service {
     pub async fn handle(self: Rc<Self>, request: Request<Incoming>, state: Rc<State>) -> Response<Body> {
         let (head, mut body) = request.into_parts();
         let id = request_id(&head.headers);
-        let record = Rc::new(Record::new(&self.shared, id, state.peer()));
+        let record = Rc::new(Record::new(&self.shared, id, state.peer(), &head.headers));
         let error_as_text = head.uri.path().starts_with("/v2");
         let result = Rc::clone(&self).answer(&head, &mut body, &state, &record).await;
         let mut response = result.unwrap_or_else(|refusal| {
@@ -176,9 +181,15 @@ impl Service {
         let deadline = self.deadline(&head.headers)?;
         let (service, record) = (Rc::clone(&self), Rc::clone(record));
         let call = Call { service, record, captures, client, deadline, headers: head.headers.clone() };
+        if route.handler == Handler::Residency {
+            // Of a large file the kernel has much to say.
+            let version = call.version(None)?;
+            return prepare(move |_| Ok(residency(&version))).await.map(|found| json(&found));
+        }
         if route.method == "GET" {
             return info::answer(route.handler, &call);
         }
+        check_encoding(&head.headers)?;
         if route.handler != Handler::Infer {
             check_type(&head.headers)?; // that may be binary
         }
@@ -420,6 +431,16 @@ fn check_type(headers: &HeaderMap) -> Answer<()> {
         return Ok(());
     }
     Err(Refusal::new(415, "unsupported_media_type", "the body must be JSON: Content-Type: application/json"))
+}
+
+/// Bodies that were packed are not unpacked: how large they become is the client's to say.
+fn check_encoding(headers: &HeaderMap) -> Answer<()> {
+    match headers.get(CONTENT_ENCODING) {
+        Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => {
+            Err(Refusal::new(415, "unsupported_encoding", "the body must not be compressed: send no Content-Encoding"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The id of the client's, if it is one that can be written anywhere; else one of ours.

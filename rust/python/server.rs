@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use pyo3::exceptions::PyOSError;
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -12,7 +12,7 @@ use super::model::{Model, session_options};
 use super::parameters::from_settings;
 use super::run;
 use crate::error::Error;
-use crate::http::{self, Config, Listen, Version};
+use crate::http::{self, Config, Listen, MetricsNames, Version};
 use crate::model;
 use crate::scheduler::Limits;
 use crate::session::SessionOptions;
@@ -30,7 +30,7 @@ impl Server {
     #[new]
     #[pyo3(signature = (
         models, *, host, port, unix, api_keys, admin_key, cors, allowed_hosts, strict, strict_model, share_prefixes, access_log,
-        request_timeout, parallel, max_queue, max_queued_tokens, kv_bytes, step, defaults
+        metrics_names, traces, request_timeout, parallel, max_queue, max_queued_tokens, kv_bytes, step, defaults
     ))]
     #[allow(clippy::too_many_arguments)] // as Python has them
     fn new(
@@ -47,6 +47,8 @@ impl Server {
         strict_model: bool,
         share_prefixes: bool,
         access_log: bool,
+        metrics_names: Vec<String>,
+        traces: bool,
         request_timeout: Option<f64>,
         parallel: usize,
         max_queue: usize,
@@ -70,6 +72,8 @@ impl Server {
             strict_model,
             share_prefixes,
             access_log,
+            traces,
+            metrics_names: metrics_names.iter().map(|name| names(name)).collect::<PyResult<_>>()?,
             request_timeout: request_timeout.map(seconds),
             limits,
         };
@@ -174,11 +178,28 @@ impl Server {
         }))
     }
 
+    /// What there is to say of the next request that is over, as JSON, if one is in so many seconds.
+    fn next_span(&self, py: Python<'_>, seconds: f64) -> PyResult<Option<String>> {
+        let at_most = Duration::try_from_secs_f64(seconds).unwrap_or(LOOK);
+        run(py, |_| Ok(self.0.next_span(at_most)))
+    }
+
+    /// Keeps a saved session for all prompts that begin with it. Gives how many tokens it has.
+    fn pin(&self, py: Python<'_>, path: PathBuf) -> PyResult<usize> {
+        run(py, |_| self.0.pin(&path))
+    }
+
     /// Whether the engine has ended because of a bug of ours.
     #[getter]
     fn has_crashed(&self) -> bool {
         self.0.has_crashed()
     }
+}
+
+fn names(name: &str) -> PyResult<MetricsNames> {
+    MetricsNames::parse(name).ok_or_else(|| {
+        PyValueError::new_err(format!("metrics_names has {name:?}, there are the names of vllm and of llamacpp"))
+    })
 }
 
 /// What somebody asks over HTTP to be changed.

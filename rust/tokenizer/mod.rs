@@ -14,6 +14,7 @@ mod added;
 mod bpe;
 mod charsmap;
 mod ends;
+mod fim;
 pub mod huggingface;
 mod matcher;
 mod merge;
@@ -81,6 +82,8 @@ pub struct Tokenizer {
     before: Vec<u32>, // what to put before a text
     after: Vec<u32>,  // and after it
     end_tokens: OnceLock<Vec<u32>>,
+    fim: [Option<u32>; 3], // as the file names them
+    fim_tokens: OnceLock<Option<[u32; 3]>>,
 }
 
 enum Model {
@@ -203,7 +206,14 @@ impl Tokenizer {
         if let Some(ids) = ids(SUFFIX_TOKENS)? {
             after = ids;
         }
-        Ok(Self { vocabulary, model, bos, eos, other_ends, before, after, end_tokens: OnceLock::new() })
+        let mut named = [None; 3];
+        for (id, keys) in named.iter_mut().zip(fim::KEYS) {
+            for key in keys {
+                *id = id.or(special(key)?);
+            }
+        }
+        let (end_tokens, fim_tokens) = (OnceLock::new(), OnceLock::new());
+        Ok(Self { vocabulary, model, bos, eos, other_ends, before, after, end_tokens, fim: named, fim_tokens })
     }
 
     /// The tokens of `text`.
@@ -371,6 +381,31 @@ impl Tokenizer {
             let is_it = |&id: &u32| texts.kind(id).is_special() && texts.get(id) == Some(name.as_bytes());
             Ok(self.vocabulary.ids().filter(is_it).collect())
         })
+    }
+
+    /// The tokens that are written before what comes before a gap, before what comes after it, and before what is to fill it;
+    /// `None` if the model has not learnt to fill gaps (FIM).
+    ///
+    /// # Errors
+    /// [`Error::Format`] if the file changed while it was in use.
+    pub fn fim_tokens(&self) -> Result<Option<[u32; 3]>> {
+        if let Some(known) = self.fim_tokens.get() {
+            return Ok(*known);
+        }
+        let mut found = match self.fim {
+            [Some(before), Some(after), Some(middle)] => Some([before, after, middle]),
+            _ => None,
+        };
+        for names in fim::NAMES {
+            if found.is_none() {
+                let mut ids = Vec::new();
+                for name in names {
+                    ids.extend(self.special_tokens(name)?.first());
+                }
+                found = ids.try_into().ok();
+            }
+        }
+        Ok(*self.fim_tokens.get_or_init(|| found))
     }
 
     /// What a user should know about the vocabulary, in a line each: what was found odd since the last call. Opening finds

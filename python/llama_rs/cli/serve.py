@@ -12,7 +12,7 @@ from typing import Any, Literal
 import click
 from click.core import ParameterSource
 
-from .. import Model
+from .. import Model, otel
 from ..output import say, warn
 from ..server import Server
 from . import Command
@@ -20,6 +20,7 @@ from .arguments import Number, doubts_of_length, find_model, model_argument, par
 
 EXIT_CRASHED = 70
 LOOPBACK = re.compile(r"127\.\d+\.\d+\.\d+|::1|localhost")
+METRICS_NAMES = ("vllm", "llamacpp")
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -108,6 +109,20 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--strict", is_flag=True, help="Fields of requests that are not known are errors.")
 @click.option("--strict-model", is_flag=True, help="Requests must name the model as it is called.")
+@click.option(
+    "--prefix",
+    "prefixes",
+    multiple=True,
+    type=click.Path(),
+    metavar="FILE",
+    help="A saved prompt (--prompt-cache) that prompts begin with. May be given several times.",
+)
+@click.option(
+    "--metrics-names",
+    metavar="NAMES",
+    callback=lambda _context, _option, value: _names(value),
+    help="Names that /metrics has beside its own: vllm, llamacpp, or both, with a comma.",
+)
 @click.option("--share-prefixes", is_flag=True, help="Clients with different keys share what is computed of prompts.")
 @click.option("--access-log/--no-access-log", default=True, help="A line of JSON a request on standard error.")
 @parameters("max_tokens", "sampling", "session")
@@ -142,6 +157,8 @@ def command(
     """
     if repository and (file or model):
         raise click.UsageError("give a model or --repository, not both")
+    if repository and options["prefixes"]:
+        raise click.UsageError("--prefix is for one model, not for a --repository")
     keys = [*api_keys, *_keys_of(api_key_file)] or [key for key in [os.environ.get("LLAMA_RS_API_KEY", "")] if key]
     llama = None
     if repository is None:
@@ -152,8 +169,14 @@ def command(
     settings = {name: options.pop(name) for name in _SETTINGS}
     given = {name: value for name, value in options.items() if _is_given(context, name)}
     with Signals(drain=drain, grace=drain_grace) as signals:
+        try:
+            tracer = otel.tracer()
+        except ImportError as e:
+            message = f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but {e}: pip install 'llama_rs[otel]'"
+            raise click.UsageError(message) from None
         server = Server(
             llama,
+            tracer=tracer,
             name=alias,
             repository=repository,
             reload=reload,
@@ -192,8 +215,17 @@ _SETTINGS = (
     "strict",
     "strict_model",
     "share_prefixes",
+    "prefixes",
+    "metrics_names",
     "access_log",
 )
+
+
+def _names(text: str | None) -> list[str]:
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    if unknown := [name for name in names if name not in METRICS_NAMES]:
+        raise click.BadParameter(f"there are no names of {unknown[0]!r}, only of {' and '.join(METRICS_NAMES)}")
+    return list(dict.fromkeys(names))
 
 
 def _is_given(context: click.Context, name: str) -> bool:

@@ -66,6 +66,12 @@ const TYPES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "arr
 
 /// Numbers up to here are whole numbers in 64-bit floats too, which bounds are counted in.
 const MOST_EXACT: f64 = 9_007_199_254_740_992.0;
+/// The last digit of a number that has bounds.
+const LAST_DIGIT: f64 = 1e-6;
+/// The most digits after the point, and the largest number without the point, of a `multipleOf`: what llguidance 1.9 counts
+/// remainders by in 32 bits.
+const MOST_DECIMALS: usize = 8;
+const MOST_MULTIPLE: f64 = 4e8;
 /// How close a number comes to a bound that it may not reach.
 const LEAST: f64 = 1e-9;
 /// References that are followed, and parts that are tried when one is to blame.
@@ -120,8 +126,10 @@ pub fn prepare(schema: &Value, strict: bool) -> Result<Value> {
 
 /// A part of a schema, by its pointer, as a schema; without one of its keywords.
 fn prepare_part(root: &Value, pointer: &str, strict: bool, without: Option<&str>) -> Result<Value> {
-    check_size("a JSON schema", root.to_string().len(), MOST_SCHEMA)?;
-    let mut preparer = Preparer { root, strict, targets: Vec::new() };
+    let text = root.to_string();
+    check_size("a JSON schema", text.len(), MOST_SCHEMA)?;
+    let has_multiples = text.contains("multipleOf");
+    let mut preparer = Preparer { root, strict, has_multiples, targets: Vec::new() };
     let mut part = root.pointer(pointer).cloned().unwrap_or(Value::Bool(true));
     if let (Some(name), Value::Object(map)) = (without, &mut part) {
         map.shift_remove(name);
@@ -147,6 +155,7 @@ fn prepare_part(root: &Value, pointer: &str, strict: bool, without: Option<&str>
 struct Preparer<'a> {
     root: &'a Value,
     strict: bool,
+    has_multiples: bool,  // `multipleOf` is somewhere in it
     targets: Vec<String>, // of references, as pointers; the n-th is definition `dn`
 }
 
@@ -158,7 +167,7 @@ impl Preparer<'_> {
             Value::Object(map) => map,
             _ => return Err(error(at, "a schema is an object, true or false")),
         };
-        let (mut out, mut bounds) = (Map::new(), Vec::new());
+        let mut out = Map::new();
         for (name, value) in map {
             let name = name.as_str();
             let here = || step(at, name);
@@ -196,22 +205,13 @@ impl Preparer<'_> {
                 Value::String(reference) if name == "$ref" => self.reference(reference, &here())?,
                 _ if VALUES.contains(&name) => {
                     check(name, value, &here())?;
-                    if let Some((name, bound)) = inclusive(name, value) {
-                        bounds.push((name, bound));
-                        continue;
-                    }
                     value.clone()
                 }
                 _ => continue, // says nothing about a document
             };
             out.insert(name.into(), new);
         }
-        for (name, bound) in bounds {
-            let is_tighter = |other: f64| if name == "minimum" { bound > other } else { bound < other };
-            if out.get(name).and_then(Value::as_f64).is_none_or(is_tighter) {
-                out.insert(name.into(), json!(bound));
-            }
-        }
+        self.bound_numbers(&mut out, is_part);
         // Where the form of older drafts and of newer ones are mixed, llguidance goes by one of them.
         let is_old = matches!(out.get("items"), Some(Value::Array(_)));
         if is_old && out.contains_key("prefixItems") {
@@ -225,6 +225,52 @@ impl Preparer<'_> {
             out.insert("additionalProperties".into(), Value::Bool(false));
         }
         Ok(Value::Object(out))
+    }
+
+    /// Bounds as llguidance 1.9 takes them, and numbers that end: a model that has lost its way writes digit after digit.
+    fn bound_numbers(&self, schema: &mut Map<String, Value>, is_part: bool) {
+        let of = |name: &str| schema.get(name).and_then(Value::as_f64);
+        let largest = |a: Option<f64>, b: Option<f64>| a.into_iter().chain(b).reduce(f64::max);
+        let smallest = |a: Option<f64>, b: Option<f64>| a.into_iter().chain(b).reduce(f64::min);
+        let low = largest(of("minimum"), of("exclusiveMinimum"));
+        let high = smallest(of("maximum"), of("exclusiveMaximum"));
+        let gap = low.zip(high).map_or(f64::INFINITY, |(low, high)| high - low);
+        // A bound that may not be reached becomes one that may. Beside one less than 1 away a whole number comes through that
+        // is excluded, such as 8 by an `exclusiveMinimum` of 8.
+        let least = LEAST.min(gap / 1000.0);
+        let is_whole = |bound: &f64| bound.fract() == 0.0 && least > 0.0;
+        let above = of("exclusiveMinimum").filter(|bound| is_whole(bound) && *bound >= 0.0);
+        let below = of("exclusiveMaximum").filter(|bound| is_whole(bound) && *bound <= 0.0);
+        let above = above.map(|bound| (bound + least).max(bound.next_up()));
+        let below = below.map(|bound| (bound - least).min(bound.next_down()));
+        let (above, below) =
+            (above.map(|x| largest(Some(x), of("minimum"))), below.map(|x| smallest(Some(x), of("maximum"))));
+        if let Some(Some(bound)) = above {
+            schema.shift_remove("exclusiveMinimum");
+            schema.insert("minimum".into(), json!(bound));
+        }
+        if let Some(Some(bound)) = below {
+            schema.shift_remove("exclusiveMaximum");
+            schema.insert("maximum".into(), json!(bound));
+        }
+        // What may be put together with other parts is left alone.
+        let is_alone =
+            !is_part && !["allOf", "anyOf", "oneOf", "$ref", "const", "enum"].iter().any(|n| schema.contains_key(*n));
+        let kind = schema.get("type").and_then(Value::as_str);
+        if is_alone && kind == Some("integer") {
+            // Whole numbers that all programs read the same.
+            for (name, bound, other) in [("minimum", -MOST_EXACT + 1.0, high), ("maximum", MOST_EXACT - 1.0, low)] {
+                let is_open = if name == "minimum" { low.is_none() } else { high.is_none() };
+                if is_open && other.is_none_or(|other| other.abs() < MOST_EXACT / 2.0) {
+                    schema.insert(name.into(), json!(bound as i64));
+                }
+            }
+        } else if is_alone && kind == Some("number") && !self.has_multiples {
+            // Without bounds a number may have an exponent, and stays as it is.
+            if (low.is_some() || high.is_some()) && gap >= 1000.0 * LAST_DIGIT {
+                schema.insert("multipleOf".into(), json!(LAST_DIGIT));
+            }
+        }
     }
 
     /// A reference to a place in the schema, as one to a definition.
@@ -267,6 +313,11 @@ fn check(name: &str, value: &Value, at: &str) -> Result<()> {
         "enum" if value.as_array().is_none_or(Vec::is_empty) => {
             return Err(error(at, "it must be an array of at least one value"));
         }
+        "multipleOf" if !value.as_f64().is_some_and(is_countable) => {
+            let what =
+                "it must be a number above 0, with at most 8 digits after the point and below 400000000 without it";
+            return Err(error(at, what));
+        }
         "required" if !value.as_array().is_some_and(|names| names.iter().all(Value::is_string)) => {
             return Err(error(at, "it must be an array of names"));
         }
@@ -278,15 +329,13 @@ fn check(name: &str, value: &Value, at: &str) -> Result<()> {
     Ok(())
 }
 
-/// A bound that a number may not reach, as one that it may. Beside a bound less than 1 away llguidance 1.9 lets a whole number
-/// through that is excluded, such as 8 by an `exclusiveMinimum` of 8.
-fn inclusive(name: &str, value: &Value) -> Option<(&'static str, f64)> {
-    let bound = value.as_f64().filter(|bound| bound.fract() == 0.0)?;
-    match name {
-        "exclusiveMinimum" if bound >= 0.0 => Some(("minimum", (bound + LEAST).max(bound.next_up()))),
-        "exclusiveMaximum" if bound <= 0.0 => Some(("maximum", (bound - LEAST).min(bound.next_down()))),
-        _ => None,
+/// Whether remainders by it can be counted.
+fn is_countable(multiple: f64) -> bool {
+    let (mut multiple, mut decimals) = (multiple, 0);
+    while multiple.fract() != 0.0 && decimals <= MOST_DECIMALS {
+        (multiple, decimals) = (multiple * 10.0, decimals + 1); // as llguidance does
     }
+    multiple > 0.0 && decimals <= MOST_DECIMALS && multiple < MOST_MULTIPLE
 }
 
 fn is_inexact(value: &Value) -> bool {

@@ -139,8 +139,8 @@ fn bounds_of_numbers_hold() {
                     let is_valid = (if least == "minimum" { x >= *low } else { x > *low })
                         && (if most == "maximum" { x <= *high } else { x < *high });
                     let is_accepted = accepts(&matcher, text);
-                    // A zero may be spelt otherwise, too, and need not be.
-                    let may_be_refused = x == 0.0 && text != "0";
+                    // One that is spelt otherwise, such as -0 or 8.50, need not come.
+                    let may_be_refused = *text != format!("{}", x + 0.0) || (x == 0.0 && text != "0");
                     assert!(
                         is_accepted == is_valid || (may_be_refused && !is_accepted),
                         "{text} with {least} {low} and {most} {high}"
@@ -154,6 +154,23 @@ fn bounds_of_numbers_hold() {
     whole(json!({"type": "integer", "exclusiveMinimum": -3, "exclusiveMaximum": 0}), &["-1", "-2"], &["0", "-3", "-0"]);
     whole(json!({"type": "number", "exclusiveMinimum": 0, "minimum": 2}), &["2", "2.5"], &["1", "0"]);
     whole(json!({"type": "number", "exclusiveMinimum": 0}), &["0.5", "7", "12.25"], &["0", "-1", "-0"]);
+    whole(json!({"type": "number", "exclusiveMinimum": 0, "maximum": 1e-10}), &["0.00000000001"], &["0", "0.1"]);
+}
+
+#[test]
+fn numbers_end() {
+    let digits = "3".repeat(40);
+    let (whole, fraction) = (format!("3{digits}"), format!("3.{digits}"));
+    let bounded = json!({"type": "number", "minimum": 0, "maximum": 100});
+    check(&schema(bounded), &["3", "3.5", "3.123456", "100"], &[&fraction, "3.1234567", "101"]);
+    check(&schema(json!({"type": "number", "minimum": 0.5})), &["0.5", "77777.25"], &[&fraction, "0.4"]);
+    let most = ["9007199254740991", "-9007199254740991", "0", "-7"];
+    check(&schema(json!({"type": "integer"})), &most, &[&whole, "9007199254740992", "90071992547409910"]);
+    check(&schema(json!({"type": "integer", "minimum": 5})), &["5", "9007199254740991"], &["4", &whole]);
+    check(&schema(json!({"type": "integer", "maximum": 5})), &["5", "-9007199254740991"], &["6", &format!("-{whole}")]);
+    // What has no bounds may be of any size.
+    check(&schema(json!({"type": "number"})), &["6.62607015e-34", "-1.5E10", "3"], &["e", "1.", "01"]);
+    check(&schema(json!({"type": "number", "multipleOf": 0.25, "minimum": 0})), &["3.75"], &["0.3", &fraction]);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
     python benches/serving.py model.gguf --peer-python /venv/with/xllamacpp/bin/python
 
-Both serve the same file with the same number of threads. They take turns within each round, and the one whose turn it is
-not is stopped (SIGSTOP); figures are medians of the rounds. ``--tests`` names what is measured:
+Both serve the same file with the same number of threads. They take turns within each round, and the one whose turn it
+is not is stopped (SIGSTOP); figures are medians of the rounds. ``--tests`` names what is measured:
 
     start     from the start of the process to the first 200 of /health, and to the first token of an answer
     byte      to the first token of a short prompt, on an idle server, and of one of 1,500 tokens that was seen before
@@ -160,8 +160,9 @@ async def stream(url: str, of: dict[str, Any], times: list[float]) -> None:
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
         data = json.dumps({**of, "stream": True}).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
-        writer.write(f"{head}\r\nConnection: close\r\n\r\n".encode() + data)
+        head = ["POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+        head += [f"Content-Length: {len(data)}", "Connection: close", "", ""]
+        writer.write("\r\n".join(head).encode() + data)
         while line := await reader.readline():
             if line.startswith(b"data: {"):
                 times.append(time.perf_counter())
@@ -317,9 +318,8 @@ def main() -> None:
                     figures.add(server, "memory of 32 clients with these, MiB", (most - before) / 2**20)
 
     load1 = os.getloadavg()[0]
-    print(
-        f"{os.path.basename(arguments.model)}, {arguments.threads} threads, {arguments.rounds} rounds, load {load1:.1f}\n"
-    )
+    name = os.path.basename(arguments.model)
+    print(f"{name}, {arguments.threads} threads, {arguments.rounds} rounds, load {load1:.1f}\n")
     print(figures.table())
     if arguments.json:
         arguments.json.write_text(json.dumps(figures.samples(), indent=1))

@@ -1,7 +1,7 @@
 """The page at ``/`` in a real Chromium. Not among the tests of every day: ``make test-browser``.
 
-Chromium is the system's (Debian's package ``chromium``), or whatever ``$CHROMIUM`` names. With ``$SCREENSHOTS`` set to a
-folder, what the page looks like is left there.
+Chromium is the system's (Debian's package ``chromium``), or whatever ``$CHROMIUM`` names. What the page looks like is
+left in the folder ``$SCREENSHOTS``, if that is set.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from llama_rs import Model, Server
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from test_server import becomes, metric
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)> **b** &amp; <b>c</b>"
 HUGE = 4000
@@ -28,7 +29,7 @@ def browser() -> Iterator[Browser]:
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     assert path, "there is no Chromium: apt install chromium, or set CHROMIUM to its path"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
 
@@ -90,32 +91,24 @@ def is_done(page: Page) -> None:
     expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=30_000)
 
 
-def metric(page: Page, name: str) -> float:
-    text = page.request.get("/metrics").text()
-    (value,) = [line.split()[1] for line in text.splitlines() if line.startswith(f"llama_rs_{name} ")]
-    return float(value)
-
-
 def shot(page: Page, name: str) -> None:
     if folder := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{name}.png")
 
 
-def test_an_answer_comes_word_by_word_and_stop_ends_it(page: Page, browser: Browser, server: Server) -> None:
+def test_an_answer_comes_word_by_word_and_stop_ends_it(page: Page, server: Server) -> None:
     settings(page, Most_tokens=HUGE)
     message(page).fill("the sea")
     page.get_by_role("button", name="Send").click()
     text = page.locator(".assistant .text")
-    lengths = set()
+    lengths = set[int]()
     while len(lengths) < 5:
         lengths.add(len(text.inner_text()))
     assert page.locator(".assistant").get_attribute("aria-busy") == "true"
-    with opened(browser, server) as other:
-        assert metric(other, "requests_running") == 1
-        page.get_by_role("button", name="Stop").click()
-        is_done(page)
-        while metric(other, "requests_running"):
-            pass
+    assert metric(server, "requests_running") == 1
+    page.get_by_role("button", name="Stop").click()
+    is_done(page)
+    becomes(lambda: metric(server, "requests_running") == 0)
     assert page.locator(".assistant").get_attribute("aria-busy") == "false"
     assert message(page).evaluate("e => e === document.activeElement")
 
@@ -232,6 +225,7 @@ def test_all_of_it_can_be_done_with_the_keyboard(page: Page) -> None:
     assert focused() == "tab-machine"
     expect(page.get_by_role("tabpanel", name="Machine")).to_be_visible()
     press("Tab")
+    assert focused() == "machine"  # which can be scrolled
     press("Shift+Tab")
     assert focused() == "tab-machine"
     press("ArrowLeft")

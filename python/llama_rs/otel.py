@@ -1,8 +1,8 @@
-"""Spans of OpenTelemetry: what became of each request that a server computed something for, as a part of its client's trace.
+"""Spans of OpenTelemetry: what became of each request that computed something, as a part of its client's trace.
 
-Nothing of OpenTelemetry is imported unless somebody asks for it. The server keeps what there is to say when a request is over;
-a thread here makes a span of it, and below that one for each stage: in the queue, the prompt, the answer. What was asked and
-answered is in none of them.
+Nothing of OpenTelemetry is imported unless somebody asks for it. The server keeps what there is to say when a request
+is over; a thread here makes a span of it, and below that one for each stage: in the queue, the prompt, the answer. What
+was asked and answered is in none of them.
 """
 
 from __future__ import annotations

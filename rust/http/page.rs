@@ -9,7 +9,7 @@ const PAGE: &str = include_str!("page.html");
 
 /// What the page may do: run its own script, and ask this server. The hashes are those of its script and its style, which
 /// `tests/test_server.py` compares.
-const POLICY: &str = "default-src 'none'; script-src 'sha256-CldbEQNCkSZHpRO/ONt0cv9BKNqZgdE3SOQ3ugMo9d8='; style-src 'sha256-UcEUwNak1Wdu3C5wszrMoLJGe3keLI7nhAJ0eKFsIuQ='; connect-src 'self'; \
+const POLICY: &str = "default-src 'none'; script-src 'sha256-CldbEQNCkSZHpRO/ONt0cv9BKNqZgdE3SOQ3ugMo9d8='; style-src 'sha256-iNaUM1E/TyvomzbN6r/qATtC2QwP/RpQYscBb23bSzM='; connect-src 'self'; \
                       img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub fn page() -> Response<Body> {

@@ -28,6 +28,7 @@ pub struct Record {
     prompt_tokens: Cell<usize>,
     cached_tokens: Cell<usize>,
     generated_tokens: Cell<usize>,
+    seen: RefCell<Vec<usize>>, // tokens of each answer that were counted as they came
     finish: Cell<Option<&'static str>>,
     computes: Cell<bool>,
     open: Cell<usize>, // answers that have not ended
@@ -51,6 +52,7 @@ impl Record {
             prompt_tokens: Cell::default(),
             cached_tokens: Cell::default(),
             generated_tokens: Cell::default(),
+            seen: RefCell::default(),
             finish: Cell::default(),
             computes: Cell::default(),
             open: Cell::default(),
@@ -81,15 +83,15 @@ impl Record {
             }
             self.last.set(Some(now));
         }
-        let Some(end) = &event.end else { return };
+        let Some(end) = &event.end else { return self.generated(event.index, n) };
         let usage = &end.usage;
+        let seen = self.seen.borrow().get(event.index).copied().unwrap_or(0);
+        self.generated(event.index, usage.generated_tokens.saturating_sub(seen));
         self.open.set(self.open.get().saturating_sub(1));
         self.prompt_tokens.set(self.prompt_tokens.get() + usage.prompt_tokens);
         self.cached_tokens.set(self.cached_tokens.get() + usage.cached_tokens);
-        self.generated_tokens.set(self.generated_tokens.get() + usage.generated_tokens);
         metrics.prompt_tokens.add(usage.prompt_tokens as u64);
         metrics.cached_tokens.add(usage.cached_tokens as u64);
-        metrics.generated_tokens.add(usage.generated_tokens as u64);
         metrics.prompt_size.record(usage.prompt_tokens as f64);
         metrics.output_size.record(usage.generated_tokens as f64);
         metrics.queued.record(usage.queued.as_secs_f64());
@@ -135,6 +137,17 @@ impl Record {
             "finish" => self.finish.get(),
             "error" => self.code.get(),
         }
+    }
+
+    /// Counts tokens as they come, so that those of an answer that is cancelled count as well.
+    fn generated(&self, index: usize, n: usize) {
+        let mut seen = self.seen.borrow_mut();
+        if seen.len() <= index {
+            seen.resize(index + 1, 0);
+        }
+        seen[index] += n;
+        self.generated_tokens.set(self.generated_tokens.get() + n);
+        self.shared.metrics.generated_tokens.add(n as u64);
     }
 
     fn finished(&self, reason: &'static str) {
@@ -189,7 +202,7 @@ impl Drop for Record {
         if let Some(first) = self.first.get() {
             line.push("first_token_ms", ((first - self.start).as_secs_f64() * 1e6).round() / 1e3);
         }
-        if self.prompt_tokens.get() > 0 {
+        if self.prompt_tokens.get() > 0 || self.generated_tokens.get() > 0 {
             line.push("model", self.model.borrow().as_str());
             line.push("prompt_tokens", self.prompt_tokens.get());
             line.push("cached_tokens", self.cached_tokens.get());

@@ -254,8 +254,11 @@ fn body(handler: Handler) -> Option<Json> {
         ]);
     }
     properties.push(("model", text()));
+    // What need not be there may be null, which says the same.
+    let or_null = |name: &str, schema| if required.contains(&name) { schema } else { any(vec![schema, empty()]) };
+    let properties = properties.into_iter().map(|(name, schema)| (name.into(), or_null(name, schema))).collect();
+    let properties = Json::Map(properties);
     let required = Json::List(required.into_iter().map(Json::from).collect());
-    let properties = Json::Map(properties.into_iter().map(|(name, schema)| (name.into(), schema)).collect());
     Some(object! { "type" => "object", "required" => required, "properties" => properties })
 }
 

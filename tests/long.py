@@ -92,8 +92,8 @@ def test_triton_client(server: Server) -> None:
 
 
 def test_who_never_finishes_a_head_or_a_body_is_told_so(server: Server) -> None:
-    with connect(server) as head, connect(server) as body, connect(server) as idle:
-        for client in (head, body, idle):
+    with connect(server) as head, connect(server) as body:
+        for client in (head, body):
             client.settimeout(100)
         start = time.monotonic()
         head.sendall(b"POST /tokenize HTTP/1.1\r\nHost: loc")
@@ -102,7 +102,6 @@ def test_who_never_finishes_a_head_or_a_body_is_told_so(server: Server) -> None:
         assert 9 < time.monotonic() - start < 20
         assert read_all(body).startswith(b"HTTP/1.1 408 ")
         assert 55 < time.monotonic() - start < 75
-        assert read_all(idle) in (b"",) or True
     becomes(lambda: metric(server, "connections") <= 1)
 
 
@@ -142,6 +141,7 @@ def test_after_very_many_requests_it_is_what_it_was(tiny: Path) -> None:
             cancelled += sum(sample.is_cancelled for sample in load.samples)
             assert load.summary()["errors"] == {}
             becomes(lambda: is_idle(served))
+            becomes(lambda: metric(served, "connections") == 1)  # the one that asks
             memory.append(resident(served))
             n_descriptors.append(descriptors(served))
         seconds = time.monotonic() - start
@@ -152,7 +152,7 @@ def test_after_very_many_requests_it_is_what_it_was(tiny: Path) -> None:
             f"{[round(m / 2**20, 1) for m in memory]}, {slope:.2f} bytes a request; descriptors: {n_descriptors}"
         )
         assert answered + cancelled == REQUESTS // rounds * rounds and cancelled > 0.25 * REQUESTS
-        assert len(set(n_descriptors)) == 1
+        assert max(n_descriptors) - min(n_descriptors) <= 1  # that of who asks for the metrics
         assert max(later) - min(later) < 2 << 20 and slope * REQUESTS < 1 << 20
         time.sleep(2)
         before = seconds_of_cpu(served)

@@ -446,6 +446,9 @@ def test_health_is_answered_while_a_prompt_is_read(smollm2: Path) -> None:
         ("/v1/embeddings", {"input": "a", "encoding_format": "x"}, 400, "invalid_value", "/encoding_format"),
         ("/v1/embeddings", {"input": "a", "dimensions": 9999}, 400, "invalid_value", None),
         ("/detokenize", {"tokens": [-1]}, 400, "invalid_value", "/tokens/0"),
+        ("/detokenize", {"tokens": [], "model": 5}, 400, "invalid_value", "/model"),
+        ("/v1/completions", {"prompt": "a", "model": {}}, 400, "invalid_value", "/model"),
+        ("/v1/embeddings", {"input": "a", "model": []}, 400, "invalid_value", "/model"),
         ("/v2/none", {}, 404, None, None),
     ],
 )

@@ -8,6 +8,7 @@ use super::error::{Answer, Refusal};
 use super::generate::{compile, generate};
 use super::json::{At, Fields, Json, object};
 use super::prompt;
+use super::registry::asked_model;
 use super::runs::{Runs, Total, Whole, finish_reason};
 use super::service::{Bytesful, Call, Reply, check_unknown, json, prepare, unique};
 use super::shapes::{chat_logprobs, timings, usage};
@@ -84,7 +85,7 @@ pub async fn answer(call: Call, body: Bytesful) -> Reply {
     let shared = Arc::clone(&call.service.shared);
     let (version, asked, work) = prepare(move |interrupt| {
         let json = body.json()?;
-        let version = shared.registry.find(json.get("model").and_then(Json::str), shared.config.strict_model)?;
+        let version = shared.registry.find(asked_model(&json)?, shared.config.strict_model)?;
         let fields = At { value: &json, pointer: String::new() }.object()?;
         let asked = asked(&version, &fields, interrupt)?;
         check_unknown(&shared, &fields)?;

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 use super::error::{Answer, Refusal};
 use super::generate::generate;
 use super::json::{At, Json, object};
+use super::registry::asked_model;
 use super::runs::{Runs, Total, Whole, finish_reason};
 use super::service::{Bytesful, Call, Reply, check_unknown, json, prepare, unique};
 use super::shapes::{LegacyLogprobs, timings, usage};
@@ -47,8 +48,7 @@ pub async fn answer(call: Call, body: Bytesful) -> Reply {
     let (version, asked) = prepare(move |interrupt| {
         let json = body.json()?;
         let at = At { value: &json, pointer: String::new() };
-        let asked_for = json.get("model").and_then(Json::str);
-        let version = shared.registry.find(asked_for, shared.config.strict_model)?;
+        let version = shared.registry.find(asked_model(&json)?, shared.config.strict_model)?;
         let fields = at.object()?;
         let asked = asked(&version, &fields, interrupt)?;
         check_unknown(&shared, &fields)?;

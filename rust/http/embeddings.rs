@@ -7,6 +7,7 @@ use super::completions::token_ids;
 use super::error::{Answer, Refusal};
 use super::json::{At, Fields, Json, object};
 use super::limits;
+use super::registry::asked_model;
 use super::route::Handler;
 use super::runs::{Runs, Total};
 use super::service::{Bytesful, Call, Reply, check_unknown, json, prepare};
@@ -28,7 +29,7 @@ pub async fn answer(call: Call, body: Bytesful, handler: Handler) -> Reply {
     let is_native = handler == Handler::Embedding;
     let (version, asked) = prepare(move |interrupt| {
         let json = body.json()?;
-        let version = shared.registry.find(json.get("model").and_then(Json::str), shared.config.strict_model)?;
+        let version = shared.registry.find(asked_model(&json)?, shared.config.strict_model)?;
         let fields = At { value: &json, pointer: String::new() }.object()?;
         let asked = asked(&version, &fields, is_native, interrupt)?;
         check_unknown(&shared, &fields)?;

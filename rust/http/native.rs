@@ -6,6 +6,7 @@ use super::completions::check_room;
 use super::error::{Answer, Refusal};
 use super::generate::work;
 use super::json::{At, Fields, Json, object};
+use super::registry::asked_model;
 use super::runs::{Runs, Total, finish_reason};
 use super::service::{Bytesful, Call, Reply, check_unknown, json, prepare};
 use super::shapes::{finite, timings, token_text};
@@ -25,7 +26,7 @@ pub async fn for_version<T: Send + 'static>(
     let shared = Arc::clone(&call.service.shared);
     let (version, result) = prepare(move |interrupt| {
         let json = body.json()?;
-        let version = shared.registry.find(json.get("model").and_then(Json::str), shared.config.strict_model)?;
+        let version = shared.registry.find(asked_model(&json)?, shared.config.strict_model)?;
         let fields = At { value: &json, pointer: String::new() }.object()?;
         fields.ignore(&["model"]);
         let result = work(&version, &fields, interrupt)?;

@@ -41,7 +41,7 @@ fn operation(route: &Route, path: &str) -> Json {
     };
     let mut content = vec![(kind_of(route.handler).into(), object! { "schema" => answer(route.handler) })];
     if can_stream(route.handler) {
-        content.push(("text/event-stream".into(), object! { "schema" => object! { "type" => "string" } }));
+        content.push(("text/event-stream".into(), object! { "schema" => event() }));
     }
     let mut operation = object! {
         "summary" => route.summary,
@@ -60,7 +60,7 @@ fn operation(route: &Route, path: &str) -> Json {
         operation.push(
             "requestBody",
             object! {
-                "required" => true,
+                "required" => schema.get("required") != Some(&Json::List(Vec::new())),
                 "content" => object! { "application/json" => object! { "schema" => schema } },
             },
         );
@@ -119,7 +119,8 @@ fn answer(handler: Handler) -> Json {
         Handler::Infer => "model_name:string model_version:string outputs:array",
         Handler::Generate => "text_output:string model_name:string model_version:string",
         Handler::Slots | Handler::RepositoryIndex | Handler::Embedding => return typed("array"),
-        Handler::Page | Handler::Metrics | Handler::GenerateStream => return typed("string"),
+        Handler::GenerateStream => return event(),
+        Handler::Page | Handler::Metrics => return typed("string"),
         Handler::RepositoryLoad | Handler::RepositoryUnload => "",
     })
 }
@@ -130,6 +131,11 @@ fn shape(fields: &'static str) -> Json {
     let required: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
     let properties = fields.into_iter().map(|(name, kind)| (name.into(), typed(kind))).collect();
     object! { "type" => "object", "required" => required, "properties" => Json::Map(properties) }
+}
+
+/// An event of a stream.
+fn event() -> Json {
+    object! { "type" => "object", "required" => vec!["data"], "properties" => object! { "data" => typed("string") } }
 }
 
 /// A text that is not empty.
@@ -259,8 +265,11 @@ fn body(handler: Handler) -> Option<Json> {
         ]);
     }
     properties.push(("model", text()));
+    // What need not be there may be null, which says the same.
+    let or_null = |name: &str, schema| if required.contains(&name) { schema } else { any(vec![schema, empty()]) };
+    let properties = properties.into_iter().map(|(name, schema)| (name.into(), or_null(name, schema))).collect();
+    let properties = Json::Map(properties);
     let required = Json::List(required.into_iter().map(Json::from).collect());
-    let properties = Json::Map(properties.into_iter().map(|(name, schema)| (name.into(), schema)).collect());
     Some(object! { "type" => "object", "required" => required, "properties" => properties })
 }
 

@@ -11,7 +11,19 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::error::{Answer, Refusal};
+use super::json::{At, Json};
 use super::version::Version;
+
+/// The model that a request names, if it names one.
+///
+/// # Errors
+/// 400 if that is no text.
+pub fn asked_model(json: &Json) -> Answer<Option<&str>> {
+    match json.get("model") {
+        None | Some(Json::Null) => Ok(None),
+        Some(value) => At { value, pointer: "/model".into() }.str().map(Some),
+    }
+}
 
 /// Models by name.
 pub struct Registry {

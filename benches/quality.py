@@ -32,7 +32,7 @@ import reference  # noqa: E402  (lives with the tests)
 
 PROSE = TESTS / "data" / "botchan.txt"
 WINDOW = 256
-CPUS = ("scalar", "avx2", "avxvnni", "avx512")
+CPUS = ("scalar", "avx2", "avxvnni", "avx512", "neon", "neon_dotprod", "neon_i8mm")
 
 
 @dataclass(frozen=True)

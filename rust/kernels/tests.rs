@@ -203,30 +203,35 @@ fn products_equal_plain_arithmetic() {
             let scale = |r: &mut Random| (1.0 + r.float().abs()) / 64.0;
             let w = matrix(dtype, rows, n, &mut random, &scale);
             let rows_x = random_rows(tokens, n, &mut random);
+            // What a row was rounded to, from its definition.
+            let rounded = |row: &Vec<f32>| -> Vec<f64> {
+                let of_group = |group: &[f32]| {
+                    let d = group.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 127.0;
+                    let d = f64::from(d);
+                    group.iter().map(|x| d * (f64::from(*x) / d).round_ties_even()).collect::<Vec<_>>()
+                };
+                if dtype.is_quantized() {
+                    row.chunks(32).flat_map(of_group).collect()
+                } else {
+                    row.iter().map(|x| f64::from(*x)).collect()
+                }
+            };
+            let rounded: Vec<_> = rows_x.iter().map(rounded).collect();
+            let results: Vec<_> =
+                all().into_iter().map(|k| (k.name(), product(k, 2, &w, &activations(k, &rows_x, &w)))).collect();
             let mut weights = vec![0.0; n];
-            for kernels in all() {
-                let x = activations(kernels, &rows_x, &w);
-                let got = product(kernels, 2, &w, &x);
-                for r in 0..rows {
-                    dequantize(dtype, w.row(r), &mut weights);
-                    for t in 0..tokens {
-                        let (mut sum, mut size) = (0.0f64, 0.0f64);
-                        for k in 0..n {
-                            let a = if dtype.is_quantized() {
-                                // what the row was rounded to, from its definition
-                                let group = &rows_x[t][k / 32 * 32..][..32];
-                                let d = group.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 127.0;
-                                f64::from(d) * (f64::from(rows_x[t][k]) / f64::from(d)).round_ties_even()
-                            } else {
-                                f64::from(rows_x[t][k])
-                            };
-                            sum += f64::from(weights[k]) * a;
-                            size += (f64::from(weights[k]) * a).abs();
-                        }
+            for r in 0..rows {
+                dequantize(dtype, w.row(r), &mut weights);
+                for t in 0..tokens {
+                    let (mut sum, mut size) = (0.0f64, 0.0f64);
+                    for (w, x) in weights.iter().zip(&rounded[t]) {
+                        sum += f64::from(*w) * x;
+                        size += (f64::from(*w) * x).abs();
+                    }
+                    // A rounding to the other side at .5 is a 1/127 of one product.
+                    let tolerance = size * if dtype.is_quantized() { 2e-4 } else { 1e-6 };
+                    for (name, got) in &results {
                         let got = f64::from(got[t * rows + r]);
-                        // A rounding to the other side at .5 is a 1/127 of one product.
-                        let tolerance = size * if dtype.is_quantized() { 2e-4 } else { 1e-6 };
-                        let name = kernels.name();
                         assert!((got - sum).abs() <= tolerance, "{name} {dtype} row {r} token {t}: {got} and {sum}");
                     }
                 }

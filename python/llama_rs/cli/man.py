@@ -13,7 +13,11 @@ from . import COMMANDS, Command, cli
 VARIABLES = (
     ("LLAMA_RS_MODEL", "The model to use when none is named."),
     ("LLAMA_RS_THREADS", "The most cores to use; all that the process may use, by default."),
-    ("LLAMA_RS_CPU", "scalar, avx2 or avx512: use these kernels and not the best that the CPU has."),
+    (
+        "LLAMA_RS_CPU",
+        "scalar; avx2, avxvnni or avx512; on AArch64 neon, neon_dotprod or neon_i8mm: use these kernels and not the "
+        "best that the CPU has.",
+    ),
 )
 
 

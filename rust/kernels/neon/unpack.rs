@@ -27,6 +27,8 @@ pub trait Unpack: Block {
     const SIGNED: bool = Self::LARGEST > 127;
     /// Whether integers are raised by `BIAS`.
     const BIASED: bool = !Self::SIGNED && !Self::MINS;
+    /// Groups of a block.
+    const GROUPS: usize = Self::DTYPE.block_len() / 32;
     /// Groups whose bits lie in the same bytes: a group's place among them is known to the compiler, and shifts by it are part
     /// of an instruction. 1, 2 or 4.
     const SPAN: usize = 1;
@@ -60,7 +62,7 @@ macro_rules! by_group {
         #[inline(always)]
         unsafe fn scales(rows: &[*const u8; 4], to: &mut Scales) {
             let halves = if Self::HALVES { 2 } else { 1 };
-            for i in 0..Self::DTYPE.block_len() / 32 {
+            for i in 0..Self::GROUPS {
                 for half in 0..halves {
                     let (mut d, mut m) = ([0.0; 4], [0.0; 4]);
                     for (r, row) in rows.iter().enumerate() {
@@ -149,20 +151,16 @@ fn columns([a, b, c, d]: [int8x16_t; 4]) -> [float32x4_t; 16] {
     // SAFETY: registers only, and NEON is part of AArch64.
     unsafe {
         let mut to = [vdupq_n_f32(0.0); 16];
-        for (half, (ac, bd)) in
-            [(vzip1q_s8(a, c), vzip1q_s8(b, d)), (vzip2q_s8(a, c), vzip2q_s8(b, d))].into_iter().enumerate()
-        {
-            for (i, four) in [vzip1q_s8(ac, bd), vzip2q_s8(ac, bd)].into_iter().enumerate() {
-                let (low, high) = (vmovl_s8(vget_low_s8(four)), vmovl_high_s8(four));
-                let dwords = [
-                    vmovl_s16(vget_low_s16(low)),
-                    vmovl_high_s16(low),
-                    vmovl_s16(vget_low_s16(high)),
-                    vmovl_high_s16(high),
-                ];
-                for (k, dwords) in dwords.into_iter().enumerate() {
-                    to[8 * half + 4 * i + k] = vcvtq_f32_s32(dwords);
-                }
+        let (ac, bd) = ([vzip1q_s8(a, c), vzip2q_s8(a, c)], [vzip1q_s8(b, d), vzip2q_s8(b, d)]);
+        for half in 0..2 {
+            let fours = [vzip1q_s8(ac[half], bd[half]), vzip2q_s8(ac[half], bd[half])];
+            for i in 0..2 {
+                let (low, high) = (vmovl_s8(vget_low_s8(fours[i])), vmovl_high_s8(fours[i]));
+                let at = 8 * half + 4 * i;
+                to[at] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(low)));
+                to[at + 1] = vcvtq_f32_s32(vmovl_high_s16(low));
+                to[at + 2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
+                to[at + 3] = vcvtq_f32_s32(vmovl_high_s16(high));
             }
         }
         to
@@ -494,6 +492,6 @@ unpack_more!(BlockNVFP4, span: 1, scales: scales_nvfp4, |p, s| {
     // Low nibbles of 8 bytes, then their high ones, twice.
     let z = load16(p, 4 + 16 * s);
     let (low, high) = (vreinterpretq_u64_u8(nibbles(z, false)), vreinterpretq_u64_u8(nibbles(z, true)));
-    let codes = [vzip1q_u64(low, high), vzip2q_u64(low, high)].map(|q| vreinterpretq_u8_u64(q));
+    let codes = [vreinterpretq_u8_u64(vzip1q_u64(low, high)), vreinterpretq_u8_u64(vzip2q_u64(low, high))];
     look_up(&MXFP4_TABLE, codes, 0)
 });

@@ -36,7 +36,7 @@ def server(tiny: Path) -> Iterator[Server]:
 def test_whatever_the_schema_allows_is_answered_as_it_says(tiny: Path) -> None:
     """Ten minutes of schemathesis: no 5xx, and every answer is what the schema says of it."""
     with process(tiny, "--port", "0", "-t", "1", "-c", "256", "-n", "8", "--no-access-log") as served:
-        # What a schema cannot say (a prompt longer than the context) may still be refused, and what it does not promise (an
+        # What a schema cannot say (a prompt longer than the context) may still be refused; what it does not promise (an
         # empty text, which has a first token all the same) may be answered.
         command = [
             str(Path(sys.executable).with_name("schemathesis")),

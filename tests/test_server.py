@@ -164,12 +164,15 @@ def small(tiny: Path) -> Iterator[Server]:
 
 @contextmanager
 def busy(server: Listening, n: int = 1) -> Iterator[list[socket.socket]]:
-    """While somebody has the server make answers that take long."""
+    """While somebody has the server make answers that take long.
+
+    Whole ones: an answer that comes in pieces waits for whoever does not read them, and is then not running.
+    """
     clients = []
     for i in range(n):
         before = metric(server, "requests_running") + metric(server, "requests_waiting")
         clients.append(connect(server))
-        clients[-1].sendall(request("/v1/completions", {**LONG, "prompt": f"the {i}", "stream": True}))
+        clients[-1].sendall(request("/v1/completions", {**LONG, "prompt": f"the {i}"}))
         becomes(lambda: metric(server, "requests_running") + metric(server, "requests_waiting") > before)  # noqa: B023
     try:
         yield clients

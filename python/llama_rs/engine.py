@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from . import chat as _chat
     from . import model as _model
 else:
-    _async_chat, _model = Lazy("llama_rs.async_chat"), Lazy("llama_rs.model")
+    _async_chat, _chat, _model = Lazy("llama_rs.async_chat"), Lazy("llama_rs.chat"), Lazy("llama_rs.model")
 
 
 class EngineStats(NamedTuple):

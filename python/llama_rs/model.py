@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from . import residency as _residency
 else:
     np, npt = Lazy("numpy"), Lazy("numpy.typing")
-    _chat, _classify = Lazy("llama_rs.chat"), Lazy("llama_rs.classify")
+    _async_chat, _chat, _classify = Lazy("llama_rs.async_chat"), Lazy("llama_rs.chat"), Lazy("llama_rs.classify")
     _engine, _residency = Lazy("llama_rs.engine"), Lazy("llama_rs.residency")
 
 DEFAULT_CONTEXT_LENGTH = 4096

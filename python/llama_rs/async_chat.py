@@ -7,14 +7,10 @@ import random
 import time
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from .chat import ChatAnswer, ChatCompletion, ChatDelta, ChatOptions, Question
-from .engine import AsyncStream, check_priority
+from .engine import AsyncEngine, AsyncStream, check_priority
 from .options import Messages, SamplingParams
-
-if TYPE_CHECKING:
-    from .engine import AsyncEngine
 
 
 class AsyncChatStream(ChatAnswer[AsyncStream], AsyncIterator[ChatDelta]):

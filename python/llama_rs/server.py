@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from .otel import Spans
     from .repository import Repository
+else:
+    Tracer = Any  # of a package that need not be there
 
 LEAST_KV_BYTES = 64 << 20
 

@@ -73,7 +73,7 @@ def test_a_wheel_that_says_where_it_was_built_or_is_too_large_is_an_error(tmp_pa
     assert done.returncode == 1
     assert "says where it was built, in x/_core.so" in done.stderr
     assert not (tmp_path / "a" / "x.whl").exists()
-    done = finish(build(tmp_path / "x.whl", random_bytes(4 << 20)), tmp_path / "b")
+    done = finish(build(tmp_path / "x.whl", random_bytes(7 << 20)), tmp_path / "b")
     assert done.returncode == 1
     assert "the limit is" in done.stderr
 

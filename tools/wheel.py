@@ -20,8 +20,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST = 6 << 20
-"""Bytes of a wheel: it comes with `pip install` wherever the package is used. 3 MiB would do without the server, grammars and
-templates (0.9 MB of other people's code) and with one kernel for each block type and set, not one for each number of tokens."""
+"""Bytes of a wheel: it comes with `pip install` wherever the package is used.
+
+3 MiB would do without the server, grammars and templates (0.9 MB of other people's code) and with one kernel for each block
+type and set, not one for each number of tokens.
+"""
 OLDEST = 315532800
 """1980, where the times of zip files begin."""
 

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MOST = 6 << 20
 """Bytes of a wheel: it comes with `pip install` wherever the package is used.
 
-3 MiB would do without the server, grammars and templates (0.9 MB of other people's code) and with one kernel for each block
-type and set, not one for each number of tokens.
+Of 5.4 MiB kernels are 1.4 (one for each block type, instruction set and number of tokens), the libraries for HTTP,
+grammars and templates 0.7.
 """
 OLDEST = 315532800
 """1980, where the times of zip files begin."""

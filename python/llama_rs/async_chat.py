@@ -6,14 +6,14 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from types import TracebackType
 
 from .chat import ChatAnswer, ChatCompletion, ChatDelta, ChatOptions, Question
+from .closing import AsyncClosing
 from .engine import AsyncEngine, AsyncStream, check_priority
 from .options import Messages, SamplingParams
 
 
-class AsyncChatStream(ChatAnswer[AsyncStream], AsyncIterator[ChatDelta]):
+class AsyncChatStream(ChatAnswer[AsyncStream], AsyncIterator[ChatDelta], AsyncClosing):
     """The pieces of an answer as they come. What it has so far can be asked for at any time.
 
     As an asynchronous context manager it is closed at the end of the block, however that ends.
@@ -100,15 +100,3 @@ class AsyncChatStream(ChatAnswer[AsyncStream], AsyncIterator[ChatDelta]):
         self._coming.clear()
         for stream in self._streams[-1:]:
             stream._close()
-
-    async def aclose(self) -> None:
-        """Ends the stream, and frees what it uses."""
-        self._close()
-
-    async def __aenter__(self) -> AsyncChatStream:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._close()

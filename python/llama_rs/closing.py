@@ -1,4 +1,4 @@
-"""What holds memory, and frees it at the end of a ``with`` block."""
+"""What holds memory, and frees it at the end of a ``with`` block, or of an ``async with``."""
 
 from __future__ import annotations
 
@@ -21,3 +21,23 @@ class Closing(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class AsyncClosing(ABC):
+    """An asynchronous context manager that closes itself; nothing in that is waited for."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Frees what it holds; closing again does nothing."""
+
+    async def aclose(self) -> None:
+        """Ends the stream, and frees what it uses."""
+        self._close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close()

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 from . import _core
+from .closing import AsyncClosing
 from .errors import LlamaError, ModelClosedError
 from .lazy import Lazy
 from .options import FinishReason, GenerateOptions, Messages, SamplingParams, merged
@@ -263,7 +264,7 @@ class _Bell:
                 rung.set()
 
 
-class AsyncStream(AsyncIterator[str]):
+class AsyncStream(AsyncIterator[str], AsyncClosing):
     """The pieces of an answer as they come. What it has so far can be asked for at any time.
 
     As an asynchronous context manager it is closed at the end of the block, however that ends.
@@ -435,18 +436,6 @@ class AsyncStream(AsyncIterator[str]):
             bell, id, loop = self._drop
             bell.drop(id, loop)
             self._drop = None
-
-    async def aclose(self) -> None:
-        """Ends the stream, and frees what it uses."""
-        self._close()
-
-    async def __aenter__(self) -> AsyncStream:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._close()
 
     def __del__(self) -> None:
         # Dropped by whoever stopped reading. The loop's reader is taken off by the loop's own thread.

@@ -18,6 +18,7 @@ from .. import Completion, Model, SamplingParams
 from ..errors import LlamaError
 from ..notes import counted
 from ..output import is_watched, json_line, say, say_in_place, write_json
+from . import EXIT_FAILURE
 from .lines import lines_of
 
 MOST_LINE = 1 << 26
@@ -48,8 +49,8 @@ def run(
     at_a_time: int,
     output: str | None,
     resume: bool,
-) -> int:
-    """Does the work of all lines of a file or of standard input; gives the number of those that could not be done.
+) -> None:
+    """Does the work of all lines of a file or of standard input, and fails if some could not be done.
 
     Args:
         file: where the lines are.
@@ -78,7 +79,7 @@ def run(
         say_in_place("")
     if failed:
         say(f"{failed} of {counted(done, 'line')} could not be answered: they have an error")
-    return failed
+        raise click.exceptions.Exit(EXIT_FAILURE)
 
 
 def _jobs(first: int, lines: list[bytes], parse: Callable[[Any], Any]) -> Iterator[Job]:
@@ -105,7 +106,7 @@ def together(work: Callable[[list[Any]], Iterable[Result]], asked: list[Any]) ->
     try:
         return list(work(asked)) if asked else []
     except ERRORS:
-        return [alone(lambda one: next(iter(work([one]))), one) for one in asked]
+        return list(each_alone(lambda one: next(iter(work([one]))), asked))
 
 
 def alone(work: Callable[[Any], Result], asked: Any) -> Result:
@@ -114,6 +115,11 @@ def alone(work: Callable[[Any], Result], asked: Any) -> Result:
         return work(asked)
     except ERRORS as e:
         return _said(e)
+
+
+def each_alone(work: Callable[[Any], Result], asked: list[Any]) -> Iterator[Result]:
+    """The results of all, one after another."""
+    return (alone(work, one) for one in asked)
 
 
 def field(asked: dict[str, Any], name: str) -> str:
@@ -132,8 +138,10 @@ def texts(asked: dict[str, Any], name: str) -> list[str]:
     return value
 
 
-def only(asked: dict[str, Any], *names: str) -> dict[str, Any]:
-    """A line that has no other fields than these."""
+def only(asked: dict[str, Any] | str, *names: str) -> dict[str, Any]:
+    """A line that is an object, and has no other fields than these."""
+    if isinstance(asked, str):
+        raise TypeError("the line is a text, it must be an object")
     if unknown := sorted(set(asked) - set(names)):
         raise ValueError(f"a line has no {unknown[0]!r}, it may have {', '.join(names)}")
     return asked
@@ -141,7 +149,7 @@ def only(asked: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def generate(
     llama: Model, file: str | None, options: dict[str, Any], *, parallel: int, output: str | None, resume: bool
-) -> int:
+) -> None:
     """Answers prompts: ``llama-rs generate --jsonl``."""
     params = SamplingParams(**options)
 
@@ -159,7 +167,7 @@ def generate(
         prompts, sampling = [prompt for prompt, _ in asked], [params for _, params in asked]
         return map(_record, llama.generate_batch(prompts, sampling=sampling, parallel=parallel))
 
-    return run(
+    run(
         file,
         parse,
         lambda asked: together(answers, asked),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import click
 
 from .. import Model
 from ..output import write_json
-from . import EXIT_FAILURE, Command, bulk
+from . import Command, bulk
 from .arguments import Number, bulk_options, check_bulk_options, find_model, is_utf8, model_option, parameters
-from .lines import decoded, lines_of
+from .lines import texts_of
 
 AT_A_TIME = 64
 """Texts that are taken together, with --jsonl."""
@@ -81,27 +82,12 @@ def command(
         return ({"embedding": vector} for vector in vectors(asked))
 
     if jsonl:
-        if bulk.run(
-            file,
-            parse,
-            lambda asked: bulk.together(results, asked),
-            at_a_time=AT_A_TIME,
-            output=output,
-            resume=resume,
-        ):
-            raise click.exceptions.Exit(EXIT_FAILURE)
+        together = partial(bulk.together, results)
+        bulk.run(file, parse, together, at_a_time=AT_A_TIME, output=output, resume=resume)
         return
     index = 0
-    for block in [list(texts)] if texts else _lines(file):
+    for block in [list(texts)] if texts else texts_of(file):
         some = [(index + i, text) for i, text in enumerate(block) if text]
         index += len(block)
         for (i, text), vector in zip(some, vectors([text for _, text in some]), strict=True):
             write_json({"index": i, "text": text, "embedding": vector})
-
-
-def _lines(file: str | None) -> Iterator[list[str]]:
-    """The lines of an input as they come."""
-    name, at = "standard input" if file in (None, "-") else file, 0
-    for lines in lines_of(file):
-        yield [decoded(name, at + i, line) for i, line in enumerate(lines)]
-        at += len(lines)

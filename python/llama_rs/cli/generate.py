@@ -15,7 +15,7 @@ from .._core import cpu
 from ..errors import ModelFileError, SavedSessionError
 from ..notes import counted
 from ..output import harmless, is_watched, percent, say, say_in_place, warn, write, write_json
-from . import EXIT_FAILURE, Command
+from . import Command
 from .arguments import (
     Number,
     bulk_options,
@@ -154,8 +154,7 @@ def command(
         from . import bulk
 
         options = {name: value for name, value in options.items() if not name.startswith("prompt_cache")}
-        if bulk.generate(llama, file, options, parallel=parallel, output=output, resume=resume):
-            raise click.exceptions.Exit(EXIT_FAILURE)
+        bulk.generate(llama, file, options, parallel=parallel, output=output, resume=resume)
         return
     is_chat = chat or system is not None
     system_message = [{"role": "system", "content": system}] if system else []

@@ -45,9 +45,9 @@ def decoded(name: str | None, index: int, line: bytes) -> str:
         raise click.ClickException(f"{name}: line {index + 1} is not UTF-8 text at byte {e.start}") from e
 
 
-def texts_of(file: str | None) -> Iterator[str]:
-    """The lines of a file or of standard input that are not empty, as text, as they come."""
+def texts_of(file: str | None) -> Iterator[list[str]]:
+    """The lines of a file or of standard input as text, as they come."""
     name, at = "standard input" if file in (None, "-") else file, 0
     for lines in lines_of(file):
-        yield from filter(None, (decoded(name, at + i, line) for i, line in enumerate(lines)))
+        yield [decoded(name, at + i, line) for i, line in enumerate(lines)]
         at += len(lines)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import click
 
 from .. import Model
 from ..output import write_json
-from . import EXIT_FAILURE, Command, bulk
+from . import Command, bulk
 from .arguments import Number, bulk_options, check_bulk_options, find_model, is_utf8, model_option, parameters
-from .lines import decoded, lines_of
+from .lines import texts_of
 
 
 @click.command("rerank", cls=Command)
@@ -58,18 +59,13 @@ def command(
     check_bulk_options(output, jsonl=jsonl, resume=resume, others=others, without="QUERY and no DOCUMENT")
     if jsonl:
         llama = Model(path, context_length=context_length, threads=threads)
-        if _bulk(llama, file, top_n, output, resume=resume):
-            raise click.exceptions.Exit(EXIT_FAILURE)
+        _bulk(llama, file, top_n, output, resume=resume)
         return
     if query is None:
         raise click.UsageError("Missing argument 'QUERY'.")
     if not all(map(is_utf8, (query, *documents))):
         raise click.UsageError("a text is not valid UTF-8")
-    texts = [*documents]
-    if not documents:
-        name = "standard input" if file in (None, "-") else file
-        for lines in lines_of(file):
-            texts += [decoded(name, len(texts) + i, line) for i, line in enumerate(lines)]
+    texts = documents or list(chain.from_iterable(texts_of(file)))
     some = [(i, text) for i, text in enumerate(texts) if text]
     llama = Model(path, context_length=context_length, threads=threads)
     for i, score in _best(llama, query, [text for _, text in some], top_n):
@@ -82,17 +78,12 @@ def _best(llama: Model, query: str, documents: list[str], top_n: int | None) -> 
     return [(i, scores[i]) for i in sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:top_n]]
 
 
-def _bulk(llama: Model, file: str | None, top_n: int | None, output: str | None, *, resume: bool) -> int:
+def _bulk(llama: Model, file: str | None, top_n: int | None, output: str | None, *, resume: bool) -> None:
     def parse(asked: Any) -> tuple[str, list[str]]:
-        if isinstance(asked, str):
-            raise TypeError("the line is a text, it must be an object")
-        bulk.only(asked, "query", "documents")
+        asked = bulk.only(asked, "query", "documents")
         return bulk.field(asked, "query"), bulk.texts(asked, "documents")
 
     def result(asked: tuple[str, list[str]]) -> bulk.Result:
         return {"results": [{"index": i, "score": score} for i, score in _best(llama, *asked, top_n)]}
 
-    def results(asked: list[Any]) -> Iterator[bulk.Result]:
-        return (bulk.alone(result, one) for one in asked)
-
-    return bulk.run(file, parse, results, at_a_time=1, output=output, resume=resume)
+    bulk.run(file, parse, partial(bulk.each_alone, result), at_a_time=1, output=output, resume=resume)

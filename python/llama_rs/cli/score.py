@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import click
 
 from .. import Model
 from ..output import write_json
-from . import EXIT_FAILURE, Command, bulk
+from . import Command, bulk
 from .arguments import bulk_options, check_bulk_options, find_model, is_utf8, lora_option, model_option, parameters
 from .lines import texts_of
 
@@ -73,17 +74,11 @@ def command(
         return {"logprob": score.total, "tokens": tokens}
 
     def parse(asked: Any) -> tuple[str, str]:
-        if isinstance(asked, str):
-            raise TypeError("the line is a text, it must be an object")
-        bulk.only(asked, "prompt", "continuation")
+        asked = bulk.only(asked, "prompt", "continuation")
         return bulk.field(asked, "prompt"), bulk.field(asked, "continuation")
 
-    def results(asked: list[Any]) -> Iterator[bulk.Result]:
-        return (bulk.alone(scored, one) for one in asked)
-
     if jsonl:
-        if bulk.run(file, parse, results, at_a_time=1, output=output, resume=resume):
-            raise click.exceptions.Exit(EXIT_FAILURE)
+        bulk.run(file, parse, partial(bulk.each_alone, scored), at_a_time=1, output=output, resume=resume)
         return
-    for continuation in continuations or texts_of(file):
+    for continuation in continuations or filter(None, chain.from_iterable(texts_of(file))):
         write_json({"continuation": continuation, **scored((prompt or "", continuation))})

@@ -235,13 +235,11 @@ impl Page {
         self.counter("num_preemptions_total", "Answers that made room for others.", stats.preemptions);
         self.counter("prompt_tokens_total", "Tokens of prompts.", m.prompt_tokens.get());
         self.counter("generation_tokens_total", "Tokens generated.", m.generated_tokens.get());
-        let ended: Vec<(String, f64)> = ["stop", "length"]
-            .into_iter()
-            .map(|reason| {
-                (format!("finished_reason=\"{reason}\""), m.finished.get(&format!("reason=\"{reason}\"")) as f64)
-            })
-            .collect();
-        let ended: Vec<(&str, f64)> = ended.iter().map(|(labels, n)| (labels.as_str(), *n)).collect();
+        let ended = |reason| m.finished.get(reason) as f64;
+        let ended = [
+            ("finished_reason=\"stop\"", ended("reason=\"stop\"")),
+            ("finished_reason=\"length\"", ended("reason=\"length\"")),
+        ];
         self.values("request_success_total", "counter", "Answers that were completed.", &ended);
         self.histogram("time_to_first_token_seconds", "From a request to its first token.", &m.first_token);
         self.histogram("inter_token_latency_seconds", "Between two tokens of an answer.", &m.inter_token);

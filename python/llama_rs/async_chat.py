@@ -100,3 +100,7 @@ class AsyncChatStream(ChatAnswer[AsyncStream], AsyncIterator[ChatDelta], AsyncCl
         self._coming.clear()
         for stream in self._streams[-1:]:
             stream._close()
+
+    async def aclose(self) -> None:
+        """Ends the stream, and frees what it uses."""
+        self._close()

@@ -24,15 +24,11 @@ class Closing(ABC):
 
 
 class AsyncClosing(ABC):
-    """An asynchronous context manager that closes itself; nothing in that is waited for."""
+    """An asynchronous context manager that closes itself."""
 
     @abstractmethod
-    def _close(self) -> None:
-        """Frees what it holds; closing again does nothing."""
-
     async def aclose(self) -> None:
-        """Ends the stream, and frees what it uses."""
-        self._close()
+        """Frees what it holds; closing again does nothing."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -40,4 +36,4 @@ class AsyncClosing(ABC):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._close()
+        await self.aclose()

@@ -437,6 +437,10 @@ class AsyncStream(AsyncIterator[str], AsyncClosing):
             bell.drop(id, loop)
             self._drop = None
 
+    async def aclose(self) -> None:
+        """Ends the stream, and frees what it uses."""
+        self._close()
+
     def __del__(self) -> None:
         # Dropped by whoever stopped reading. The loop's reader is taken off by the loop's own thread.
         if self._ticket is not None:

@@ -4,11 +4,14 @@
 //! cargo bench --bench kernels                      all sets and types, all threads
 //! cargo bench --bench kernels -- avx512 Q4_0 2     only these; the last is the number of threads
 //! cargo bench --bench kernels -- Q5_0 row=576      rows of so many weights, not 2048
+//! cargo bench --bench kernels -- cached avx2       one thread, weights in its cache: what instructions cost; also tokens=4
 //! ```
 //!
 //! Limits: bytes a second that loads read from a mapped file, multiply-adds a second of a loop that does nothing else, in
 //! int8 and in f32. Each figure is printed as a share of the limit that is nearer: bytes for a token or a few, multiply-adds
-//! for a batch. Medians of `ROUNDS`, limits and kernels in turns: on a shared machine both drift together.
+//! for a batch. Medians of `ROUNDS`, limits and kernels in turns: on a shared machine both drift together. With `cached` the
+//! shortest of many short runs count: nothing that others do makes a run shorter. What it prints first, GB/s of weights for
+//! one token, is what the kernels could keep up with: where it is above what a core can read, the memory is the limit.
 
 #![allow(clippy::print_stdout, missing_docs)]
 
@@ -32,6 +35,9 @@ const MATRIX_BYTES: usize = 256 << 20;
 /// Rows of the matrix that a large batch is multiplied with: the feed-forward of a model of a billion weights.
 const BATCH_ROWS: usize = 8192;
 const BATCHES: [usize; 6] = [1, 2, 4, 8, 16, 512];
+/// With `cached`: a matrix of so many bytes stays in the L2 cache.
+const CACHED_BYTES: usize = 256 << 10;
+const CACHED_BATCHES: [usize; 13] = [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 128, 512];
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
@@ -45,6 +51,17 @@ fn main() {
     let set_names: Vec<_> = sets.iter().map(|k| k.name()).collect();
     let types: Vec<_> = DType::ALL.iter().copied().filter(|t| t.is_supported() && t.row_bytes(row).is_some()).collect();
     let type_names: Vec<_> = types.iter().map(|t| t.name()).collect();
+
+    if words.iter().any(|w| w == "cached") {
+        let batches: Vec<usize> = words.iter().filter_map(|w| w.strip_prefix("tokens=")?.parse().ok()).collect();
+        let batches = if batches.is_empty() { CACHED_BATCHES.to_vec() } else { batches };
+        for set in sets.iter().filter(|k| wanted(k.name(), &set_names)) {
+            for &dtype in types.iter().filter(|t| wanted(t.name(), &type_names)) {
+                cached(*set, dtype, row, &batches);
+            }
+        }
+        return;
+    }
 
     let file = mapped_file();
     for n in 1..=threads {
@@ -91,6 +108,24 @@ fn main() {
             println!();
         }
     }
+}
+
+/// GB/s of weights for one token, then GMAC/s and their share of the peak for batches, of one thread and a matrix in its cache.
+fn cached(set: &'static dyn Kernels, dtype: DType, row: usize, batches: &[usize]) {
+    let row_bytes = dtype.row_bytes(row).expect("types were chosen so");
+    let w = matrix(dtype, CACHED_BYTES / row_bytes / 32 * 32, row);
+    let peak = if dtype.is_quantized() { peak_int8 } else { peak_f32 };
+    let peak = (0..20).map(|_| peak(set.name(), 1)).fold(0.0, f64::max);
+    for &tokens in batches {
+        let seconds = (0..if tokens > 32 { 2 } else { 10 }).map(|_| time(set, 1, &w, tokens)).fold(f64::INFINITY, f64::min);
+        let rate = (w.n_rows() * row * tokens) as f64 / seconds;
+        if tokens == 1 {
+            print!("{:8} {:8} {:>5.1} GB/s", set.name(), dtype.name(), w.bytes().len() as f64 / seconds / 1e9);
+        }
+        print!("  {tokens}: {:.0} ({:.0} %)", rate / 1e9, 100.0 * rate / peak);
+        std::io::stdout().flush().expect("standard output is there");
+    }
+    println!();
 }
 
 /// Seconds of a product of `w` with `tokens` rows: the shortest time of a few that take a while together.

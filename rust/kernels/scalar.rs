@@ -92,7 +92,7 @@ pub fn quantize(x: &[f32], row: QuantizedRow) {
 unsafe fn products<B: Block>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
     for r in rows {
         let blocks: &[B] = bytemuck::cast_slice(job.w.row(r));
-        let per_block = B::DTYPE.block_len() / 32;
+        let per_block = B::GROUPS;
         let mut sums = [0.0f32; 16];
         for first in tokens.clone().step_by(sums.len()) {
             let tokens = first..(first + sums.len()).min(tokens.end);

@@ -191,6 +191,8 @@ pub trait Block: bytemuck::Pod {
     const HALVES: bool = false;
     /// Whether weights have offsets.
     const MINS: bool = false;
+    /// Groups of 32 weights in a block.
+    const GROUPS: usize = Self::DTYPE.block_len() / 32;
 
     /// Group `i` of the block: weights `32 * i ..`.
     fn group(&self, i: usize) -> Group;
@@ -424,7 +426,7 @@ mod tests {
                     *byte = (state >> 56) as u8;
                 }
                 let block: B = *bytemuck::from_bytes(&bytes);
-                for group in (0..B::DTYPE.block_len() / 32).map(|i| block.group(i)) {
+                for group in (0..B::GROUPS).map(|i| block.group(i)) {
                     assert!(group.q.iter().all(|&q| q <= B::LARGEST), "{name}: {group:?}");
                     let [d, m] = [group.d, group.m].map(|x| x.map(f32::to_bits));
                     assert!(B::HALVES || (d[0] == d[1] && m[0] == m[1]), "{name}: {group:?}");

@@ -115,7 +115,7 @@ doors!(avxvnni, vnni: true, tokens_rows_vnni, tile_vnni);
 unsafe fn dots<U: Unpack, const VNNI: bool, const T: usize>(job: &Matmul, r: usize, n: usize, t: usize, x: &Rows<T>) {
     let row_bytes = job.w.row_bytes();
     let block = size_of::<U>();
-    let (blocks, per_block) = (row_bytes / block, U::DTYPE.block_len() / 32);
+    let (blocks, per_block) = (row_bytes / block, U::GROUPS);
     let stride = if n == 8 { row_bytes } else { 0 };
     let ahead_by = PREFETCH.next_multiple_of(8 * row_bytes);
     let far = ahead_by > FAR;
@@ -150,7 +150,7 @@ unsafe fn dots<U: Unpack, const VNNI: bool, const T: usize>(job: &Matmul, r: usi
                 U::scales(&p, &mut scales);
                 let span = if U::SPAN > 0 {
                     U::SPAN
-                } else if panel::fours::<U>() {
+                } else if U::FOURS {
                     4
                 } else {
                     1
@@ -214,7 +214,7 @@ unsafe fn add_span<U: Unpack, const VNNI: bool, const T: usize>(
     shift: __m256i,
 ) {
     debug_assert!(!U::HALVES && U::MAGNITUDE.is_none() && U::SPAN <= 2);
-    let narrow = if VNNI { 0 } else { narrow_levels(U::LARGEST) };
+    let narrow = if VNNI { 0 } else { const { narrow_levels(U::LARGEST) } };
     // SAFETY: blocks are there, and the activations as many groups; the features are the caller's promise.
     unsafe {
         let zero = _mm256_setzero_si256();
@@ -477,7 +477,7 @@ unsafe fn dot_halves<U: Unpack, const VNNI: bool>(q: [__m256i; 2], a: [__m256i; 
             }
         }
         let sum = add(pairs[0], pairs[1], U::LARGEST > 63);
-        if narrow_levels(U::LARGEST) == 0 && U::LARGEST <= 63 { widen(sum) } else { sum }
+        if const { narrow_levels(U::LARGEST) } == 0 && U::LARGEST <= 63 { widen(sum) } else { sum }
     }
 }
 
@@ -689,7 +689,7 @@ unsafe fn unpack_panel_in<U: Unpack, const VNNI: bool>(
     first: usize,
     n: usize,
 ) {
-    let per_block = U::DTYPE.block_len() / 32;
+    let per_block = U::GROUPS;
     let row_bytes = job.w.row_bytes();
     let w = job.w.bytes().as_ptr();
     // The next block of the same rows, or the first block of the next panel's rows.

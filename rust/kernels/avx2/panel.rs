@@ -23,12 +23,6 @@ pub struct Group<const ROWS: usize> {
 // SAFETY: arrays of numbers, for which zeros are a value.
 unsafe impl<const ROWS: usize> bytemuck::Zeroable for Group<ROWS> {}
 
-/// Whether the groups of a type are unpacked four at a time, see [`Unpack::four_groups`]: those of 256 weights whose scales are
-/// for halves, but for those that have signs of their own.
-pub const fn fours<U: Unpack>() -> bool {
-    U::HALVES && U::MAGNITUDE.is_none() && U::DTYPE.block_len() == 256
-}
-
 /// Unpacks a block of each of the rows `p`, to the lanes from `lane` on of its groups at `to`, and prefetches what lies
 /// `ahead_by` bytes ahead. With `DPBUSD` integers are raised by 128, of all types but those with MINS: their products then
 /// need the same correction.
@@ -45,7 +39,7 @@ pub unsafe fn unpack<U: Unpack, const DPBUSD: bool, const ROWS: usize>(
     to: &[*mut Group<ROWS>; 8],
     lane: usize,
 ) {
-    let per_block = U::DTYPE.block_len() / 32;
+    let per_block = U::GROUPS;
     let halves = if U::HALVES { 2 } else { 1 };
     // SAFETY: the caller's promises.
     unsafe {
@@ -81,7 +75,7 @@ pub unsafe fn unpack<U: Unpack, const DPBUSD: bool, const ROWS: usize>(
                     }
                 }
             }
-        } else if fours::<U>() {
+        } else if U::FOURS {
             for s in 0..per_block / 4 {
                 let mut q = [[_mm256_setzero_si256(); 8]; 4];
                 for i in 0..8 {

@@ -56,6 +56,9 @@ pub trait Unpack: Block {
     const BYTES: Option<usize> = None;
     /// How many groups [`Unpack::two_rows`] reads at a time: those whose bits lie in the same bytes. 0 if it reads none.
     const SPAN: usize = 0;
+    /// Whether groups are unpacked four at a time, see [`Unpack::four_groups`]: those of 256 weights whose scales are for
+    /// halves, but for those that have signs of their own.
+    const FOURS: bool = Self::HALVES && Self::MAGNITUDE.is_none() && Self::GROUPS == 8;
 
     /// The integers of group `i` of the block at `p`, in their natural order: unsigned bytes or, if `SIGNED` and not
     /// `RAISED`, signed ones less the bias. `signs` are those of [`Scales::signs`].
@@ -154,7 +157,7 @@ impl<B: Block> Unpack for Generic<B> {
     #[inline(always)]
     unsafe fn scales(rows: &[*const u8; 8], to: &mut Scales) {
         let halves = if B::HALVES { 2 } else { 1 };
-        for i in 0..B::DTYPE.block_len() / 32 {
+        for i in 0..B::GROUPS {
             for half in 0..halves {
                 let (mut d, mut m) = ([0.0; 8], [0.0; 8]);
                 for (r, row) in rows.iter().enumerate() {
@@ -272,6 +275,7 @@ unsafe fn look_up(table: &[u8; 16], codes: __m256i, by: u8) -> __m256i {
 }
 
 /// What is taken off the table of the IQ4 types, which is raised by 128.
+#[inline(always)]
 const fn iq4_bias(raised: bool) -> u8 {
     if raised { 0 } else { 128 }
 }
@@ -753,32 +757,26 @@ unpack_256!(
 
 /// 8 magnitudes of each of four words.
 ///
+/// A gather takes as long as four loads, but the indices come in a register: shifts and masks of each, in general registers,
+/// took most of the time.
+///
 /// # Safety
 /// - The CPU has the features of the set.
+/// - Each of `indices` is less than `N`.
 #[inline(always)]
-unsafe fn eights(grid: &[[u8; 8]], indices: [u32; 4]) -> __m256i {
-    let mut words = [0; 4];
-    for i in 0..4 {
-        words[i] = i64::from_le_bytes(grid[indices[i] as usize]);
-    }
-    let [a, b, c, d] = words;
-    // SAFETY: the features are the caller's promise.
-    unsafe { _mm256_setr_epi64x(a, b, c, d) }
+unsafe fn eights<const N: usize>(grid: &[[u8; 8]; N], indices: __m128i) -> __m256i {
+    // SAFETY: the caller's promises.
+    unsafe { _mm256_i32gather_epi64::<8>(grid.as_ptr().cast(), indices) }
 }
 
 /// 4 magnitudes of each of eight words.
 ///
 /// # Safety
-/// - The CPU has the features of the set.
+/// - As for [`eights`].
 #[inline(always)]
-unsafe fn fours(grid: &[[u8; 4]], indices: [u32; 8]) -> __m256i {
-    let mut words = [0; 8];
-    for i in 0..8 {
-        words[i] = i32::from_le_bytes(grid[indices[i] as usize]);
-    }
-    let [a, b, c, d, e, f, g, h] = words;
-    // SAFETY: the features are the caller's promise.
-    unsafe { _mm256_setr_epi32(a, b, c, d, e, f, g, h) }
+unsafe fn fours<const N: usize>(grid: &[[u8; 4]; N], indices: __m256i) -> __m256i {
+    // SAFETY: the caller's promises.
+    unsafe { _mm256_i32gather_epi32::<4>(grid.as_ptr().cast(), indices) }
 }
 
 /// -1 in the bytes whose bit of `signs` is set, else 1.
@@ -803,14 +801,6 @@ unsafe fn ones(signs: u32) -> __m256i {
 unsafe fn dword(p: *const u8, at: usize) -> u32 {
     // SAFETY: the caller's promise.
     unsafe { p.add(at).cast::<u32>().read_unaligned() }
-}
-
-/// # Safety
-/// - `p` is valid for reads of eight bytes from `at` on.
-#[inline(always)]
-unsafe fn qword(p: *const u8, at: usize) -> u64 {
-    // SAFETY: the caller's promise.
-    unsafe { p.add(at).cast::<u64>().read_unaligned() }
 }
 
 /// Signs from dwords of 4 x 7 bits: the eighth of each byte makes the number of negative ones even.
@@ -1014,35 +1004,22 @@ macro_rules! unpack_codes {
 }
 
 unpack_codes!(BlockIQ2_XXS, largest: 43, bytes: None, scales: scales_iq2_xxs, |p, i, signs| {
-    let n = dword(p, 2 + 8 * i);
-    eights(&grids::IQ2_XXS_GRID, [n & 255, n >> 8 & 255, n >> 16 & 255, n >> 24])
+    eights::<256>(&grids::IQ2_XXS_GRID, _mm_cvtepu8_epi32(_mm_cvtsi32_si128(dword(p, 2 + 8 * i) as i32)))
 }, signs: signs);
 unpack_codes!(BlockIQ2_XS, largest: 43, bytes: Some(16), scales: scales_iq2_xs, |p, i, signs| {
-    let n = qword(p, 2 + 8 * i);
-    let mut indices = [0; 4];
-    for l in 0..4 {
-        indices[l] = (n >> (16 * l)) as u32 & 511;
-    }
-    eights(&grids::IQ2_XS_GRID, indices)
+    let words = _mm_cvtepu16_epi32(_mm_loadl_epi64(p.add(2 + 8 * i).cast()));
+    eights::<512>(&grids::IQ2_XS_GRID, _mm_and_si128(words, _mm_set1_epi32(511)))
 }, signs: signs);
 unpack_codes!(BlockIQ2_S, largest: 43, bytes: Some(16), scales: scales_iq2_s, |p, i, _signs| {
-    let (n, high) = (dword(p, 2 + 4 * i), u32::from(*p.add(66 + i)));
-    let [a, b, c, d] = [high << 8 & 0x300, high << 6 & 0x300, high << 4 & 0x300, high << 2 & 0x300];
-    eights(&grids::IQ2_S_GRID, [n & 255 | a, n >> 8 & 255 | b, n >> 16 & 255 | c, n >> 24 | d])
+    let low = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(dword(p, 2 + 4 * i) as i32));
+    let high = _mm_sllv_epi32(_mm_set1_epi32(i32::from(*p.add(66 + i))), _mm_setr_epi32(8, 6, 4, 2));
+    eights::<1024>(&grids::IQ2_S_GRID, _mm_or_si128(low, _mm_and_si128(high, _mm_set1_epi32(0x300))))
 }, signs: dword(p, 34 + 4 * i));
 unpack_codes!(BlockIQ3_XXS, largest: 62, bytes: None, scales: scales_iq3_xxs, |p, i, signs| {
-    let n = qword(p, 2 + 8 * i);
-    let mut indices = [0; 8];
-    for l in 0..8 {
-        indices[l] = (n >> (8 * l)) as u32 & 255;
-    }
-    fours(&grids::IQ3_XXS_GRID, indices)
+    fours::<256>(&grids::IQ3_XXS_GRID, _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(2 + 8 * i).cast())))
 }, signs: signs);
 unpack_codes!(BlockIQ3_S, largest: 15, bytes: Some(16), scales: scales_iq3_s, |p, i, _signs| {
-    let (n, high) = (qword(p, 2 + 8 * i), u32::from(*p.add(66 + i)));
-    let mut indices = [0; 8];
-    for l in 0..8 {
-        indices[l] = (n >> (8 * l)) as u32 & 255 | high << (8 - l) & 256;
-    }
-    fours(&grids::IQ3_S_GRID, indices)
+    let low = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(2 + 8 * i).cast()));
+    let high = _mm256_sllv_epi32(_mm256_set1_epi32(i32::from(*p.add(66 + i))), _mm256_setr_epi32(8, 7, 6, 5, 4, 3, 2, 1));
+    fours::<512>(&grids::IQ3_S_GRID, _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi32(0x100))))
 }, signs: dword(p, 74 + 4 * i));

@@ -407,7 +407,7 @@ unsafe fn unpack_strip_in<U: unpack::Unpack>(
     first: usize,
     n: usize,
 ) {
-    let per_block = U::DTYPE.block_len() / 32;
+    let per_block = U::GROUPS;
     let row_bytes = job.w.row_bytes();
     let w = job.w.bytes().as_ptr();
     // The last step of a row may have less than four groups.

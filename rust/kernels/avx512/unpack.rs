@@ -65,7 +65,7 @@ pub trait Unpack: Block {
 
 /// Blocks in a step, or one.
 const fn blocks_of_unit<B: Block>() -> usize {
-    if B::DTYPE.block_len() < 128 { 128 / B::DTYPE.block_len() } else { 1 }
+    if B::GROUPS < 4 { 4 / B::GROUPS } else { 1 }
 }
 
 /// Group `g` of step `s` of the unit at `p`, if that lies within `left` bytes.
@@ -82,7 +82,7 @@ unsafe fn generic_group<B: Block>(p: *const u8, left: usize, s: usize, g: usize)
 
 impl<B: Block> Unpack for Generic<B> {
     const UNIT: usize = blocks_of_unit::<B>() * size_of::<B>();
-    const STEPS: usize = if B::DTYPE.block_len() < 128 { 1 } else { B::DTYPE.block_len() / 128 };
+    const STEPS: usize = if B::GROUPS < 4 { 1 } else { B::GROUPS / 4 };
     type Shared = ();
 
     #[inline(always)]

@@ -27,8 +27,6 @@ pub trait Unpack: Block {
     const SIGNED: bool = Self::LARGEST > 127;
     /// Whether integers are raised by `BIAS`.
     const BIASED: bool = !Self::SIGNED && !Self::MINS;
-    /// Groups of a block.
-    const GROUPS: usize = Self::DTYPE.block_len() / 32;
     /// Groups whose bits lie in the same bytes: a group's place among them is known to the compiler, and shifts by it are part
     /// of an instruction. 1, 2 or 4.
     const SPAN: usize = 1;

@@ -831,6 +831,21 @@ def test_ctrl_c_in_the_midst_of_work_is_quiet(smollm2: Path, tmp_path: Path, com
     assert end(process) == (130, b"", b"")
 
 
+def test_the_process_ends_at_once_and_does_what_others_registered() -> None:
+    program = """
+import atexit, sys
+from llama_rs.__main__ import run
+
+atexit.register(print, "registered")
+sys.argv = ["llama-rs", *sys.argv[1:]]
+run()
+print("taken apart")
+"""
+    for arguments, code in ((["--version"], 0), (["generate", "--no-such-option"], 2)):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, check=False, timeout=60)
+        assert (done.returncode, done.stdout.splitlines()[-1:]) == (code, [b"registered"])
+
+
 # Sends SIGINT to itself as it comes to its n-th import, and once more at the next.
 INTERRUPTED = """
 import os, signal, sys

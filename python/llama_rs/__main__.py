@@ -21,6 +21,9 @@ def main() -> int:
         ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a shell's job in the background
         if not ignored:
             signal.signal(signal.SIGINT, _end)
+        from .lazy import import_click
+
+        import_click()
         from .cli import main
 
         return main(on_interrupt=None if ignored else _end)
@@ -28,9 +31,28 @@ def main() -> int:
         return INTERRUPTED
 
 
+def run() -> int:
+    """Runs the command line and ends the process. The interpreter is not taken apart: that takes as long as ten tokens.
+
+    What others have registered with :mod:`atexit` is done. Where there are threads to wait for, it ends as usual.
+    """
+    code = main()
+    threading = sys.modules.get("threading")
+    if threading and threading.active_count() > 1:
+        return code
+    import atexit
+
+    from .output import settle
+
+    atexit._run_exitfuncs()
+    settle(sys.stdout)
+    settle(sys.stderr)
+    os._exit(code)
+
+
 def _end(*_: object) -> None:
     os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -292,42 +292,47 @@ const FLOAT_PREFETCH: usize = 8192;
 /// - `rows` and `tokens` are rows and tokens of `job`, whose matrix is of numbers `W`; no other worker writes their results.
 #[inline(always)]
 unsafe fn float_blocks<V: Vector, W: Number>(job: &Matmul, rows: Range<usize>, tokens: Range<usize>) {
-    // Of 32 registers, 24 are sums, 4 a row each and one a token; of 16, 8 are sums.
-    const ROWS: usize = 4;
-    let tile_tokens = if V::REGISTERS == 32 { 6 } else { 2 };
+    // Of 32 registers, 20 are sums, 4 a row each and one a token; with 24 sums the compiler loads all tokens first, and keeps
+    // sums on the stack (AVX-512: 26 GMAC/s rather than 40). Of 16, 12 are sums of 2 rows and 6 tokens: rows come from the L2
+    // cache, and with 4 rows and 2 tokens that was the limit. A token or two have more rows: each sum is a chain of additions.
+    let tile_tokens = if V::REGISTERS == 32 { 5 } else { 6 };
     let n = job.x.n();
     // A strip of rows at a time: they stay in the cache while all tokens pass by.
     for strip in rows.clone().step_by(STRIP) {
         let strip = strip..(strip + STRIP).min(rows.end);
         for first in (0..n).step_by(FLOAT_BLOCK) {
             let k = first..(first + FLOAT_BLOCK).min(n);
-            for t in tokens.clone().step_by(tile_tokens) {
-                let ahead = t == tokens.start;
-                for r in strip.clone().step_by(ROWS) {
-                    let (rows, tokens) = (ROWS.min(strip.end - r), tile_tokens.min(tokens.end - t));
-                    // SAFETY: these rows and tokens are there and the caller's own.
-                    unsafe {
-                        macro_rules! tile {
-                            ($tokens:literal) => {
-                                if rows == ROWS {
-                                    float_tile::<V, W, ROWS, $tokens>(job, r, t, k.clone(), ahead);
-                                } else {
-                                    for r in r..r + rows {
-                                        float_tile::<V, W, 1, $tokens>(job, r, t, k.clone(), ahead);
-                                    }
-                                }
-                            };
+            let mut t = tokens.start;
+            while t < tokens.end {
+                let left = tokens.end - t;
+                let width = left.div_ceil(left.div_ceil(tile_tokens)); // all of about the same
+                macro_rules! tiles {
+                    ($rows:expr, $tokens:literal) => {{
+                        let ahead = t == tokens.start;
+                        let whole = strip.end - strip.len() % $rows;
+                        for r in (strip.start..whole).step_by($rows) {
+                            float_tile::<V, W, { $rows }, $tokens>(job, r, t, k.clone(), ahead);
                         }
-                        match tokens {
-                            1 => tile!(1),
-                            2 => tile!(2),
-                            3 => tile!(3),
-                            4 => tile!(4),
-                            5 => tile!(5),
-                            _ => tile!(6),
+                        for r in whole..strip.end {
+                            float_tile::<V, W, 1, $tokens>(job, r, t, k.clone(), ahead);
                         }
+                    }};
+                }
+                // SAFETY: these rows and tokens are there and the caller's own.
+                unsafe {
+                    match (width, V::REGISTERS) {
+                        (1, _) => tiles!(4, 1),
+                        (2, _) => tiles!(4, 2),
+                        (3, 32) => tiles!(4, 3),
+                        (4, 32) => tiles!(4, 4),
+                        (_, 32) => tiles!(4, 5),
+                        (3, _) => tiles!(2, 3),
+                        (4, _) => tiles!(2, 4),
+                        (5, _) => tiles!(2, 5),
+                        _ => tiles!(2, 6),
                     }
                 }
+                t += width;
             }
         }
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,18 @@ def test_the_command_line_guesses(tiny: Path, models: tuple[Model, Model]) -> No
     verbose = run(*ask, "--draft", tiny, "-v").stderr.decode()
     assert "guessed ahead: " in verbose
     assert "not both" in bad(2, *ask, "--lookup", "--draft", tiny)
+
+
+def test_a_conversation_on_the_command_line_guesses(tiny: Path, models: tuple[Model, Model]) -> None:
+    _, draft = models
+    ask = ("chat", "-m", tiny, "-n", "40", "--temp", "0")
+    expected = good(*ask, "the sea the sea the sea")
+    for way in (("--lookup",), ("--draft", draft.path), ("--draft", tiny)):
+        assert good(*ask, *way, "the sea the sea the sea") == expected
+    turns = "".join(json.dumps({"content": text, "stream": False}) + "\n" for text in ("the sea", "and the wind"))
+    said = run(*ask, "--jsonl", stdin=turns.encode()).stdout
+    assert len(said.splitlines()) == 2
+    for way in (("--lookup",), ("--draft", draft.path)):
+        assert run(*ask, "--jsonl", *way, stdin=turns.encode()).stdout == said
+    assert "not both" in bad(2, *ask, "--lookup", "--draft", tiny, "x")
+    assert "nowhere" in bad(3, *ask, "--draft", "nowhere", "x")

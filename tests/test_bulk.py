@@ -149,7 +149,7 @@ def test_vectors_and_scores_of_many(tiny: Path, tmp_path: Path) -> None:
 
 def test_tokens_and_perplexities_of_many(tiny: Path, tmp_path: Path) -> None:
     model = Model(tiny)
-    asked = ["the sea", {"id": "w", "text": "<|im_start|> é"}, {"text": None}, ["the"]]
+    asked: list[Any] = ["the sea", {"id": "w", "text": "<|im_start|> é"}, {"text": None}, ["the"]]
     found = run("-m", tiny, given=lines(*asked), code=1, command="tokenize")
     assert found[:2] == [
         {"id": 0, "tokens": model.tokenizer.encode("the sea")},
@@ -162,16 +162,16 @@ def test_tokens_and_perplexities_of_many(tiny: Path, tmp_path: Path) -> None:
     as_text = run("-m", tiny, "--no-add-special", "--no-parse-special", given=lines(asked[1]), command="tokenize")
     assert as_text[0]["tokens"] == model.tokenizer.encode("<|im_start|> é", add_special=False, parse_special=False)
 
-    texts = ["the sea gives and the sea takes " * 3, {"id": "b", "text": "wind and rain " * 4}, "a", {"id": 0, "t": "x"}]
-    found = run("-m", tiny, "-c", "16", "--stride", "4", given=lines(*texts), code=1, command="perplexity")
-    for row, text in zip(found, (texts[0], texts[1]["text"]), strict=False):  # type: ignore[index]
-        expected = model.perplexity(str(text), context_length=16, stride=4)._asdict()
-        assert row == {"id": row["id"], **expected}
+    texts = ["the sea gives and the sea takes " * 3, "wind and rain " * 4]
+    given = lines(texts[0], {"id": "b", "text": texts[1]}, "a", {"id": 0, "t": "x"})
+    found = run("-m", tiny, "-c", "16", "--stride", "4", given=given, code=1, command="perplexity")
+    for job_id, row, text in zip((0, "b"), found, texts, strict=False):
+        assert row == {"id": job_id, **model.perplexity(text, context_length=16, stride=4)._asdict()}
     assert "too few for a window of 16" in found[2]["error"] and "a line has no 't'" in found[3]["error"]
 
     source = tmp_path / "in.jsonl"
     source.write_text(lines(*(f"the sea and {i} gulls " * 4 for i in range(4))))
-    for command, options in (("tokenize", []), ("perplexity", ["-c", "16"])):
+    for command, *options in (("tokenize",), ("perplexity", "-c", "16")):
         output = tmp_path / f"{command}.jsonl"
         assert run("-m", tiny, *options, "-f", source, "-o", output, command=command) == []
         whole = output.read_bytes()

@@ -454,7 +454,7 @@ def test_commands_take_adapters(tiny: Path, tmp_path: Path) -> None:
     assert expected != model.chat("The sea", max_tokens=8, temperature=0).text
     said = good(*asked, "--lora", f"{adapter}:2", "The sea")
     assert said.removesuffix("\n") == expected.removesuffix("\n")
-    given = json.dumps({"content": "The sea", "stream": False}).encode()
-    (line,) = run(*asked, "--jsonl", "--lora", f"{adapter}:2", stdin=given).stdout.splitlines()
+    request = json.dumps({"content": "The sea", "stream": False}).encode()
+    (line,) = run(*asked, "--jsonl", "--lora", f"{adapter}:2", stdin=request).stdout.splitlines()
     assert json.loads(line)["message"]["content"] == expected
     assert "nowhere" in bad(3, *asked, "--lora", "nowhere", "x")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_model
 from llama_rs import ContextOverflowError, Model
@@ -60,6 +61,34 @@ def test_an_answer_is_the_same_to_the_token(models: tuple[Model, Model], options
         for guesser in ("prompt-lookup", draft, model):
             for max_tokens in (1, 2, 40):
                 same(model, guesser, prompt, max_tokens=max_tokens, **options)
+
+
+def test_sampled_answers_have_the_distribution_of_the_model(models: tuple[Model, Model]) -> None:
+    """Three tokens of five hundred answers, against softmax of the logits by numpy (chi-squared)."""
+    model, draft = models
+    prompt, most, n = model.tokenizer.encode("a b c a b c a b"), 3, 500
+    expected: dict[tuple[int, ...], float] = {(): float(n)}
+    for _ in range(3):
+        for before, count in list(expected.items()):
+            logits = model.logits([*prompt, *before])[-1].astype(np.float64) / 4
+            likely = np.argsort(-logits)[:most]
+            p = np.exp(logits[likely] - logits.max())
+            for token, share in zip(likely, p / p.sum(), strict=True):
+                expected[(*before, int(token))] = count * share
+            del expected[before]
+    assert len(expected) == most**3 and min(expected.values()) > 5  # enough of each for the test
+    sampling: Any = {"temperature": 4.0, "top_k": most, "top_p": 1.0, "min_p": 0.0, "ignore_eos": True}
+    for guesser in (draft, model):
+        seen = dict.fromkeys(expected, 0)
+        right = wrong = 0
+        for seed in range(n):
+            done = model.generate(prompt, max_tokens=3, seed=seed, speculative=guesser, **sampling)
+            seen[tuple(done.token_ids)] += 1
+            right += done.timings.accepted_tokens
+            wrong += done.timings.drafted_tokens - done.timings.accepted_tokens
+        assert wrong > n / 10 and right > (n / 10 if guesser is model else -1)
+        chi_squared = sum((seen[k] - e) ** 2 / e for k, e in expected.items())
+        assert chi_squared < 66, guesser  # 26 degrees of freedom: more once in 25,000 times
 
 
 def test_guesses_of_the_model_itself_are_right(models: tuple[Model, Model]) -> None:

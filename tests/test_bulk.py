@@ -147,6 +147,39 @@ def test_vectors_and_scores_of_many(tiny: Path, tmp_path: Path) -> None:
         assert output.read_bytes() == whole
 
 
+def test_tokens_and_perplexities_of_many(tiny: Path, tmp_path: Path) -> None:
+    model = Model(tiny)
+    asked: list[Any] = ["the sea", {"id": "w", "text": "<|im_start|> é"}, {"text": None}, ["the"]]
+    found = run("-m", tiny, given=lines(*asked), code=1, command="tokenize")
+    assert found[:2] == [
+        {"id": 0, "tokens": model.tokenizer.encode("the sea")},
+        {"id": "w", "tokens": model.tokenizer.encode("<|im_start|> é")},
+    ]
+    assert [row["error"] for row in found[2:]] == [
+        "the line has no text in text",
+        "the line is neither an object nor a text",
+    ]
+    as_text = run("-m", tiny, "--no-add-special", "--no-parse-special", given=lines(asked[1]), command="tokenize")
+    assert as_text[0]["tokens"] == model.tokenizer.encode("<|im_start|> é", add_special=False, parse_special=False)
+
+    texts = ["the sea gives and the sea takes " * 3, "wind and rain " * 4]
+    given = lines(texts[0], {"id": "b", "text": texts[1]}, "a", {"id": 0, "t": "x"})
+    found = run("-m", tiny, "-c", "16", "--stride", "4", given=given, code=1, command="perplexity")
+    for job_id, row, text in zip((0, "b"), found, texts, strict=False):
+        assert row == {"id": job_id, **model.perplexity(text, context_length=16, stride=4)._asdict()}
+    assert "too few for a window of 16" in found[2]["error"] and "a line has no 't'" in found[3]["error"]
+
+    source = tmp_path / "in.jsonl"
+    source.write_text(lines(*(f"the sea and {i} gulls " * 4 for i in range(4))))
+    for command, *options in (("tokenize",), ("perplexity", "-c", "16")):
+        output = tmp_path / f"{command}.jsonl"
+        assert run("-m", tiny, *options, "-f", source, "-o", output, command=command) == []
+        whole = output.read_bytes()
+        output.write_bytes(whole[: len(whole) * 2 // 3])
+        run("-m", tiny, *options, "-f", source, "-o", output, "--resume", command=command)
+        assert output.read_bytes() == whole
+
+
 def test_reranking_of_many(tmp_path: Path) -> None:
     from oracle.cases import ENCODERS
     from test_embeddings import with_words
@@ -165,6 +198,10 @@ def test_what_does_not_go_together(tiny: Path) -> None:
         ("embed", ["--jsonl", "text"], "there is no TEXT"),
         ("score", ["--jsonl", "text", "more"], "there is no PROMPT"),
         ("rerank", ["--jsonl", "query"], "there is no QUERY"),
+        ("tokenize", ["--jsonl", "text"], "there is no TEXT and no --json"),
+        ("tokenize", ["--jsonl", "--json"], "there is no TEXT and no --json"),
+        ("perplexity", ["--jsonl", "--json"], "there is no --json"),
+        ("perplexity", ["--resume"], "--output and --resume are for --jsonl"),
         ("score", [], "Missing argument 'PROMPT'"),
         ("rerank", [], "Missing argument 'QUERY'"),
         ("embed", ["-o", "x", "text"], "--output and --resume are for --jsonl"),

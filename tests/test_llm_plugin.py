@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import llm
 import pytest
@@ -133,6 +134,55 @@ def test_thoughts_and_calls_are_told_apart() -> None:
     described = llm_plugin._described(tool)["function"]
     assert (described["name"], described["description"]) == ("weather", "The weather of a city.")
     assert described["parameters"]["required"] == ["city"]
+
+
+def calls_before() -> list[llm.Message]:
+    """A conversation in which weather was called for: what a small model needs to do so itself."""
+    said = []
+    for i, city in enumerate(("Paris", "Rome")):
+        question, call = llm.parts.TextPart(f"What is the weather in {city}?"), {"city": city}
+        said.append(llm.Message(role="user", parts=[question]))
+        said.append(llm.Message(role="assistant", parts=[llm.parts.ToolCallPart("weather", call, f"c{i}")]))
+    return said
+
+
+def test_a_tool_is_called_and_what_it_says_is_answered(smollm2: Path) -> None:
+    asked: list[str] = []
+
+    def weather(city: str) -> str:
+        """The weather of a city."""
+        asked.append(city)
+        return f"snow in {city}"
+
+    async def later(city: str) -> str:
+        """The weather of a city."""
+        return weather(city)
+
+    question = "What is the weather in Lisbon?"
+    greedy: Any = {"temperature": 0, "max_tokens": 24}
+    conversation = llm_plugin.LlamaRs("it", str(smollm2)).conversation(tools=[weather])
+    answer = conversation.chain(question, messages=calls_before(), options=greedy).text()
+    assert asked == ["Lisbon"] and "<tool_call>" not in answer
+    responses: list[Any] = conversation.responses
+    calling, answering = responses
+    [call] = calling.tool_calls()
+    assert (call.name, call.arguments, calling.text()) == ("weather", {"city": "Lisbon"}, "")
+    [result] = answering.prompt.tool_results
+    assert (result.output, result.tool_call_id) == ("snow in Lisbon", call.tool_call_id)
+    assert (answering.usage().details or {})["cached_tokens"] > (calling.usage().input or 0)
+    # The library says the same to these messages, and the conversation goes on from them.
+    messages = list(llm_plugin._messages(answering.prompt.messages))
+    assert messages[-1]["role"] == "tool"
+    tools = [llm_plugin._described(tool) for tool in answering.prompt.tools]
+    assert answer == Model(smollm2).chat(messages, tools=tools, **greedy).content
+    assert conversation.prompt("Thanks", **greedy).text()
+
+    tool = llm.Tool.function(later, name="weather")  # type: ignore[no-untyped-call]
+    chain = llm_plugin.AsyncLlamaRs("it", str(smollm2)).chain(
+        question, messages=calls_before(), tools=[tool], options=greedy
+    )
+    assert asyncio.run(chain.text()) == answer
+    assert asked == ["Lisbon", "Lisbon"]
 
 
 def test_vectors_are_those_of_the_library(smollm2: Path) -> None:

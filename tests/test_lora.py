@@ -449,3 +449,12 @@ def test_commands_take_adapters(tiny: Path, tmp_path: Path) -> None:
         run("score", "-m", tiny, "--lora", adapter, "The", " sea").stdout
         != run("score", "-m", tiny, "The", " sea").stdout
     )
+    asked = ("chat", "-m", tiny, "-n", "8", "--temp", "0")
+    expected = model.chat("The sea", max_tokens=8, temperature=0, lora=(adapter, 2.0)).text
+    assert expected != model.chat("The sea", max_tokens=8, temperature=0).text
+    said = good(*asked, "--lora", f"{adapter}:2", "The sea")
+    assert said.removesuffix("\n") == expected.removesuffix("\n")
+    request = json.dumps({"content": "The sea", "stream": False}).encode()
+    (line,) = run(*asked, "--jsonl", "--lora", f"{adapter}:2", stdin=request).stdout.splitlines()
+    assert json.loads(line)["message"]["content"] == expected
+    assert "nowhere" in bad(3, *asked, "--lora", "nowhere", "x")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_model
 from llama_rs import ContextOverflowError, Model
@@ -59,6 +61,34 @@ def test_an_answer_is_the_same_to_the_token(models: tuple[Model, Model], options
         for guesser in ("prompt-lookup", draft, model):
             for max_tokens in (1, 2, 40):
                 same(model, guesser, prompt, max_tokens=max_tokens, **options)
+
+
+def test_sampled_answers_have_the_distribution_of_the_model(models: tuple[Model, Model]) -> None:
+    """Three tokens of five hundred answers, against softmax of the logits by numpy (chi-squared)."""
+    model, draft = models
+    prompt, most, n = model.tokenizer.encode("a b c a b c a b"), 3, 500
+    expected: dict[tuple[int, ...], float] = {(): float(n)}
+    for _ in range(3):
+        for before, count in list(expected.items()):
+            logits = model.logits([*prompt, *before])[-1].astype(np.float64) / 4
+            likely = np.argsort(-logits)[:most]
+            p = np.exp(logits[likely] - logits.max())
+            for token, share in zip(likely, p / p.sum(), strict=True):
+                expected[(*before, int(token))] = count * share
+            del expected[before]
+    assert len(expected) == most**3 and min(expected.values()) > 5  # enough of each for the test
+    sampling: Any = {"temperature": 4.0, "top_k": most, "top_p": 1.0, "min_p": 0.0, "ignore_eos": True}
+    for guesser in (draft, model):
+        seen = dict.fromkeys(expected, 0)
+        right = wrong = 0
+        for seed in range(n):
+            done = model.generate(prompt, max_tokens=3, seed=seed, speculative=guesser, **sampling)
+            seen[tuple(done.token_ids)] += 1
+            right += done.timings.accepted_tokens
+            wrong += done.timings.drafted_tokens - done.timings.accepted_tokens
+        assert wrong > n / 10 and right > (n / 10 if guesser is model else -1)
+        chi_squared = sum((seen[k] - e) ** 2 / e for k, e in expected.items())
+        assert chi_squared < 66, guesser  # 26 degrees of freedom: more once in 25,000 times
 
 
 def test_guesses_of_the_model_itself_are_right(models: tuple[Model, Model]) -> None:
@@ -133,3 +163,18 @@ def test_the_command_line_guesses(tiny: Path, models: tuple[Model, Model]) -> No
     verbose = run(*ask, "--draft", tiny, "-v").stderr.decode()
     assert "guessed ahead: " in verbose
     assert "not both" in bad(2, *ask, "--lookup", "--draft", tiny)
+
+
+def test_a_conversation_on_the_command_line_guesses(tiny: Path, models: tuple[Model, Model]) -> None:
+    _, draft = models
+    ask = ("chat", "-m", tiny, "-n", "40", "--temp", "0")
+    expected = good(*ask, "the sea the sea the sea")
+    for way in (("--lookup",), ("--draft", draft.path), ("--draft", tiny)):
+        assert good(*ask, *way, "the sea the sea the sea") == expected
+    turns = "".join(json.dumps({"content": text, "stream": False}) + "\n" for text in ("the sea", "and the wind"))
+    said = run(*ask, "--jsonl", stdin=turns.encode()).stdout
+    assert len(said.splitlines()) == 2
+    for way in (("--lookup",), ("--draft", draft.path)):
+        assert run(*ask, "--jsonl", *way, stdin=turns.encode()).stdout == said
+    assert "not both" in bad(2, *ask, "--lookup", "--draft", tiny, "x")
+    assert "nowhere" in bad(3, *ask, "--draft", "nowhere", "x")

@@ -130,6 +130,11 @@ def field(asked: dict[str, Any], name: str) -> str:
     return value
 
 
+def text(asked: Any) -> str:
+    """A line that is a text, or an object that has one and nothing else."""
+    return asked if isinstance(asked, str) else field(only(asked, "text"), "text")
+
+
 def texts(asked: dict[str, Any], name: str) -> list[str]:
     """A field of a line that is a list of texts."""
     value = asked.get(name)

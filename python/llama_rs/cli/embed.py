@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import click
 
@@ -75,15 +75,12 @@ def command(
         found = llama.embed(some, pooling=pooling, normalize=normalize, dimensions=dimensions, truncate=truncate)
         return ([float(str(x)) for x in vector] for vector in found)  # as few digits as tell float32 apart
 
-    def parse(asked: Any) -> str:
-        return asked if isinstance(asked, str) else bulk.field(bulk.only(asked, "text"), "text")
-
     def results(asked: list[str]) -> Iterator[bulk.Result]:
         return ({"embedding": vector} for vector in vectors(asked))
 
     if jsonl:
         together = partial(bulk.together, results)
-        bulk.run(file, parse, together, at_a_time=AT_A_TIME, output=output, resume=resume)
+        bulk.run(file, bulk.text, together, at_a_time=AT_A_TIME, output=output, resume=resume)
         return
     index = 0
     for block in [list(texts)] if texts else texts_of(file):

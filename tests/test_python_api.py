@@ -643,8 +643,9 @@ def test_nothing_runs_between_calls(tiny: Path) -> None:
 
 def test_a_fork_may_use_the_model_of_its_parent(tiny: Path) -> None:
     code = """
-import os, sys
+import os, sys, warnings
 from llama_rs import Model
+warnings.simplefilter("ignore")  # Python says that threads and fork do not mix
 model = Model(sys.argv[1], threads=2)
 here = model.generate("the sea", max_tokens=8, temperature=0).text
 read, write = os.pipe()

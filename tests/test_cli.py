@@ -1169,6 +1169,10 @@ def test_shells_complete_commands_options_and_files() -> None:
         assert "--temp" in complete(shell, "llama-rs", "generate", "--te")
     assert complete("bash", "llama-rs", "generate", "-m", "").startswith("file,")
     assert complete("bash", "llama-rs", "inspect", "").startswith("file,")
+    for option in ("--lora", "--draft", "--prompt-cache", "--json-schema", "--grammar", "-f", "-o"):
+        assert complete("bash", "llama-rs", "generate", option, "").startswith("file,"), option
+    assert "plain,smollm2" in complete("bash", "llama-rs", "generate", "--draft", "smol")
+    assert complete("bash", "llama-rs", "quantize", "--type", "q4_k_").split() == ["plain,Q4_K_S", "plain,Q4_K_M"]
     assert "plain,smollm2" in complete("bash", "llama-rs", "generate", "-m", "smol")
 
 

@@ -135,6 +135,7 @@ def test_names_work_where_a_model_is_asked_for(home: Path, tiny: Path) -> None:
     by_path = run(*asked, "-m", str(blob))
     assert by_path.returncode == 0 and by_path.stdout
     assert run(*asked, "-m", "tiny:1b").stdout == run(*asked, LLAMA_RS_MODEL="tiny:1b").stdout == by_path.stdout
+    assert run(*asked, "-m", "tiny:1b", "--draft", "tiny:1b").stdout == by_path.stdout
     assert run("inspect", "tiny:1b").returncode == 0
     nowhere = run(*asked, "-m", "tiny:7b")
     assert (nowhere.returncode, nowhere.stdout) == (3, "") and "tiny:7b" in nowhere.stderr

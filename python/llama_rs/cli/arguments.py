@@ -183,6 +183,16 @@ def model_argument(command: F) -> F:
     return click.argument("file", metavar="[MODEL]", type=ModelPath(), required=False)(model_option(command))
 
 
+class OfFile(click.ParamType):  # type: ignore[type-arg]
+    """A value that begins with the name of a file: shells complete it."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        """The shell knows its files."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
+
 class Number(click.ParamType):  # type: ignore[type-arg]  # generic in new versions only
     """A finite number in a range; ``above`` says that the minimum itself is out of it."""
 
@@ -232,7 +242,7 @@ class Text(click.ParamType):  # type: ignore[type-arg]
         return value
 
 
-class InFile(click.ParamType):  # type: ignore[type-arg]
+class InFile(OfFile):
     """A text in a file; what begins as an object of JSON does is one itself, where JSON is wanted."""
 
     def __init__(self, parameter: Parameter) -> None:
@@ -307,7 +317,7 @@ def _option(row: Parameter) -> Callable[[F], F]:
     return click.option(*spellings, row.name, **settings)
 
 
-class Adapter(click.ParamType):  # type: ignore[type-arg]
+class Adapter(OfFile):
     """An adapter, and how strong it is: ``FILE`` or ``FILE:0.5``."""
 
     name = "adapter"
@@ -339,7 +349,7 @@ def speculative_options(command: F) -> F:
     )(command)
     return click.option(
         "--draft",
-        type=click.Path(),
+        type=ModelPath(),
         metavar="MODEL",
         help="Guess tokens ahead with this smaller model of the same vocabulary; the answer is the same.",
     )(command)
@@ -353,7 +363,7 @@ def speculative(draft: str | None, lookup: bool, **options: Any) -> Any:
         return "prompt-lookup" if lookup else None
     from ..model import Model
 
-    return Model(draft, **options)
+    return Model(find_model(draft), **options)
 
 
 def text_option(command: F) -> F:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from ..quantization import MIXES, TYPES, Quantized, quantize
 from . import Command
 from .arguments import json_option, parameters
 from .making import making
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class TensorType(click.ParamType):  # type: ignore[type-arg]  # generic in new versions only
@@ -33,6 +36,12 @@ class TensorType(click.ParamType):  # type: ignore[type-arg]  # generic in new v
 
 class Named(click.Choice):  # type: ignore[type-arg]
     """One of many names, in any case, which help does not list each time."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        """Names as they are written, whatever case they were begun in."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(name) for name in self.choices if name.lower().startswith(incomplete.lower())]
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
         return "TYPE"

@@ -4,7 +4,8 @@
 //! cargo bench --bench kernels                      all sets and types, all threads
 //! cargo bench --bench kernels -- avx512 Q4_0 2     only these; the last is the number of threads
 //! cargo bench --bench kernels -- Q5_0 row=576      rows of so many weights, not 2048
-//! cargo bench --bench kernels -- cached avx2       one thread, weights in its cache: what instructions cost; also tokens=4
+//! cargo bench --bench kernels -- avx2 tokens=1     batches of so many tokens; may be said more than once
+//! cargo bench --bench kernels -- cached avx2       one thread, weights in its cache: what the instructions cost
 //! ```
 //!
 //! Limits: bytes a second that loads read from a mapped file, multiply-adds a second of a loop that does nothing else, in
@@ -52,9 +53,12 @@ fn main() {
     let types: Vec<_> = DType::ALL.iter().copied().filter(|t| t.is_supported() && t.row_bytes(row).is_some()).collect();
     let type_names: Vec<_> = types.iter().map(|t| t.name()).collect();
 
-    if words.iter().any(|w| w == "cached") {
-        let batches: Vec<usize> = words.iter().filter_map(|w| w.strip_prefix("tokens=")?.parse().ok()).collect();
-        let batches = if batches.is_empty() { CACHED_BATCHES.to_vec() } else { batches };
+    let is_cached = words.iter().any(|w| w == "cached");
+    let mut batches: Vec<usize> = words.iter().filter_map(|w| w.strip_prefix("tokens=")?.parse().ok()).collect();
+    if batches.is_empty() {
+        batches = if is_cached { CACHED_BATCHES.to_vec() } else { BATCHES.to_vec() };
+    }
+    if is_cached {
         for set in sets.iter().filter(|k| wanted(k.name(), &set_names)) {
             for &dtype in types.iter().filter(|t| wanted(t.name(), &type_names)) {
                 cached(*set, dtype, row, &batches);
@@ -80,7 +84,7 @@ fn main() {
         "\nGMAC/s and share of the limit\n{:8} {:8} {}",
         "set",
         "type",
-        BATCHES.map(|b| format!("{b:>7} tokens")).join("")
+        batches.iter().map(|b| format!("{b:>7} tokens")).collect::<String>()
     );
     for set in sets.iter().filter(|k| wanted(k.name(), &set_names)) {
         // The scalar set is the reference, not a way to compute: a smaller matrix shows as much.
@@ -91,7 +95,7 @@ fn main() {
             let small = matrix(dtype, BATCH_ROWS / smaller, row);
             let peak = if dtype.is_quantized() { peak_int8 } else { peak_f32 };
             print!("{:8} {:8} ", set.name(), dtype.name());
-            for tokens in BATCHES {
+            for &tokens in &batches {
                 let w = if tokens > 16 { &small } else { &large };
                 let macs = (w.n_rows() * row * tokens) as f64;
                 let (mut rates, mut shares) = (Vec::new(), Vec::new());
@@ -117,7 +121,8 @@ fn cached(set: &'static dyn Kernels, dtype: DType, row: usize, batches: &[usize]
     let peak = if dtype.is_quantized() { peak_int8 } else { peak_f32 };
     let peak = (0..20).map(|_| peak(set.name(), 1)).fold(0.0, f64::max);
     for &tokens in batches {
-        let seconds = (0..if tokens > 32 { 2 } else { 10 }).map(|_| time(set, 1, &w, tokens)).fold(f64::INFINITY, f64::min);
+        let seconds =
+            (0..if tokens > 32 { 2 } else { 10 }).map(|_| time(set, 1, &w, tokens)).fold(f64::INFINITY, f64::min);
         let rate = (w.n_rows() * row * tokens) as f64 / seconds;
         if tokens == 1 {
             print!("{:8} {:8} {:>5.1} GB/s", set.name(), dtype.name(), w.bytes().len() as f64 / seconds / 1e9);

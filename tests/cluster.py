@@ -186,13 +186,13 @@ def test_workers_of_one_machine_have_one_copy_of_the_weights(cluster: Cluster, p
     with cluster.client() as client:
         for _ in range(12):  # of both
             client.completions.create(model="model", prompt="the sea", max_tokens=2)
-    rows = ray.data.from_items([{"text": text} for text in TEXTS])
+    rows = ray.data.from_items([{"text": text} for text in TEXTS], override_num_blocks=8)
     job = rows.map_batches(
         Batch,
         fn_constructor_args=(str(path),),
         fn_constructor_kwargs={"max_tokens": 100, "temperature": 0, "ignore_eos": True},
         batch_size=2,
-        concurrency=3,
+        compute=ray.data.ActorPoolStrategy(size=3),
     )
     done: list[dict[str, Any]] = []
     working = threading.Thread(target=lambda: done.extend(job.take_all()))
@@ -211,7 +211,8 @@ def test_workers_of_one_machine_have_one_copy_of_the_weights(cluster: Cluster, p
 
 @pytest.mark.usefixtures("cluster")
 def test_jobs_of_all_kinds(model: Model) -> None:
-    rows = ray.data.from_items([{"text": text, "id": i} for i, text in enumerate([*TEXTS, "the sea " * 900])])
+    texts = [*TEXTS, "the sea " * 900]
+    rows = ray.data.from_items([{"text": text, "id": i} for i, text in enumerate(texts)], override_num_blocks=4)
 
     def done(*task: Any, **options: Any) -> list[dict[str, Any]]:
         """The rows, by their ids. The model goes as a fingerprint, and is mapped where it comes to."""
@@ -220,7 +221,7 @@ def test_jobs_of_all_kinds(model: Model) -> None:
             fn_constructor_args=(model, *task),
             fn_constructor_kwargs={"errors": "column", **options},
             batch_size=5,
-            concurrency=2,
+            compute=ray.data.ActorPoolStrategy(size=2),
         )
         *good, bad = sorted(mapped.take_all(), key=lambda row: row["id"])
         (reason,) = (value for key, value in bad.items() if key.endswith("_error"))
@@ -236,4 +237,9 @@ def test_jobs_of_all_kinds(model: Model) -> None:
     chats = {text: model.chat(text, **GREEDY).content for text in dict.fromkeys(TEXTS)}
     assert [row["answer"] for row in done("chat", **GREEDY)] == [chats[text] for text in TEXTS]
     with pytest.raises(Exception, match="context"):
-        rows.map_batches(Batch, fn_constructor_args=(model,), fn_constructor_kwargs=GREEDY, concurrency=1).take_all()
+        rows.map_batches(
+            Batch,
+            fn_constructor_args=(model,),
+            fn_constructor_kwargs=GREEDY,
+            compute=ray.data.ActorPoolStrategy(size=1),
+        ).take_all()

@@ -5,7 +5,8 @@
 >>> serve.run(deployment("/models/model.gguf", num_cpus=8, replicas=(1, 4)).bind())
 
 >>> from llama_rs.ray import Batch
->>> dataset.map_batches(Batch, fn_constructor_args=("/models/model.gguf", "embed"), batch_size=64, concurrency=4)
+>>> workers = ray.data.ActorPoolStrategy(size=4)
+>>> rows.map_batches(Batch, fn_constructor_args=("/models/model.gguf", "embed"), batch_size=64, compute=workers)
 
 A model travels as its path: the file has to be on every machine that uses it, under the same name. A
 :class:`llama_rs.Model` in its place travels with the file's fingerprint as well, and another file there is refused. All
@@ -151,8 +152,8 @@ class Batch:
     ...     Batch,
     ...     fn_constructor_args=("/models/model.gguf", "classify"),
     ...     fn_constructor_kwargs=options,
-    ...     batch_size=64,     # computed together
-    ...     concurrency=4,     # workers: one a machine, with its cores
+    ...     batch_size=64,
+    ...     compute=ray.data.ActorPoolStrategy(size=4),  # workers: one a machine is enough, with its cores
     ...     num_cpus=8,
     ... )
 

@@ -30,7 +30,7 @@ DEMO := "Once upon a time, a lighthouse keeper"
 CHECK_PYTHON := import sys; sys.version_info < (3, 11) and sys.exit("llama_rs needs Python 3.11 or later: make PYTHON=...")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-browser test-long lint format wheel bench bench-kernels bench-startup bench-peers bench-quality clean
+.PHONY: help demo test test-arm test-browser test-long test-ray lint format wheel bench bench-kernels bench-startup bench-peers bench-quality clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ test-browser: $(MADE)/package-test $(MADE)/package-browser $(MADE)/model ## Test
 
 test-long: $(MADE)/package-test $(MADE)/package-long $(MADE)/model ## Test the server for half an hour: with clients of others, and with 100,000 requests
 	$(BIN)/pytest tests/long.py
+
+# Ray's own warnings, when it is imported, are no errors of ours.
+test-ray: $(MADE)/package-test $(MADE)/package-ray ## Test Ray Serve and Ray Data: a local cluster of several workers
+	$(BIN)/pytest -W ignore tests/cluster.py
 
 lint: $(MADE)/package-test $(MADE)/package-dev ## Check format, lints, docs, types and the stub
 	cargo fmt --check

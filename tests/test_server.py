@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 import test_cli
 import tiny_model
-from llama_rs import Model, SavedSessionError, Server, cli
+from llama_rs import AsyncEngine, Model, ModelClosedError, ModelNotFoundError, SavedSessionError, Server, cli
 
 LONG = {"prompt": "the", "max_tokens": 100_000, "temperature": 0, "ignore_eos": True}
 """An answer that goes on for as long as the context has room."""
@@ -1202,6 +1202,62 @@ def test_the_page_may_run_its_own_script_and_nothing_else(server: Server) -> Non
         assert policy[f"{tag}-src"] == f"'sha256-{digest}'"
     assert (policy["default-src"], policy["frame-ancestors"]) == ("'none'", "'none'")
     assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|\beval\(|https?://", answer.text)
+
+
+def test_a_server_opens_a_path_and_closes_what_it_opened(tiny: Path, tmp_path: Path, model: Model) -> None:
+    with Server(tiny, port=0, threads=1, kv_bytes=64 << 20) as server:
+        opened = server.model
+        assert opened is not None and (opened.path, opened.threads, server.name) == (str(tiny), 1, "Q8_0")
+        answer = good(server, "/v1/completions", {"prompt": "the", "max_tokens": 5, **GREEDY})
+        assert answer["choices"][0]["text"] == model.generate("the", max_tokens=5, **GREEDY).text
+    with pytest.raises(ModelClosedError):
+        opened.session()
+    with Server(model, port=0, kv_bytes=64 << 20):
+        pass
+    model.session().close()  # which the server did not open
+    with pytest.raises(ModelNotFoundError):
+        Server(str(tmp_path / "none.gguf"), port=0)
+    for given in (3, model.tokenizer):
+        with pytest.raises(TypeError):
+            Server(given, port=0)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=f"model is a {type(given).__name__}, it must be a Model"):
+            AsyncEngine(given)  # type: ignore[arg-type]
+
+
+def test_an_application_that_is_cancelled_computes_no_further(model: Model) -> None:
+    """As Ray Serve does when a client goes away: it says nothing of that."""
+    from llama_rs.asgi import App
+
+    async def all_of_it() -> None:
+        app = App(model, kv_bytes=64 << 20)
+        begun = asyncio.Event()
+        content: list[Any] = [json.dumps({**LONG, "stream": True}).encode()]
+
+        async def receive() -> dict[str, Any]:
+            if content:
+                return {"type": "http.request", "body": content.pop(), "more_body": False}
+            return await asyncio.Future()
+
+        async def send(message: Any) -> None:
+            assert message.get("status", 200) == 200
+            if message["type"] == "http.response.body":
+                begun.set()
+
+        app.start()
+        try:
+            scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+            task = asyncio.create_task(app(scope, receive, send))
+            await begun.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(0)
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+            app.check()
+        finally:
+            app.close()
+
+    asyncio.run(all_of_it())
 
 
 def test_an_application_for_other_servers(model: Model) -> None:

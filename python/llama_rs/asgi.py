@@ -34,7 +34,7 @@ HOP_BY_HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"
 class App:
     """The application. Its arguments are those of :class:`llama_rs.Server`, but for where that listens."""
 
-    def __init__(self, model: Model | None = None, **options: Any) -> None:
+    def __init__(self, model: Model | str | os.PathLike[str] | None = None, **options: Any) -> None:
         for name in ("host", "port", "unix"):
             if name in options:
                 raise TypeError(f"{name} is for llama_rs.Server: an application does not listen itself")
@@ -52,6 +52,11 @@ class App:
             except BaseException:
                 self.close()
                 raise
+
+    def check(self) -> None:
+        """Does nothing, unless the engine has stopped because of an error in it: then it raises that."""
+        if self._server is not None and self._server._core.has_crashed:
+            raise RuntimeError("the engine has stopped because of an error in it")
 
     def close(self) -> None:
         """Ends the engine."""
@@ -90,19 +95,22 @@ class App:
     async def _pass_on(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         assert self._folder is not None
         reader, writer = await asyncio.open_unix_connection(os.path.join(self._folder, "socket"))
+        asking = asyncio.create_task(_ask(scope, receive, writer))
+        answering = asyncio.create_task(_answer(reader, send))
+        tasks = (asking, answering)
         try:
-            asking = asyncio.create_task(_ask(scope, receive, writer))
-            answering = asyncio.create_task(_answer(reader, send))
-            await asyncio.wait((asking, answering), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if asking.done() and not answering.done() and asking.exception() is None and asking.result():
                 answering.cancel()  # the client is gone
             elif not answering.done():
                 await asyncio.wait((answering,))
             asking.cancel()
-            for task in (asking, answering):
+            for task in tasks:
                 with suppress(asyncio.CancelledError, ConnectionError, asyncio.IncompleteReadError):
                     await task
-        finally:
+        finally:  # also when the server that the app runs in cancels it, as Ray Serve does when a client goes away
+            for task in tasks:
+                task.cancel()
             writer.close()
 
 

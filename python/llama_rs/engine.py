@@ -95,6 +95,8 @@ class AsyncEngine:
         kv_memory: int | None = None,
         step_ms: float = 50.0,
     ) -> None:
+        if not isinstance(model, _model.Model):
+            raise TypeError(f"model is a {type(model).__name__}, it must be a Model")
         for name, value, least in (
             ("parallel", parallel, 1),
             ("max_queue", max_queue, 0),

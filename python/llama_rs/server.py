@@ -32,8 +32,8 @@ class Server(Closing):
     ...     server.wait()                 # http://127.0.0.1:8080/v1/chat/completions
 
     Args:
-        model: the model; its ``context_length``, ``threads`` and ``kv_type`` are those of every answer. None for those
-            of ``repository``.
+        model: the model, whose ``context_length``, ``threads`` and ``kv_type`` are those of every answer; or its path,
+            and it is opened for this server. None for those of ``repository``.
         name: what clients call it; by default the name of its file.
         repository: a folder of models, each a folder of numbered versions or a file, see :mod:`llama_rs.repository`.
             They can be loaded, unloaded and rolled back while requests are answered.
@@ -61,7 +61,7 @@ class Server(Closing):
             with one is not computed from its start. They are mapped, so all processes that use one share its memory.
         metrics_names: names beside its own that ``/metrics`` has: ``"vllm"``, ``"llamacpp"``.
         tracer: gets a span of each request that computes something, see :mod:`llama_rs.otel`.
-        threads: workers of the models of a repository.
+        threads: workers of a model that is opened here: by its path, or of a repository.
         access_log: write a line of JSON for each request to standard error.
         options: sampling and generation, for requests that do not say.
 
@@ -73,7 +73,7 @@ class Server(Closing):
 
     def __init__(
         self,
-        model: Model | None = None,
+        model: Model | str | os.PathLike[str] | None = None,
         *,
         name: str | None = None,
         repository: str | os.PathLike[str] | None = None,
@@ -110,11 +110,13 @@ class Server(Closing):
             raise ValueError("give a model or a repository of models, one of them")
         if prefixes and model is None:
             raise ValueError("prefixes are saved prompts of one model, which a repository is not")
+        self.model = model if model is None or isinstance(model, Model) else Model(model, threads=threads)
+        self._owned = None if self.model is model else self.model
         given: dict[str, Any] = dict(options)
         models = []
-        if model is not None:
-            name = name or os.path.basename(os.path.abspath(model.path)).removesuffix(".gguf")
-            models.append((name, "1", model._handle, model.context_length, model.threads, model.kv_type))
+        if (of := self.model) is not None:
+            name = name or os.path.basename(os.path.abspath(of.path)).removesuffix(".gguf")
+            models.append((name, "1", of._handle, of.context_length, of.threads, of.kv_type))
         self._core = _core.Server(
             models,
             host=host,
@@ -138,7 +140,6 @@ class Server(Closing):
             step=step_ms / 1000,
             defaults=given,
         )
-        self.model = model
         self.name = name or ""
         self.repository: Repository | None = None
         self._spans: Spans | None = None
@@ -186,6 +187,8 @@ class Server(Closing):
             self.repository.close()
         if self._spans is not None:
             self._spans.close()
+        if self._owned is not None:
+            self._owned.close()
 
     def __repr__(self) -> str:
         return f"Server({self.url!r}, {self.name!r})"

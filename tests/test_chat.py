@@ -640,6 +640,9 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(smollm2: Path) -> None:
         terminal.wait_for("[stopped]")
     terminal.wait_for("> ")
     terminal.type("\x03")
+    terminal.wait_for("Ctrl-C again ends the conversation", again="\x03")
+    terminal.wait_for("> ")
+    terminal.type("\x03")
     assert terminal.end(again="\x03") == 130
     assert "Traceback" not in terminal.shown
 
@@ -675,7 +678,7 @@ def test_a_conversation_is_saved_and_brought_back(smollm2: Path, tmp_path: Path)
     assert history.stat().st_mode & 0o077 == 0
 
 
-def test_ctrl_c_forgets_what_is_typed_and_ends_an_empty_line(smollm2: Path) -> None:
+def test_ctrl_c_forgets_what_is_typed_and_ends_at_the_second_empty_line(smollm2: Path) -> None:
     terminal = Terminal(smollm2, "-n", "4")
     terminal.wait_for("> ")
     terminal.type('"""not to be said\n')
@@ -684,6 +687,9 @@ def test_ctrl_c_forgets_what_is_typed_and_ends_an_empty_line(smollm2: Path) -> N
     terminal.wait_for("> ", again="\x03")  # one that comes before readline waits for a key may be seen at the next
     terminal.type("/tokens\n")
     terminal.wait_for("0 messages")
+    terminal.wait_for("> ")
+    terminal.type("\x03")
+    terminal.wait_for("Ctrl-C again ends the conversation", again="\x03")
     terminal.wait_for("> ")
     terminal.type("\x03")
     assert terminal.end(again="\x03") == 130

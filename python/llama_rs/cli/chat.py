@@ -37,7 +37,7 @@ HELP = '''\
 /load FILE   go on with the one in a file
 /tokens      how much of the context is used
 /speed       say how fast each answer was, or no longer
-/exit        end; so does Ctrl-D
+/exit        end; so does Ctrl-D, or Ctrl-C twice
 Ctrl-C stops an answer.'''
 
 MOST_HISTORY = 1000
@@ -235,13 +235,16 @@ class Conversation:
 
     def answer(self) -> bool:
         """Answers, and remembers it; what there is of it if it is stopped. Whether there was an answer."""
+        stream = None
         try:
-            stream = self.stream()
             try:
+                stream = self.stream()
                 self.show(stream)
             except KeyboardInterrupt:
                 say("[stopped]")
                 click.get_current_context().obj.forget()
+                if stream is None:
+                    return False
         except ContextOverflowError as e:
             say(f"{e}; /clear begins anew")
             return False
@@ -317,16 +320,22 @@ def read_message() -> str | None:
     """A message: a line, and more of them after each that ends with a backslash, or between three quotes. None at the
     end."""
     lines: list[str] = []
-    quoted = False
+    quoted = interrupted = False
     shown = sys.stdout.isatty()
     try:
         while True:
             try:
                 line = input((". " if lines or quoted else "> ") if shown else "")
             except KeyboardInterrupt:
-                if not (lines or quoted or _typed()):
+                # What was typed is forgotten, and the conversation goes on. One at an empty line may have been meant
+                # for an answer that ended just before: only the second ends the program.
+                is_empty = not (lines or quoted or _typed())
+                if is_empty and interrupted:
                     raise
-                say("")  # what was typed is forgotten, and the conversation goes on
+                say("")
+                if is_empty:
+                    interrupted = True
+                    say("Ctrl-C again ends the conversation, as Ctrl-D does")
                 click.get_current_context().obj.forget()
                 lines, quoted = [], False
                 continue

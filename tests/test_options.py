@@ -295,7 +295,7 @@ def test_type_hints_of_everything_public_resolve() -> None:
         typing.get_type_hints(thing)
         for value in vars(thing).values():
             function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-            if inspect.isfunction(function):
+            if inspect.isfunction(function) and function.__module__.startswith("llama_rs"):  # __new__ of a tuple is not
                 typing.get_type_hints(function)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from . import session as _session
 else:
     _model, _session = Lazy("llama_rs.model"), Lazy("llama_rs.session")
+    np, npt = Lazy("numpy"), Lazy("numpy.typing")  # Python 3.14 resolves here what `ChatOptions` inherits
 
 TEMPLATE = "tokenizer.chat_template"
 

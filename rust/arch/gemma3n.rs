@@ -1,0 +1,15 @@
+//! Gemma 3n: Gemma 4's embeddings and shared keys for each layer, several streams, and gates of which most are cut off.
+
+use super::{Architecture, Norms};
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    name: "gemma3n",
+    read: |keys| {
+        let mut config = keys.gemma()?;
+        config.set_norms(Norms::AROUND);
+        keys.set_windows(&mut config, 5)?;
+        keys.gemma4(&mut config)?;
+        keys.gemma3n(&mut config)?;
+        Ok(config)
+    },
+};

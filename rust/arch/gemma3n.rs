@@ -8,7 +8,8 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         let mut config = keys.gemma()?;
         config.set_norms(Norms::AROUND);
         keys.set_windows(&mut config, 5)?;
-        keys.gemma4(&mut config)?;
+        let n_shared = config.n_layers().saturating_sub(20); // of the published models
+        keys.gemma4(&mut config, n_shared)?;
         keys.gemma3n(&mut config)?;
         Ok(config)
     },

@@ -519,7 +519,8 @@ impl<'a> Keys<'a> {
 
     /// What Gemma 4 has beyond its predecessors: heads of another length in windows, keys and values of other layers,
     /// keys for values, embeddings for each layer, a network and experts side by side.
-    pub fn gemma4(&self, config: &mut Config) -> Result<()> {
+    /// So many of the last layers read what others have, where the file does not say it.
+    pub fn gemma4(&self, config: &mut Config, n_shared: usize) -> Result<()> {
         let n_layers = config.n_layers();
         let short = self.size(KEY_LENGTH_WINDOWED)?;
         let short = short.map(|n| self.at_most(KEY_LENGTH_WINDOWED, n, MAX_DIM / config.n_heads())).transpose()?;
@@ -543,7 +544,7 @@ impl<'a> Keys<'a> {
         config.each_attention(|_, attention| (attention.scale, attention.qk_norm) = (scale, QkNorm::Heads));
 
         // The last layers read what the last of either kind before them has.
-        let n_shared = self.usize(N_SHARED_KV_LAYERS)?.unwrap_or(0);
+        let n_shared = self.usize(N_SHARED_KV_LAYERS)?.unwrap_or(n_shared);
         let own = n_layers.saturating_sub(n_shared);
         let masks: Vec<Mask> = config.attention().map(|attention| attention.mask).collect();
         for (i, layer) in config.layers.iter_mut().enumerate() {
@@ -577,8 +578,8 @@ impl<'a> Keys<'a> {
         Ok(())
     }
 
-    /// What Gemma 3n has that Gemma 4 has not: streams, and gates that are cut off. Files that do not say it are of the
-    /// published models: the first 20 layers have keys and values, and 95 % of the gates of the first 10 are cut off.
+    /// What Gemma 3n has that Gemma 4 has not: streams, and gates that are cut off. In files that do not say it, as in the
+    /// published models, these are 95 % of the gates of the first 10 layers.
     pub fn gemma3n(&self, config: &mut Config) -> Result<()> {
         const MAX_STREAMS: usize = 16;
         let n_streams = self.required_size(N_STREAMS).and_then(|n| self.at_most(N_STREAMS, n, MAX_STREAMS))?;

@@ -184,9 +184,8 @@ def imatrix(
     ids = tokenizer.encode(text, parse_special=False)
     n_chunks = min(len(ids) // chunk_length, len(ids) if max_chunks is None else max_chunks)
     if n_chunks < 1:
-        raise ValueError(
-            f"the text has {len(ids)} tokens, too few for a chunk of {chunk_length}: take a longer text or shorter chunks"
-        )
+        what = f"the text has {len(ids)} tokens, too few for a chunk of {chunk_length}"
+        raise ValueError(f"{what}: take a longer text or shorter chunks")
     begin = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.encode("")[:1] == [tokenizer.bos] else []
     collector = _core.Collector(model._handle)
     with model.session(context_length=chunk_length) as session:

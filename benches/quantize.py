@@ -49,7 +49,7 @@ def peer(source: str, target: str, file_type: int, imatrix: str | None, threads:
             kept.append(means)
             entry.name, entry.size = name.encode(), means.size
             entry.data = means.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        params.imatrix = ctypes.cast(entries, ctypes.c_void_p)
+        params.imatrix = ctypes.cast(entries, type(params.imatrix))
         kept.append(entries)
     start = time.perf_counter()
     if llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)):

@@ -60,12 +60,22 @@ def write_reference(model: str | Path, positions: int, path: str | Path) -> None
 
 
 def measure(
-    model: str | Path, reference_file: str | Path, cpu: str, *, positions: int | None = None, kv_type: str = "f16"
+    model: str | Path,
+    reference_file: str | Path,
+    cpu: str,
+    *,
+    positions: int | None = None,
+    kv_type: str = "f16",
+    each: str | Path | None = None,
 ) -> Quality:
-    """Scores llama_rs with the kernels of ``cpu``, in a process of its own: they are chosen once per process."""
+    """Scores llama_rs with the kernels of ``cpu``, in a process of its own: they are chosen once per process.
+
+    ``each`` is a file for the divergence of each position (npy)."""
     command = [sys.executable, __file__, str(model), "--against", str(reference_file), "--kv-type", kv_type, "--json"]
     if positions is not None:
         command += ["--positions", str(positions)]
+    if each is not None:
+        command += ["--each", str(each)]
     done = subprocess.run(command, env=os.environ | {"LLAMA_RS_CPU": cpu}, stdout=subprocess.PIPE, check=True)
     return Quality(**json.loads(done.stdout))
 
@@ -83,7 +93,9 @@ def available_cpus() -> list[str]:
     ]
 
 
-def score(engine: str, model: str, reference_file: str, positions: int | None, kv_type: str) -> Quality:
+def score(
+    engine: str, model: str, reference_file: str, positions: int | None, kv_type: str, each: str | None = None
+) -> Quality:
     """Scores an engine in this process."""
     with np.load(reference_file) as file:
         windows, expected = file["tokens"], file["logits"]
@@ -96,6 +108,8 @@ def score(engine: str, model: str, reference_file: str, positions: int | None, k
         divergences.append(reference.kl_divergence(exact, ours))
         same.append(exact.argmax(axis=1) == ours.argmax(axis=1))
     kl = np.concatenate(divergences)
+    if each:
+        np.save(each, kl)
     return Quality(engine, cpu, kv_type, kl.size, float(kl.mean()), float(kl.max()), float(np.mean(same)))
 
 
@@ -146,6 +160,7 @@ def main() -> None:
     parser.add_argument("--kv-type", default="f16", help="of the key-value cache (f16)")
     parser.add_argument("--positions", type=int, help="at least this many, whole windows (1024)")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--each", metavar="NPY", help=argparse.SUPPRESS)
     parser.add_argument("--against", metavar="NPZ", help="score this process against a reference already written")
     args = parser.parse_args()
 
@@ -153,7 +168,7 @@ def main() -> None:
 
     model = find_model(args.model)
     if args.against:
-        quality = score(args.engine, model, args.against, args.positions, args.kv_type)
+        quality = score(args.engine, model, args.against, args.positions, args.kv_type, args.each)
         print(json.dumps(asdict(quality)) if args.json else table([quality]))
         return
     with tempfile.TemporaryDirectory() as directory:

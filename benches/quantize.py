@@ -5,7 +5,8 @@
 
 Each type is made twice from the same file, by us and by the `llama_model_quantize` of llama-cpp-python in the peers'
 environment, with as many threads. Then both are scored as `quality.py` does it, by our kernels against a float32 pass
-of the source: so a difference is one of the files alone. Without --peer-python only ours.
+of the source: so a difference is one of the files alone. The ratio of the means comes with its standard error, over
+positions that both were scored at. Without --peer-python only ours; with --positions 0 only the speed.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import quality  # beside this one
+from numpy.typing import NDArray
 
 
 def peer(source: str, target: str, file_type: int, imatrix: str | None, threads: int) -> None:
     """Runs in the peers' environment: llama.cpp's quantizer; prints the seconds that it took."""
     import llama_cpp
-    import numpy as np
 
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = file_type, threads
@@ -47,7 +49,7 @@ def peer(source: str, target: str, file_type: int, imatrix: str | None, threads:
             kept.append(means)
             entry.name, entry.size = name.encode(), means.size
             entry.data = means.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        params.imatrix = ctypes.cast(entries, ctypes.c_void_p)
+        params.imatrix = ctypes.cast(entries, type(params.imatrix))
         kept.append(entries)
     start = time.perf_counter()
     if llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)):
@@ -62,6 +64,7 @@ def main() -> None:
     parser.add_argument("--imatrix")
     parser.add_argument("--peer-python", help="of an environment with llama-cpp-python, numpy and gguf")
     parser.add_argument("--positions", type=int, default=1024, help="at least this many, whole windows (1024)")
+    parser.add_argument("--reference", metavar="NPZ", help="of the source: read if it is there, else written and kept")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--peer", nargs=2, metavar=("TARGET", "FILE_TYPE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -76,24 +79,36 @@ def main() -> None:
     source_size = Path(args.model).stat().st_size
     print(f"{cpu}, {threads} threads, {args.positions} positions; MB/s of the source")
     heads = f"{'type':10} {'MiB':>7} {'MB/s':>6} {'mean KL':>9} {'same top':>8}"
-    print(f"{heads} | {'llama.cpp: MB/s':>15} {'mean KL':>9} | ratio" if args.peer_python else heads)
+    print(f"{heads} | {'llama.cpp: MB/s':>15} {'mean KL':>9} {'same top':>8} | ratio" if args.peer_python else heads)
     with tempfile.TemporaryDirectory() as folder:
-        exact = str(Path(folder, "reference.npz"))
-        quality.write_reference(args.model, args.positions, exact)
+        exact = args.reference or str(Path(folder, "reference.npz"))
+        if args.positions and not Path(exact).exists():
+            quality.write_reference(args.model, args.positions, exact)
+
+        def score(file: str) -> tuple[str, NDArray[np.float64]]:
+            """What a line says of a file, and the divergence of each position."""
+            if not args.positions:
+                return "", np.empty(0)
+            each = str(Path(folder, "each.npy"))
+            q = quality.measure(file, exact, cpu, each=each)
+            return f" {q.mean:9.5f} {100 * q.same_top:7.1f}%", np.load(each)
+
         for name in args.types.split(","):
             ours, theirs = str(Path(folder, "ours.gguf")), str(Path(folder, "theirs.gguf"))
             done = quantize(args.model, ours, name, imatrix=args.imatrix, threads=threads)
-            score = quality.measure(ours, exact, cpu)
-            line = f"{name:10} {done.bytes / 2**20:7.1f} {source_size / done.seconds / 1e6:6.1f}"
-            line += f" {score.mean:9.5f} {100 * score.same_top:7.1f}%"
+            words, kl = score(ours)
+            line = f"{name:10} {done.bytes / 2**20:7.1f} {source_size / done.seconds / 1e6:6.1f}{words}"
             if args.peer_python:
                 file_type = Checkpoint(ours).metadata["general.file_type"]
                 command = [args.peer_python, __file__, args.model, "--types", name, "--threads", str(threads)]
                 command += ["--peer", theirs, str(file_type)] + (["--imatrix", args.imatrix] if args.imatrix else [])
                 run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
                 seconds = json.loads(run.stdout.splitlines()[-1])
-                other = quality.measure(theirs, exact, cpu)
-                line += f" | {source_size / seconds / 1e6:15.1f} {other.mean:9.5f} | {score.mean / other.mean:.3f}"
+                words, other = score(theirs)
+                line += f" | {source_size / seconds / 1e6:15.1f}{words}"
+                if args.positions:
+                    spread = np.std(kl - other) / other.size**0.5 / other.mean()
+                    line += f" | {kl.mean() / other.mean():.3f} +- {spread:.3f}"
             print(line, flush=True)
 
 

@@ -144,6 +144,11 @@ struct Sizes {
     layer_embedding_dim: usize,
     layer_embedding_dims: usize, // of all layers
     has_layer_embedding: bool,
+    n_streams: usize,
+    n_other_streams: usize,
+    n_pairs_of_streams: usize,
+    laurel_rank: usize,
+    has_streams: bool,
     pairs: usize, // that are rotated
     n_taps: usize,
     channels: usize,
@@ -506,6 +511,28 @@ declare! {
 }
 
 declare! {
+    /// How a layer predicts and corrects streams, and its branch of low rank beside attention.
+    pub struct StreamsWeights, STREAMS;
+
+    /// Of what goes into the router.
+    router_norm: NormWeights = "altup_router_norm" [dim];
+    /// `(n_streams, dim)`
+    router: TensorView = "altup_router.weight" [n_streams, dim];
+    /// `(n_streams * n_streams, n_streams)`: for each stream how much of each other it takes, by what the router says
+    predict: Floats = "altup_predict_coef.weight" [n_pairs_of_streams, n_streams];
+    /// `(rank, dim)`
+    laurel_l: Linear = "laurel_l" [laurel_rank, dim];
+    /// `(dim, rank)`
+    laurel_r: Linear = "laurel_r" [dim, laurel_rank];
+    /// Of what the branch gives.
+    laurel_norm: NormWeights = "laurel_post_norm" [dim];
+    /// `(n_streams, n_streams)`: for each stream how much it takes of what is new, by what the router says
+    correct: Floats = "altup_correct_coef.weight" [n_streams, n_streams];
+    /// `(dim)`: what the first stream is multiplied with for the embeddings of the layer
+    scale: Floats = "altup_correct_scale.weight" [dim];
+}
+
+declare! {
     struct Others, OTHERS;
 
     token_embedding: TensorView = "token_embd.weight" [vocab_size, dim];
@@ -518,6 +545,8 @@ declare! {
     layer_embedding: Option<TensorView> = "per_layer_token_embd.weight" [vocab_size, layer_embedding_dims] if has_layer_embedding;
     layer_proj: Option<Linear> = "per_layer_model_proj" [layer_embedding_dims, dim] if has_layer_embedding;
     layer_proj_norm: Option<NormWeights> = "per_layer_proj_norm" [layer_embedding_dim] if has_layer_embedding;
+    stream_proj: Option<TensorView> = "altup_proj.weight" [n_other_streams, dim, dim] if has_streams;
+    stream_unproj: Option<TensorView> = "altup_unembd_proj.weight" [n_other_streams, dim, dim] if has_streams;
     output: Option<Linear> = "output" [vocab_size, dim];
 }
 
@@ -548,6 +577,15 @@ pub struct LayerEmbedding {
     pub norm: NormWeights,
 }
 
+/// What streams are made of in the beginning, and what is made of them in the end.
+#[derive(Debug, Clone)]
+pub struct Widening {
+    /// `(n_streams - 1, dim, dim)`: embeddings to the streams but for the first.
+    pub proj: TensorView,
+    /// `(n_streams - 1, dim, dim)`: those to what is added to the first.
+    pub unproj: TensorView,
+}
+
 /// Tensors that hold the rows of others, one after another: those of `layer`'s tables with these names.
 const FUSED: &[(&str, &[&str])] = &[("attn_qkv", &["attn_q", "attn_k", "attn_v"]), ("ffn_up", &["ffn_gate", "ffn_up"])];
 
@@ -575,6 +613,8 @@ pub struct LayerWeights {
     pub ffn_sum: Option<NormWeights>,
     /// How it takes the embeddings that tokens have for it.
     pub embedding: Option<LayerEmbeddingWeights>,
+    /// How it predicts and corrects streams, if there are several.
+    pub streams: Option<StreamsWeights>,
     /// `(1)`: what the residual stream is multiplied with in the end.
     pub output_scale: Option<TensorView>,
 }
@@ -663,6 +703,9 @@ impl LayerWeights {
                     LayerEmbeddingWeights::load(source, &prefix, &sizes)
                 })
                 .transpose()?,
+            streams: (source.config.n_streams > 1)
+                .then(|| StreamsWeights::load(source, &prefix, &Sizes::of_streams(source, &prefix)))
+                .transpose()?,
             output_scale: match layer.has_output_scale {
                 true => source.tensor(&format!("{prefix}layer_output_scale.weight"), &[1])?,
                 false => None,
@@ -687,12 +730,14 @@ impl LayerWeights {
             FfnWeights::Both(both) => [both.0.linears(), both.1.linears()].concat(),
         });
         all.extend(self.embedding.iter().flat_map(LayerEmbeddingWeights::linears));
+        all.extend(self.streams.iter().flat_map(StreamsWeights::linears));
         all
     }
 
     /// The tensors that every pass reads, in its order. Of experts only those are read that are chosen.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorView> {
         let mut all = Field::views(&self.mixer_norm);
+        all.extend(self.streams.iter().flat_map(StreamsWeights::views));
         all.extend(match &self.mixer {
             MixerWeights::Attention(attention) => attention.views(),
             MixerWeights::DeltaNet(delta) => delta.views(),
@@ -802,6 +847,21 @@ impl Sizes {
         }
     }
 
+    fn of_streams(source: &Source, prefix: &str) -> Self {
+        let (dim, n_streams) = (source.config.dim, source.config.n_streams);
+        Self { dim, laurel_rank: source.rows(&format!("{prefix}laurel_l.weight")), ..Self::of_all_streams(n_streams) }
+    }
+
+    fn of_all_streams(n_streams: usize) -> Self {
+        Self {
+            n_streams,
+            n_other_streams: n_streams - 1,
+            n_pairs_of_streams: n_streams * n_streams,
+            has_streams: n_streams > 1,
+            ..Self::default()
+        }
+    }
+
     fn of_dense(dim: usize, dense: &DenseConfig) -> Self {
         Self { dim, hidden_dim: dense.hidden_dim, is_gated: dense.gated, ..Self::default() }
     }
@@ -838,6 +898,8 @@ pub struct Weights {
     pub pooled: PooledWeights,
     /// The embeddings that tokens have for each layer.
     pub layer_embedding: Option<LayerEmbedding>,
+    /// What its streams begin and end with, if there are several.
+    pub widening: Option<Widening>,
     /// `(rope_dim / 2)`, F32: by what each frequency of a rotation is divided.
     pub rope_factors: RopeFactors,
 }
@@ -864,7 +926,7 @@ impl Weights {
 
         let (dim, vocab_size) = (config.dim, config.vocab_size);
         let pairs = config.ropes.first().map_or(0, |rope| rope.dim / 2);
-        let rows = |name: &str| checkpoint.tensor(name).map_or(0, TensorView::n_rows);
+        let rows = |name: &str| source.rows(name);
         let sizes = Sizes {
             dim,
             vocab_size,
@@ -877,7 +939,7 @@ impl Weights {
             layer_embedding_dims: config.layer_embedding_dim.unwrap_or(0) * config.n_layers(),
             has_layer_embedding: config.layer_embedding_dim.is_some(),
             has_embedding_norm: config.embedding_sum.normed,
-            ..Sizes::default()
+            ..Sizes::of_all_streams(config.n_streams)
         };
         let others = Others::load(&source, "", &sizes)?;
         let has_classifier = source.has("cls.weight");
@@ -911,7 +973,9 @@ impl Weights {
             (Some(tokens), Some(proj), Some(norm)) => Some(LayerEmbedding { tokens, proj, norm }),
             _ => None,
         };
+        let widening = others.stream_proj.zip(others.stream_unproj);
         Ok(Self {
+            widening: widening.map(|(proj, unproj)| Widening { proj, unproj }),
             token_embedding: others.token_embedding,
             token_types: others.token_types,
             position_embedding: others.position_embedding,
@@ -943,6 +1007,11 @@ impl<'a> Source<'a> {
 
     fn has(&self, name: &str) -> bool {
         self.checkpoint.tensor(name).is_some()
+    }
+
+    /// Rows of a tensor, where its file is what says how many there are.
+    fn rows(&self, name: &str) -> usize {
+        self.checkpoint.tensor(name).map_or(0, TensorView::n_rows)
     }
 
     /// The tensor called `name`, if the file has it and it is of this shape, rows first. A matrix may have any type that the
@@ -1101,6 +1170,14 @@ impl<'a> Source<'a> {
             if layer.is_some_and(|layer| (n_layers..n_layers + predict).contains(&layer)) {
                 continue; // they predict further tokens: nothing that we run depends on them
             }
+            let reads_another = |layer: usize| {
+                let attention = self.config.layers.get(layer).and_then(|layer| layer.mixer.attention());
+                attention.is_some_and(|attention| attention.kv_layer.is_some())
+            };
+            let part = tensor.name().rsplit_once("attn_").map_or("", |(_, part)| part);
+            if layer.is_some_and(reads_another) && ["k.weight", "v.weight", "k_norm.weight"].contains(&part) {
+                continue; // Gemma 3n was trained with them there, and does not use them
+            }
             let name: String = tensor.name().chars().take(80).flat_map(char::escape_debug).collect();
             return Err(self.unsupported(format!(
                 "tensor {name}; a plain {} has none, and without it the text is wrong",
@@ -1122,7 +1199,8 @@ fn has_shape(view: &TensorView, shape: &[usize]) -> bool {
 }
 
 /// The tables of what layers have.
-const OF_LAYERS: &[&[Declared]] = &[ATTENTION, LATENT, DELTA_NET, SHORT_CONV, MAMBA, DENSE, EXPERTS, LAYER_EMBEDDING];
+const OF_LAYERS: &[&[Declared]] =
+    &[ATTENTION, LATENT, DELTA_NET, SHORT_CONV, MAMBA, DENSE, EXPERTS, LAYER_EMBEDDING, STREAMS];
 
 /// The row of a layer's tensor.
 fn declared_as(name: &str) -> Option<&'static Declared> {

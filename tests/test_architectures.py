@@ -24,7 +24,6 @@ from oracle.compare import deviation, our_logits
 from oracle.tiny import in_blocks, unpacked
 
 NOT_YET = {
-    "gemma3n",
     "mamba2",
     "nemotron_h",
     "nemotron_h_moe",

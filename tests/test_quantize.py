@@ -300,7 +300,9 @@ def test_wrong_usage_is_said(tmp_path: Path) -> None:
     assert "Q9" in bad(2, "quantize", source, target, "--type", "Q9")
     assert "pattern and a type" in bad(2, "quantize", source, target, "--type", "Q8_0", "--tensor-type", "Q8_0")
     assert "regular expression" in bad(2, "quantize", source, target, "--type", "Q8_0", "--tensor-type", "(=Q8_0")
-    assert "no importance matrix" in bad(2, "quantize", source, target, "--type", "IQ2_XS")
+    patterns = "--tensor-type", "ffn_down=Q6_K", "--tensor-type", "nothing=Q8_0"
+    assert "whose name 'nothing' is found" in bad(2, "quantize", source, target, "--type", "Q8_0", *patterns)
+    assert "no importance matrix: llama-rs imatrix makes one" in bad(2, "quantize", source, target, "--type", "IQ2_XS")
     assert "in use by this process" in bad(3, "quantize", source, source, "--type", "Q8_0")
     assert "absent" in bad(3, "quantize", tmp_path / "absent", target, "--type", "Q8_0")
     assert "No such file" in bad(3, "quantize", source, tmp_path / "absent" / "target.gguf", "--type", "Q8_0")

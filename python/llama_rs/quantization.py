@@ -95,7 +95,8 @@ def quantize(
         on_progress: called now and then with the bytes written so far and those of the file.
 
     Raises:
-        ValueError: for a type that does not exist, or something that cannot be done to this file.
+        ValueError: for a type that does not exist, a pattern that fits no tensor, or something that cannot be done to
+            this file.
         re.error: for a pattern that is no regular expression.
         ModelFileError: if a file cannot be read or written.
         ModelFormatError: if one is not valid.
@@ -106,6 +107,9 @@ def quantize(
         raise ValueError(f"{os.fspath(source)} is a directory: make a GGUF file of it with convert, and quantize that")
     file = Checkpoint(source)
     patterns = [(re.compile(pattern), of) for pattern, of in tensor_types]
+    for pattern, _ in patterns:
+        if not any(map(pattern.search, file.tensors)):
+            raise ValueError(f"{os.fspath(source)} has no tensor in whose name {pattern.pattern!r} is found")
     chosen: dict[str, str] = {}
     for name in file.tensors:
         for pattern, of in patterns:
@@ -180,7 +184,8 @@ def imatrix(
     ids = tokenizer.encode(text, parse_special=False)
     n_chunks = min(len(ids) // chunk_length, len(ids) if max_chunks is None else max_chunks)
     if n_chunks < 1:
-        raise ValueError(f"the text has {len(ids)} tokens, too few for a chunk of {chunk_length}")
+        what = f"the text has {len(ids)} tokens, too few for a chunk of {chunk_length}"
+        raise ValueError(f"{what}: take a longer text or shorter chunks")
     begin = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.encode("")[:1] == [tokenizer.bos] else []
     collector = _core.Collector(model._handle)
     with model.session(context_length=chunk_length) as session:

@@ -8,7 +8,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         let mut config = keys.gemma()?;
         config.set_norms(Norms::AROUND);
         keys.set_windows(&mut config, 6)?;
-        keys.gemma4(&mut config)?;
+        keys.gemma4(&mut config, 0)?;
         Ok(config)
     },
 };

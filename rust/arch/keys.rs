@@ -5,7 +5,7 @@ use super::{
     Groups, KeyHead, LatentConfig, LayerConfig, LinearHeads, MambaConfig, Mask, Mixer, Norm, NormKind, Norms, Pooling,
     QkNorm, Ranking, RopeConfig, RopeScaling, RopeStyle, Rule, SharedConfig, ShortConvConfig, Temperature, Values,
 };
-use crate::checkpoint::{Checkpoint, Metadata, Value};
+use crate::checkpoint::{Checkpoint, Metadata, Value, ValueType};
 use crate::error::{Error, FormatError, Result};
 use crate::kernels::MAX_TAPS;
 
@@ -27,6 +27,9 @@ const N_KV_HEADS: &str = "attention.head_count_kv"; // as many as query heads wh
 const KEY_LENGTH: &str = "attention.key_length"; // dim / n_heads when absent
 const KEY_LENGTH_WINDOWED: &str = "attention.key_length_swa"; // of layers with a window
 const N_SHARED_KV_LAYERS: &str = "attention.shared_kv_layers"; // the last ones, which have none of their own
+const N_STREAMS: &str = "altup.num_inputs";
+const ACTIVE_STREAM: &str = "altup.active_idx"; // the first
+const CUTOFFS: &str = "activation_sparsity_scale"; // of the gates of each layer; -inf for none
 const LAYER_EMBEDDING_DIM: &str = "embedding_length_per_layer_input";
 const VALUE_LENGTH: &str = "attention.value_length"; // dim / n_heads when absent
 const RMS_EPS: &str = "attention.layer_norm_rms_epsilon";
@@ -127,7 +130,7 @@ impl<'a> Keys<'a> {
         };
         let layers = attention.into_iter().zip(hidden_dims).map(|(attention, hidden_dim)| LayerConfig {
             mixer: Mixer::Attention(attention),
-            ffn: Ffn::Dense(DenseConfig { hidden_dim, activation: Activation::Silu, gated: true }),
+            ffn: Ffn::Dense(DenseConfig { hidden_dim, activation: Activation::Silu, gated: true, cutoff: None }),
             norms: Norms::BEFORE,
             residual_scale: 1.0,
             has_output_scale: false,
@@ -145,6 +148,7 @@ impl<'a> Keys<'a> {
             norm: self.norm(kind)?,
             embedding_scale: 1.0,
             layer_embedding_dim: None,
+            n_streams: 1,
             layers,
             n_predict_layers,
             ropes,
@@ -515,7 +519,8 @@ impl<'a> Keys<'a> {
 
     /// What Gemma 4 has beyond its predecessors: heads of another length in windows, keys and values of other layers,
     /// keys for values, embeddings for each layer, a network and experts side by side.
-    pub fn gemma4(&self, config: &mut Config) -> Result<()> {
+    /// So many of the last layers read what others have, where the file does not say it.
+    pub fn gemma4(&self, config: &mut Config, n_shared: usize) -> Result<()> {
         let n_layers = config.n_layers();
         let short = self.size(KEY_LENGTH_WINDOWED)?;
         let short = short.map(|n| self.at_most(KEY_LENGTH_WINDOWED, n, MAX_DIM / config.n_heads())).transpose()?;
@@ -539,7 +544,7 @@ impl<'a> Keys<'a> {
         config.each_attention(|_, attention| (attention.scale, attention.qk_norm) = (scale, QkNorm::Heads));
 
         // The last layers read what the last of either kind before them has.
-        let n_shared = self.usize(N_SHARED_KV_LAYERS)?.unwrap_or(0);
+        let n_shared = self.usize(N_SHARED_KV_LAYERS)?.unwrap_or(n_shared);
         let own = n_layers.saturating_sub(n_shared);
         let masks: Vec<Mask> = config.attention().map(|attention| attention.mask).collect();
         for (i, layer) in config.layers.iter_mut().enumerate() {
@@ -570,6 +575,37 @@ impl<'a> Keys<'a> {
             self.at_most(LAYER_EMBEDDING_DIM, n, MAX_DIM / n_layers)?;
         }
         config.logit_softcap = self.softcaps()?[1];
+        Ok(())
+    }
+
+    /// What Gemma 3n has that Gemma 4 has not: streams, and gates that are cut off. In files that do not say it, as in the
+    /// published models, these are 95 % of the gates of the first 10 layers.
+    pub fn gemma3n(&self, config: &mut Config) -> Result<()> {
+        const MAX_STREAMS: usize = 16;
+        let n_streams = self.required_size(N_STREAMS).and_then(|n| self.at_most(N_STREAMS, n, MAX_STREAMS))?;
+        config.n_streams = n_streams;
+        if let Some(active @ 1..) = self.usize(ACTIVE_STREAM)? {
+            return Err(self
+                .error("layers that compute with another stream than the first", ACTIVE_STREAM)
+                .got(active)
+                .into());
+        }
+        let cutoffs = match self.metadata().array(&self.full(CUTOFFS), ValueType::F32)? {
+            Some(cutoffs) if cutoffs.len != config.n_layers() => {
+                let e = self.error("not one value per layer", CUTOFFS).got(cutoffs.len);
+                return Err(e.limit(format!("{} values", config.n_layers())).into());
+            }
+            Some(cutoffs) => cutoffs.iter().map(|x| if let Value::F32(x) = x { x } else { f32::NAN }).collect(),
+            None => {
+                (0..config.n_layers()).map(|i| if i < 10 { 1.644_853_6 } else { f32::NEG_INFINITY }).collect::<Vec<_>>()
+            }
+        };
+        for (layer, cutoff) in config.layers.iter_mut().zip(cutoffs) {
+            if let Ffn::Dense(dense) = &mut layer.ffn {
+                dense.cutoff = Some(cutoff).filter(|cutoff| cutoff.is_finite());
+            }
+        }
+        config.logit_softcap = config.logit_softcap.or(Some(30.0));
         Ok(())
     }
 

@@ -37,6 +37,8 @@ pub struct Config {
     pub embedding_sum: EmbeddingSum,
     /// Length of the embeddings that tokens have for each layer besides (Gemma 3n and 4).
     pub layer_embedding_dim: Option<usize>,
+    /// Streams that layers predict and correct, of which they compute with the first (AltUp, Gemma 3n). 1 for most models.
+    pub n_streams: usize,
     /// The layers, first to last; there is one at least.
     pub layers: Vec<LayerConfig>,
     /// Layers after those in the file, which predict further tokens (multi-token prediction). We do not run them.
@@ -431,6 +433,8 @@ pub struct DenseConfig {
     pub activation: Activation,
     /// Whether there is a gate.
     pub gated: bool,
+    /// So many deviations above the mean of a token's gates is what they count from, and those below are 0 (Gemma 3n).
+    pub cutoff: Option<f32>,
 }
 
 /// A mixture of experts (Shazeer et al. 2017): a router chooses some for each token, whose results are weighted and added.
@@ -656,6 +660,7 @@ architectures! {
     gemma
     gemma2
     gemma3
+    gemma3n
     gemma4
     gemma_embedding
     glm4
@@ -732,7 +737,7 @@ impl Architecture {
 pub fn plain(n_layers: usize, dim: usize, attention: AttentionConfig, hidden_dim: usize) -> Config {
     let layer = LayerConfig {
         mixer: Mixer::Attention(attention),
-        ffn: Ffn::Dense(DenseConfig { hidden_dim, activation: Activation::Silu, gated: true }),
+        ffn: Ffn::Dense(DenseConfig { hidden_dim, activation: Activation::Silu, gated: true, cutoff: None }),
         norms: Norms::BEFORE,
         residual_scale: 1.0,
         has_output_scale: false,
@@ -746,6 +751,7 @@ pub fn plain(n_layers: usize, dim: usize, attention: AttentionConfig, hidden_dim
         norm: Norm { kind: NormKind::Rms, eps: 1e-5, offset: 0.0 },
         embedding_scale: 1.0,
         layer_embedding_dim: None,
+        n_streams: 1,
         layers: vec![layer; n_layers],
         n_predict_layers: 0,
         ropes: vec![RopeConfig { dim: attention.head_dim, theta: 1e4, style, scaling, factors: true }],

@@ -2,6 +2,7 @@
 
 use super::pass::{Add, Buffers, Pass, linear, rescale, room};
 use crate::arch::{DenseConfig, LayerConfig};
+use crate::threads::Disjoint;
 use crate::weights::{DenseWeights, LayerWeights};
 
 impl Pass<'_, '_> {
@@ -26,7 +27,7 @@ impl Pass<'_, '_> {
 
     /// `hidden = activation(gate(normed)) * up(normed)`
     pub(super) fn hidden(&mut self, config: &DenseConfig, w: &DenseWeights) {
-        let &DenseConfig { hidden_dim, activation, .. } = config;
+        let &DenseConfig { hidden_dim, activation, cutoff, .. } = config;
         let (cx, n) = (self.cx, self.n);
         let Buffers { gate, up, normed, hidden, .. } = &mut *self.buffers;
         let (gate, up) = (room(gate, n * hidden_dim), room(up, n * hidden_dim));
@@ -39,6 +40,11 @@ impl Pass<'_, '_> {
             None => cx.matmul(&[linear(up, &w.w_up, normed)]),
         }
         rescale(up, &w.w_up);
+        if let Some(cutoff) = cutoff {
+            let rows = Disjoint::new(gate);
+            // SAFETY: each token has its own row.
+            cx.each(n, &|t| cut_off(unsafe { rows.slice(t * hidden_dim..(t + 1) * hidden_dim) }, cutoff));
+        }
 
         hidden.reset(n, hidden_dim, &[&w.w_down.weight]);
         hidden.fill(cx, &|t, row| {
@@ -49,4 +55,13 @@ impl Pass<'_, '_> {
             }
         });
     }
+}
+
+/// Counts from so many deviations above the mean, and takes what is below for 0. The deviation is that of a sample.
+fn cut_off(x: &mut [f32], deviations: f32) {
+    let n = x.len() as f32;
+    let mean = x.iter().sum::<f32>() / n;
+    let squares: f32 = x.iter().map(|x| (x - mean) * (x - mean)).sum();
+    let least = mean + deviations * (squares / (n - 1.0).max(1.0)).sqrt();
+    x.iter_mut().for_each(|x| *x = (*x - least).max(0.0));
 }

@@ -2,9 +2,8 @@
 //!
 //! The table of them may be larger than all other weights together. A row of it is read where it lies, for each token.
 
-use super::pass::{Buffers, Pass, apply_norm, linear, rescale, room};
+use super::pass::{Add, Buffers, Pass, apply_norm, linear, rescale, room};
 use crate::arch::Activation;
-use crate::kernels::Norm;
 use crate::quant;
 use crate::threads::Disjoint;
 use crate::weights::{LayerEmbedding, LayerEmbeddingWeights};
@@ -38,12 +37,20 @@ impl Pass<'_, '_> {
 
     /// `x += norm(proj(gelu(gate(x)) * input))`
     pub(super) fn layer_embedding(&mut self, i: usize, w: &LayerEmbeddingWeights) {
+        self.layer_gates(i, w);
+        let (cx, n, dim, norm) = (self.cx, self.n, self.engine.config.dim, self.engine.config.norm);
+        let Buffers { x, branch, hidden, .. } = &mut *self.buffers;
+        Add::normed(cx, norm, &w.norm).product(room(x, n * dim), branch, &w.w_proj, hidden);
+    }
+
+    /// `hidden = gelu(gate(x)) * input`
+    pub(super) fn layer_gates(&mut self, i: usize, w: &LayerEmbeddingWeights) {
         let (cx, n, config) = (self.cx, self.n, &self.engine.config);
-        let (dim, each) = (config.dim, config.layer_embedding_dim.expect("there are some"));
-        let (norm, width): (Norm, usize) = (config.norm, config.n_layers() * each);
+        let each = config.layer_embedding_dim.expect("there are some");
+        let width = config.n_layers() * each;
         self.normed(None, &[&w.w_gate.weight]);
-        let Buffers { x, branch, gate, normed, hidden, layer_inputs, .. } = &mut *self.buffers;
-        let (x, gate) = (room(x, n * dim), room(gate, n * each));
+        let Buffers { gate, normed, hidden, layer_inputs, .. } = &mut *self.buffers;
+        let gate = room(gate, n * each);
         cx.matmul(&[linear(gate, &w.w_gate, normed)]);
         rescale(gate, &w.w_gate);
         hidden.reset(n, each, &[&w.w_proj.weight]);
@@ -51,7 +58,5 @@ impl Pass<'_, '_> {
             let input = &layer_inputs[t * width + i * each..][..each];
             cx.kernels.activate(Activation::Gelu, row, &gate[t * each..(t + 1) * each], Some(input));
         });
-        let add = super::pass::Add::normed(cx, norm, &w.norm);
-        add.product(x, branch, &w.w_proj, hidden);
     }
 }

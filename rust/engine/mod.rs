@@ -21,6 +21,7 @@ mod read_ahead;
 mod recurrent;
 mod rope;
 mod short_conv;
+mod streams;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};

@@ -44,6 +44,9 @@ pub struct Buffers {
     pub beta: Vec<f32>,            // (tokens, n_heads), strengths
     pub linear: Vec<f32>,          // (tokens, n_heads * value_dim), of linear attention
     pub layer_inputs: Vec<f32>,    // (tokens, layers, layer_embedding_dim), see `layer_embedding`
+    pub streams: Vec<f32>,         // (n_streams, tokens, dim), see `streams`
+    pub modalities: Vec<f32>,      // (tokens, n_streams), what their router says
+    pub laurel: Vec<f32>,          // (tokens, dim), what is added beside attention
     pub halves: Vec<f32>,          // see `head`
     pub parts: Vec<f32>,           // see `Attention`
 }
@@ -142,6 +145,9 @@ impl<'p, 's> Pass<'p, 's> {
         if let Some(ahead) = &mut ahead {
             ahead.before_layer(weights.layers.len());
         }
+        if let Some(weights) = &weights.widening {
+            self.end_streams(weights);
+        }
         self.head(out);
         if engine.experts_are_cold.load(Ordering::Relaxed) && !engine.expert_was_cold.swap(false, Ordering::Relaxed) {
             engine.experts_are_cold.store(false, Ordering::Relaxed);
@@ -191,6 +197,9 @@ impl<'p, 's> Pass<'p, 's> {
         if let Some(weights) = &self.engine.weights.layer_embedding {
             self.layer_inputs(weights, &tokens);
         }
+        if let Some(weights) = &self.engine.weights.widening {
+            self.begin_streams(weights);
+        }
 
         let turns = &mut self.buffers.turns;
         turns.resize_with(self.engine.ropes.len(), Vec::new);
@@ -204,6 +213,9 @@ impl<'p, 's> Pass<'p, 's> {
     }
 
     fn layer(&mut self, i: usize, config: &LayerConfig, layer: &LayerWeights) {
+        if let Some(weights) = &layer.streams {
+            self.predict_streams(weights, layer);
+        }
         match (&config.mixer, &layer.mixer) {
             (Mixer::Attention(attention), MixerWeights::Attention(weights)) => {
                 self.attention(i, attention, weights, config, layer);
@@ -232,6 +244,9 @@ impl<'p, 's> Pass<'p, 's> {
                 _,
             ) => unreachable!("weights are loaded as the config says"),
         }
+        if layer.streams.is_some() {
+            self.join_laurel();
+        }
         match (&config.ffn, &layer.ffn) {
             (Ffn::Dense(dense), FfnWeights::Dense(weights)) => self.dense(dense, weights, config, layer),
             (Ffn::Experts(experts), FfnWeights::Experts(weights)) => self.experts(experts, weights, config, layer),
@@ -242,8 +257,10 @@ impl<'p, 's> Pass<'p, 's> {
                 unreachable!("weights are loaded as the config says")
             }
         }
-        if let Some(weights) = &layer.embedding {
-            self.layer_embedding(i, weights);
+        match (&layer.streams, &layer.embedding) {
+            (Some(weights), embedding) => self.correct_streams(i, weights, embedding.as_ref()),
+            (None, Some(embedding)) => self.layer_embedding(i, embedding),
+            (None, None) => {}
         }
         if let Some(scale) = layer.output_scale.as_ref().and_then(|scale| floats(scale).next()) {
             let n = self.n * self.engine.config.dim;

@@ -81,7 +81,7 @@ impl Plan {
                     let what = if imatrix.is_some() {
                         "the importance matrix has nothing for it"
                     } else {
-                        "there is no importance matrix"
+                        "there is no importance matrix: llama-rs imatrix makes one"
                     };
                     return fail(format!("{dtype} has too few bits to do without importances, and {what}"));
                 }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import csv
 import hashlib
 import http.client
+import io
 import json
 import os
 import re
@@ -22,6 +24,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from xml.etree import ElementTree
 
 import gguf
 import numpy as np
@@ -1343,6 +1346,30 @@ def test_perf_counts_what_the_server_does(server: Server, capsys: pytest.Capture
     assert cli.main(["perf", "http://127.0.0.1:1", "-n", "1", "-c", "1"]) == 1
     assert cli.main(["perf", server.url, "--search"]) == 2
     becomes(lambda: is_idle(server))
+
+
+def test_perf_serves_a_file_itself_and_draws_what_it_finds(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = ["-c", "1,2", "-n", "4", "-o", "6", "-p", "8", "--completions"]
+    assert cli.main(["perf", str(tiny), *of, "--csv", "--plot", str(tmp_path / "a&b.svg")]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["clients"], row["answered"], row["failed"], row["tokens"]) for row in rows] == [
+        ("1", "4", "0", "24"),
+        ("2", "4", "0", "24"),
+    ]
+    assert all(0 < float(row["first_token_p50"]) <= float(row["request_max"]) for row in rows)
+    picture = ElementTree.parse(tmp_path / "a&b.svg").getroot()
+    names = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert names.count("1 clients") == names.count("2 clients") == 3
+    places = [float(circle.attrib["cx"]) for circle in picture.iter("{http://www.w3.org/2000/svg}circle")]
+    speeds = sorted(float(row["tokens_per_second"]) for row in rows)
+    assert len(places) == 6
+    left = 58  # where the axis has 0
+    assert (places[0] - left) / (places[1] - left) == pytest.approx(speeds[0] / speeds[1], rel=0.02)
+    assert cli.main(["perf", str(tmp_path / "a&b.svg"), *of]) == 3  # a file that is no model
+    assert cli.main(["perf", str(tiny), "--csv", "--json"]) == 2
+    capsys.readouterr()
 
 
 # What is asked for seldom

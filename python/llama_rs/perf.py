@@ -77,6 +77,11 @@ class Load(NamedTuple):
     slo_between: float | None = None
 
     @property
+    def name(self) -> str:
+        """How it was asked."""
+        return f"{self.clients} clients" if self.clients else f"{self.rate:g}/s"
+
+    @property
     def good(self) -> list[Sample]:
         return [s for s in self.samples if s.status == 200 and not s.error and not s.is_cancelled]
 

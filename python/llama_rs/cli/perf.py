@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from ..output import is_watched, say_in_place, table, warn, write_json
+from .. import Model, Server
+from ..output import is_watched, say_in_place, table, warn, write, write_json
 from ..perf import Load, bodies, measure, prompts
 from . import Command
 from .arguments import Number, json_option
@@ -44,7 +49,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.command("perf", cls=Command)
-@click.argument("url")
+@click.argument("target", metavar="URL|MODEL")
 @click.option(
     "-c",
     "--concurrency",
@@ -79,9 +84,16 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--api-key", envvar="LLAMA_RS_API_KEY", help="The key to send.")
 @click.option("--timeout", type=Number(float, 0, 86400, above=True), default=600.0, help="Seconds for an answer.")
 @click.option("--seed", type=Number(int, 0, (1 << 64) - 1), default=0, help="Of prompts and of times.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a line for each round, times in seconds.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Write a picture, too (SVG): tokens per second against the 99th percentiles.",
+)
 @json_option
 def command(
-    url: str,
+    target: str,
     concurrency: list[int],
     rate: list[float] | None,
     requests: int | None,
@@ -96,9 +108,11 @@ def command(
     api_key: str | None,
     timeout: float,
     seed: int,
+    as_csv: bool,
+    plot: str | None,
     as_json: bool,
 ) -> None:
-    """Measure a server that speaks OpenAI's API, at URL.
+    """Measure a server that speaks OpenAI's API, at URL; or what llama-rs serve would make of the file MODEL.
 
     A round with each number of clients, or with each rate of requests. Times are to the first token, between tokens,
     and of whole requests; what is called p99, 99 % of them are at most.
@@ -106,7 +120,10 @@ def command(
     \b
       llama-rs perf http://localhost:8080
       llama-rs perf http://localhost:8080 --rate 2,4,8 --slo ttft=500ms,itl=100ms
+      llama-rs perf model.gguf -c 1,2,4,8,16 --plot model.svg
     """
+    if as_csv and as_json:
+        raise click.UsageError("give --csv or --json, not both")
     if search and not slo:
         raise click.UsageError("--search needs --slo, such as --slo ttft=500ms,itl=100ms")
     path = "/v1/completions" if completions else "/v1/chat/completions"
@@ -137,18 +154,59 @@ def command(
             raise click.ClickException(f"{url}: no request was answered: {sample.error or f'status {sample.status}'}")
         return done
 
-    loads = _search(ask, requests or 32) if search else []
-    if not search and rate:
-        loads = [ask(requests or max(8, int(10 * r)), rate=r) for r in rate]
-    elif not search:
-        loads = [ask(requests or max(8, 4 * c), clients=c) for c in concurrency]
+    with _server_of(target, max(concurrency)) as url:
+        loads = _search(ask, requests or 32) if search else []
+        if not search and rate:
+            loads = [ask(requests or max(8, int(10 * r)), rate=r) for r in rate]
+        elif not search:
+            loads = [ask(requests or max(8, 4 * c), clients=c) for c in concurrency]
+    if plot is not None:
+        from ..plot import svg
+
+        with open(plot, "w", encoding="utf-8") as file:
+            file.write(svg(loads, f"llama-rs perf {target}"))
     if as_json:
         write_json({"url": url, "load_average": os.getloadavg(), "rounds": [load.summary() for load in loads]})
         return
-    show(loads, has_limits=bool(slo))
+    if as_csv:
+        write(in_csv(loads))
+    else:
+        show(loads, has_limits=bool(slo))
     failed = sum(bool(s.error) or s.status != 200 for load in loads for s in load.samples)
     if failed:
         warn(f"{failed} requests failed; --json says how")
+
+
+@contextmanager
+def _server_of(target: str, clients: int) -> Iterator[str]:
+    """The URL that was named, or that of a server of the file that was."""
+    if "://" in target or not os.path.lexists(target):
+        yield target
+        return
+    with Server(Model(target), port=0, max_queue=max(64, clients)) as server:
+        yield server.url
+
+
+def in_csv(loads: list[Load]) -> str:
+    """The numbers of each round in a line; of times a column for each quantile."""
+    rows: list[dict[str, object]] = []
+    for load in loads:
+        of = load.summary()
+        failed = sum(of.pop("errors").values())  # type: ignore[attr-defined]
+        row: dict[str, object] = {}
+        for key, value in of.items():
+            if isinstance(value, dict):
+                row |= {f"{key.removesuffix('_seconds')}_{quantile}": time for quantile, time in value.items()}
+            else:
+                row[key] = value
+            if key == "cancelled":
+                row["failed"] = failed
+        rows.append(row)
+    text = io.StringIO()
+    lines = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    lines.writeheader()
+    lines.writerows(rows)
+    return text.getvalue()
 
 
 def _search(ask: Any, n: int) -> list[Load]:
@@ -193,8 +251,7 @@ def show(loads: list[Load], *, has_limits: bool) -> None:
     rows = [heads]
     for load in loads:
         of = load.summary()
-        name = f"{load.clients} clients" if load.clients else f"{load.rate:g}/s"
-        row = [name, f"{load.requests_per_second:.2f}"]
+        row = [load.name, f"{load.requests_per_second:.2f}"]
         row += [f"{load.goodput:.2f}"] if has_limits else []
         row += [f"{load.tokens_per_second:.1f}"]
         for key in ("first_token_seconds", "inter_token_seconds", "request_seconds"):

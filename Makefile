@@ -30,7 +30,7 @@ DEMO := "Once upon a time, a lighthouse keeper"
 CHECK_PYTHON := import sys; sys.version_info < (3, 11) and sys.exit("llama_rs needs Python 3.11 or later: make PYTHON=...")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-browser test-long test-ray lint format wheel bench bench-kernels bench-startup bench-peers bench-quality clean
+.PHONY: help demo test test-arm test-browser test-real test-long test-ray lint format wheel bench bench-kernels bench-startup bench-peers bench-quality clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ test: $(MADE)/package-test $(MADE)/model $(MADE)/vocabularies ## Run all tests, 
 
 test-browser: $(MADE)/package-test $(MADE)/package-browser $(MADE)/model ## Test the page in Chromium: CHROMIUM=... SCREENSHOTS=...
 	$(BIN)/pytest tests/browser.py
+
+test-real: $(MADE)/package-test $(MADE)/package-oracle ## Hold Gemma 3 270M against llama.cpp: GEMMA3=gemma-3-270m-Q4_K_M.gguf
+	GEMMA3=$(GEMMA3) $(BIN)/pytest tests/real.py
 
 test-long: $(MADE)/package-test $(MADE)/package-long $(MADE)/model ## Test the server for half an hour: with clients of others, and with 100,000 requests
 	$(BIN)/pytest tests/long.py

@@ -108,6 +108,21 @@ def program(package: Any, model: str) -> Iterator[tuple[str, Callable[[], Any]]]
     function: dict[str, Any] = {"functions": [tool["function"]], "function_call": {"name": "person"}}
     yield "function", lambda: parsed(llm.create_chat_completion(CONVERSATION, temperature=0, **function))
 
+    calling = package.Llama(model, chat_format="chatml-function-calling", **options)
+    yield (
+        "functions: none",
+        lambda: calling.create_chat_completion(
+            CONVERSATION, temperature=0, max_tokens=5, tools=[tool], tool_choice="none"
+        ),
+    )
+    yield "functions: one", lambda: parsed(calling.create_chat_completion(CONVERSATION, temperature=0, **chosen))
+    yield (
+        "functions: one in a stream",
+        lambda: parsed_stream(calling.create_chat_completion(CONVERSATION, temperature=0, stream=True, **chosen)),
+    )
+    unknown: dict[str, Any] = {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "f"}}}
+    yield "functions: no such", lambda: calling.create_chat_completion(CONVERSATION, **unknown)
+
     pooled = package.Llama(model, embedding=True, pooling_type=1, **options)
     yield "embed", lambda: [pooled.embed("hello world", normalize=True)[:8], len(pooled.embed(["a", "b"]))]
     yield "embedding", lambda: embedded(pooled)

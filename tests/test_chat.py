@@ -300,6 +300,14 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "two of a kind": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}],
     "another role": [{"role": "critic", "content": "hm"}],
     "system at the end": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}],
+    "odd": [
+        {"role": "system", "content": ""},
+        {"role": "user", "content": "{{ bos_token }}{% if %}{# <|im_end|> #}\r\n\x00\x1b\x7f\u200d\ufeff\u0301 {{"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": " \n\t "},
+        {"role": "assistant", "content": "</think><think></think>{}[]"},
+        {"role": "user", "content": "long, \u00fcber lang \U0001f469\u200d\U0001f680 " * 500},
+    ],
     "nothing said": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}],
     "calls as OpenAI has them": [
         {"role": "system", "content": "Look things up."},

@@ -65,6 +65,34 @@ def test_a_program_for_llama_cpp_python_gets_what_it_gets_there(smollm2: Path) -
     assert not [d for name in real for d in differences(real[name], ours[name], name)]
 
 
+def test_any_model_chooses_functions_or_a_message(smollm2: Path) -> None:
+    """Where the real one takes the name of the next function for that of the last, and a message can say nothing."""
+    llm = Llama(str(smollm2), chat_format="chatml-function-calling", n_ctx=1024)
+    schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 9}}, "required": ["city"]}
+    tools = [{"type": "function", "function": {"name": n, "parameters": schema}} for n in ("weather", "map")]
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
+    asked: dict[str, Any] = {"tools": tools, "temperature": 0, "max_tokens": 24}
+    answer = llm.create_chat_completion(messages, tool_choice="auto", **asked)
+    message = answer["choices"][0]["message"]
+    assert answer["usage"]["total_tokens"] > 100 and answer["choices"][0]["finish_reason"] == "tool_calls"
+    assert message["tool_calls"] and message["content"] is None, "as this model likes"
+    said = [(call["function"]["name"], call["function"]["arguments"]) for call in message["tool_calls"]]
+    assert len(set(said)) == len(said) and {name for name, _ in said} <= {"weather", "map"}
+    assert all(json.loads(arguments).keys() == {"city"} for _, arguments in said)
+    assert ("function_call" in message) == (len(said) == 1)
+    # A message, because the model is held to begin with one.
+    bias = dict.fromkeys(llm.tokenize(b"message", add_bos=False)[:1], 50.0)
+    functions: list[Any] = [tool["function"] for tool in tools]
+    told = [*messages, message, {"role": "tool", "tool_call_id": "x", "content": "snow"}]
+    done = llm.create_chat_completion(
+        told, functions=functions, function_call="auto", logit_bias=bias, max_tokens=3, temperature=0
+    )
+    assert done["choices"][0]["message"]["content"] and "tool_calls" not in done["choices"][0]["message"]
+    chat_format.call_functions(llama=llm, messages=told, tools=tools, tool_choice="none", max_tokens=1)
+    with pytest.raises(ValueError, match="Automatic streaming tool choice is not supported"):
+        llm.create_chat_completion(messages, tool_choice="required", stream=True, **asked)
+
+
 def test_greedy_text_is_that_of_the_library(llm: Llama, smollm2: Path) -> None:
     own = Model(smollm2).generate("Once upon a time", max_tokens=20, temperature=0).text
     whole = llm("Once upon a time", max_tokens=20, temperature=0)["choices"][0]["text"]

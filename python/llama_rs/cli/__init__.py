@@ -80,7 +80,7 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="llama-rs", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Run LLaMA language models on this computer, from GGUF files and Hugging Face directories as they are.
+    """Run language models on this computer, from GGUF files and Hugging Face directories as they are.
 
     \b
       llama-rs chat                             talk with a model

@@ -38,7 +38,7 @@ def page() -> str:
     lines = [
         f'.TH LLAMA-RS 1 "" "llama-rs {__version__}" "User Commands"',
         ".SH NAME",
-        "llama-rs \\- run LLaMA language models from their files",
+        "llama-rs \\- run language models from their files",
         ".SH SYNOPSIS",
         ".B llama-rs",
         "\\fICOMMAND\\fR [\\fIOPTION\\fR]... [\\fIARGUMENT\\fR]...",

@@ -156,7 +156,9 @@ def get_chat_completion_handler(name: str) -> Callable[..., Any]:
         return _handlers[name]
     if name in FORMATS:
         return _handler_of_template(*FORMATS[name])
-    formats = [*FORMATS, *_handlers]
+    if name == FUNCTION_CALLING:
+        return call_functions
+    formats = [*FORMATS, FUNCTION_CALLING, *_handlers]
     raise LlamaChatCompletionHandlerNotFoundException(f"Invalid chat handler: {name} (valid formats: {formats})")
 
 
@@ -240,6 +242,149 @@ def answer(
     )
     called = tool["function"]["name"] if tool else None
     return chunks_of_chat(completion, called) if stream else chat_of(completion, called)
+
+
+# The format in which any model calls functions: ChatML, in which an answer begins with what it is
+
+FUNCTION_CALLING = "chatml-function-calling"
+MOST_CALLS = 16
+"""So many calls an answer may have."""
+
+_TOLD_OF_TOOLS = """\
+{%- macro told() %}{% if tools %}
+
+
+You have access to the following functions:
+{% for tool in tools %}
+
+functions.{{ tool.function.name }}:
+{{ tool.function.parameters | tojson }}
+{% endfor %}
+
+
+You can respond to users messages with either a single message or one or more function calls.
+
+To respond with a message begin the message with 'message:', use the following format:
+
+message:
+<message>
+
+To respond with one or more function calls begin the message with 'functions.<function_name>:', \
+use the following format:
+
+functions.<function_name>:
+{ "arg1": "value1", "arg2": "value2" }
+functions.<function_name>:
+{ "arg1": "value1", "arg2": "value2" }{% endif %}{% endmacro -%}
+"""
+_FUNCTION_CALLING = (
+    _TOLD_OF_TOOLS
+    + """\
+{%- if tools and messages[0].role != 'system' %}{{ '<|im_start|>system' + told() + '<|im_end|>\\n' }}{% endif %}
+{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}
+{%- if m.role == 'assistant' and m.content and tools %}{{ 'message:\\n' }}{% endif %}
+{{- m.content or '' }}{% if m.role == 'system' %}{{ told() }}{% endif %}
+{%- for call in m.tool_calls or [] %}
+{{- 'functions.' + call.function.name + ':\\n' + call.function.arguments }}
+{%- endfor %}{{ '<|im_end|>\\n' }}{% endfor %}{{ '<|im_start|>assistant\\n' }}"""
+)
+
+
+def call_functions(
+    *,
+    llama: Llama,
+    messages: list[Any],
+    functions: Sequence[Any] | None = None,
+    function_call: Any = None,
+    tools: Sequence[Any] | None = None,
+    tool_choice: Any = None,
+    response_format: Any = None,
+    stop: str | list[str] | None = None,
+    grammar: LlamaGrammar | None = None,
+    logprobs: bool | None = None,
+    top_logprobs: int | None = None,
+    stream: bool = False,
+    **options: Any,
+) -> Any:
+    """Answers with a message or with calls of functions, as the model likes, or with the one that is asked for.
+
+    Models are told of the functions also if there is no message of the system, and of what functions gave.
+    """
+    if isinstance(function_call, str):
+        tool_choice = function_call
+    elif isinstance(function_call, dict):
+        tool_choice = {"type": "function", "function": {"name": function_call["name"]}}
+    given = None if tool_choice in (None, "none") else _tools(tools, functions) or None
+    parameters = {
+        tool["function"]["name"]: tool["function"].get("parameters", {"type": "object"}) for tool in given or []
+    }
+    chat = _core.Chat(llama._tokenizer._core, _FUNCTION_CALLING, llama.model_path)
+    prompt = chat.encode({}, {"messages": checked(messages), "tools": given or []}, int(time.time()), 1 << 32)
+    end = [*([stop] if isinstance(stop, str) else stop or []), "<|im_end|>"]
+
+    def then(text: str) -> list[int]:
+        return llama.tokenize(text.encode(), add_bos=False)
+
+    def chosen(*words: str, grammar: str = "root ::= word") -> str:
+        """What the answer goes on with, of some words."""
+        rules = f"{grammar}\nword ::= {' | '.join(map(json.dumps, words))}\n"
+        completion = llama.create_completion(
+            prompt, **options | {"temperature": 0, "max_tokens": None}, grammar=LlamaGrammar.from_string(rules)
+        )
+        word: str = completion["choices"][0]["text"]
+        return word.strip().removesuffix(":").removeprefix("functions.")
+
+    def called(name: str, **more: Any) -> Any:
+        nonlocal prompt
+        prompt += then(f"functions.{name}:\n")
+        arguments = LlamaGrammar.from_json_schema(json.dumps(parameters[name]))
+        return llama.create_completion(prompt, stop=end, grammar=arguments, **more, **options)
+
+    if isinstance(tool_choice, dict) and given:
+        name = tool_choice["function"]["name"]
+        if name not in parameters:
+            raise ValueError(f"Tool with name '{name}' not found in tools")
+        completion = called(name, stream=stream)
+        return chunks_of_chat(completion, name) if stream else chat_of(completion, name)
+
+    words = [f"functions.{name}:" for name in parameters]
+    name = chosen(*words, *(["message:"] if tool_choice == "auto" else [])) if given else "message"
+    if name not in parameters:
+        prompt += then("message:\n") if given else []
+        said: dict[str, Any] = {"logprobs": logprobs, "top_logprobs": top_logprobs, "stream": stream}
+        return answer(llama, prompt, end, None, response_format=response_format, grammar=grammar, **said, **options)
+    if stream:
+        raise ValueError("Automatic streaming tool choice is not supported")
+    calls: list[tuple[str, Any]] = []
+    while name in parameters and len(calls) < MOST_CALLS:
+        completion = called(name)
+        text = completion["choices"][0]["text"]
+        if any(name == other and text == before["choices"][0]["text"] for other, before in calls):
+            break  # small models go on with the same for ever
+        calls.append((name, completion))
+        if completion["choices"][0]["finish_reason"] == "length":
+            break
+        prompt += then(text + "\n")
+        name = chosen(*words, grammar="root ::= word?")
+    return _chat_of_calls(calls)
+
+
+def _chat_of_calls(calls: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Completions, each the arguments of a call, as the answer of a chat."""
+    whole = chat_of(calls[0][1], calls[0][0])
+    message = whole["choices"][0]["message"]
+    message["tool_calls"] = [
+        {
+            **_call(name, completion["choices"][0]["text"], completion["id"]),
+            "id": f"call__{i}_{name}_{completion['id']}",
+        }
+        for i, (name, completion) in enumerate(calls)
+    ]
+    if len(calls) > 1:
+        del message["function_call"]
+    usages = [completion["usage"] for _, completion in calls]
+    whole["usage"] = {key: sum(usage[key] for usage in usages) for key in usages[0]}
+    return whole
 
 
 def _grammar_of(response_format: Any) -> LlamaGrammar | None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Unpack
 
 from . import _core
@@ -23,6 +25,9 @@ else:
     Tracer = Any  # of a package that need not be there
 
 LEAST_KV_BYTES = 64 << 20
+
+IDLE_LOOK = 1.0
+"""How often who waits for a server looks whether it has ended by itself, in seconds."""
 
 
 class Server(Closing):
@@ -141,6 +146,8 @@ class Server(Closing):
             defaults=given,
         )
         self.name = name or ""
+        self._ending = Lock()  # held until the end begins
+        self._ending.acquire()
         self.repository: Repository | None = None
         self._spans: Spans | None = None
         try:
@@ -168,7 +175,15 @@ class Server(Closing):
 
     def wait(self, seconds: float | None = None) -> bool:
         """Waits until the server has ended, at most so many seconds; gives whether it has."""
-        return self._core.wait(3e9 if seconds is None else seconds)
+        if seconds is not None:
+            return self._core.wait(seconds)
+        # The core looks ten times a second whether there are signals to handle: half a thousandth of a core, and more
+        # on a busy machine. Who waits for a lock is interrupted by them.
+        while not self._core.wait(0.0):
+            if self._ending.acquire(timeout=IDLE_LOOK):
+                self._ending.release()
+                return self._core.wait(3e9)
+        return True
 
     def drain(self, *, grace: float = 0.0, patience: float = 30.0) -> None:
         """Begins to end it, and returns at once: see :meth:`wait`.
@@ -177,10 +192,12 @@ class Server(Closing):
             grace: seconds for which it says that it will end (``/readyz`` is 503) and still takes requests.
             patience: seconds that answers have to be finished after that.
         """
+        self._end_begins()
         self._core.drain(grace, patience)
 
     def close(self) -> None:
         """Ends it at once. What is being answered ends with an error."""
+        self._end_begins()
         self._core.stop()
         self._core.wait(5.0)
         if self.repository is not None:
@@ -189,6 +206,11 @@ class Server(Closing):
             self._spans.close()
         if self._owned is not None:
             self._owned.close()
+
+    def _end_begins(self) -> None:
+        """Lets those who wait look often. May be called by a handler of signals in the midst of anything."""
+        with suppress(RuntimeError):  # it was before
+            self._ending.release()
 
     def __repr__(self) -> str:
         return f"Server({self.url!r}, {self.name!r})"

@@ -81,6 +81,8 @@ class Maker:
         from importlib import import_module
 
         options = [p for p in import_module(f"llama_rs.cli.{command}").command.params if p.param_type_name == "option"]
+        if not options:
+            return []
         option = r.choice(options)
         spelling = r.choice([*option.opts, *option.secondary_opts])
         if option.is_flag:

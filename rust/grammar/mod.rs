@@ -24,7 +24,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::threads::Interrupt;
+use crate::threads::{self, Interrupt};
 use crate::tokenizer::Tokenizer;
 
 pub use schema::{from_response_format, prepare as prepare_schema};
@@ -155,15 +155,17 @@ pub fn compile(tokenizer: &Arc<Tokenizer>, grammar: &Grammar, interrupt: &Interr
         move || drop(send.send(Grammars::of(&tokenizer).and_then(|grammars| grammars.matcher(&grammar))))
     };
     let thread = std::thread::Builder::new().name("grammar".into()).stack_size(STACK).spawn(work);
-    thread.map_err(|_| Error::OutOfMemory { bytes: STACK as u128, what: "a thread for the grammar" })?;
+    let thread = thread.map_err(|_| Error::OutOfMemory { bytes: STACK as u128, what: "a thread for the grammar" })?;
     let start = Instant::now();
+    // Time on a core: on a busy machine small grammars wait long for one.
+    let worked = || threads::cpu_time(&thread).unwrap_or_else(|| start.elapsed());
     loop {
         match receive.recv_timeout(PATIENCE) {
             Ok(matcher) => return matcher.map(Constraint::new),
             Err(RecvTimeoutError::Disconnected) => return Err(refused("it cannot be compiled".into())),
             Err(RecvTimeoutError::Timeout) if interrupt.poll(0) => return Err(Error::Interrupted),
             // What it may still cost is bounded: nobody waits for it.
-            Err(RecvTimeoutError::Timeout) if start.elapsed() > MOST_TIME => {
+            Err(RecvTimeoutError::Timeout) if worked() > MOST_TIME => {
                 return Err(refused(format!("it takes longer than {} s: simplify it", MOST_TIME.as_secs())));
             }
             Err(RecvTimeoutError::Timeout) => {}

@@ -12,6 +12,7 @@ mod pool;
 mod queue;
 
 use std::thread;
+use std::time::Duration;
 
 pub use disjoint::Disjoint;
 pub use interrupt::Interrupt;
@@ -50,6 +51,27 @@ pub fn run(threads: usize, region: &(dyn Fn(usize) + Sync)) {
 /// regions that follow one another closely, such as a forward pass; without it each region counts for itself.
 pub fn busy() -> Busy {
     pool::global().busy()
+}
+
+/// For how long a thread has had a core, if the system tells.
+pub fn cpu_time<T>(thread: &thread::JoinHandle<T>) -> Option<Duration> {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::thread::JoinHandleExt;
+        let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
+        // SAFETY: the thread has not been joined or detached, so its name is valid even when it has ended; both are written
+        // to what is there.
+        let told = unsafe {
+            libc::pthread_getcpuclockid(thread.as_pthread_t(), &raw mut clock) == 0
+                && libc::clock_gettime(clock, &raw mut time) == 0
+        };
+        told.then(|| Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = thread;
+        None
+    }
 }
 
 /// Starts a thread that works for this crate and is no business of the program around it: signals that somebody waits

@@ -119,8 +119,8 @@ def read_all(client: openai.OpenAI, body: dict[str, Any]) -> None:
 
 
 def test_who_goes_away_is_not_computed_for_and_one_too_many_is_refused(cluster: Cluster, path: Path) -> None:
-    cluster.run(deployment(path, kv_bytes=64 << 20, parallel=2, max_queue=2))
-    long: dict[str, Any] = {"model": "model", "prompt": "the sea", "max_tokens": 900, "temperature": 0}
+    cluster.run(deployment(path, context_length=8192, kv_bytes=256 << 20, parallel=2, max_queue=2))
+    long: dict[str, Any] = {"model": "model", "prompt": "the sea", "max_tokens": 8000, "temperature": 0}
     long["extra_body"] = {"ignore_eos": True}
     with cluster.client() as client:
         streams = [client.completions.create(stream=True, **long) for _ in range(2)]

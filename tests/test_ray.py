@@ -70,6 +70,10 @@ def test_a_row_that_cannot_be_done_is_told_and_the_others_are_done(model: Model,
     assert result[name][1] is None if result[name].dtype == object else np.isnan(result[name][1]).all()
     if task in ("generate", "classify"):
         assert Batch(model, task, errors="column", **options)({"text": column()})[name].tolist() == []
+    # Batches become one table: those in which no row can be done have the columns of the others.
+    nothing = Batch(model, task, errors="column", **options)({"text": column("the sea " * 300)})
+    for key in result:
+        assert (nothing[key].dtype, nothing[key].shape[1:]) == (result[key].dtype, result[key].shape[1:])
 
 
 def test_what_is_wrong_with_a_job_is_told_before_its_first_row(model: Model, tiny: Path) -> None:

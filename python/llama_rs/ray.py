@@ -211,7 +211,7 @@ class Batch:
         self.column = column
         self.output = output or ADDED[task][0][0]
         self.errors = errors
-        self._work = _working(self.model, task, parallel, options)
+        self._work, self._nothing = _working(self.model, task, parallel, options)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> Columns:
         """A batch, columns of numpy by their names, with the columns that are added."""
@@ -227,35 +227,31 @@ class Batch:
                 if isinstance(result, Exception):
                     result.add_note(f"It is of row {i} in a batch of {len(results)}, column {self.column!r}.")
                     raise result
-        rows = [(None,) * len(columns) if isinstance(result, Exception) else result for result in results]
-        added = {name: _column([row[i] for row in rows], kind) for i, (name, kind) in enumerate(columns.items())}
+        rows = [self._nothing if isinstance(result, Exception) else result for result in results]
+        added: Columns = {
+            name: np.array([row[i] for row in rows], dtype=kind).reshape(len(rows), *np.shape(self._nothing[i]))
+            for i, (name, kind) in enumerate(columns.items())
+        }
         if self.errors == "column":
             said = [str(result) if isinstance(result, Exception) else "" for result in results]
             added[f"{self.output}_error"] = np.array(said, dtype=object)
         return {**batch, **added}
 
 
-def _column(values: list[Any], kind: type) -> npt.NDArray[Any]:
-    """Values, all of one shape, as an array; where there is none: None, not a number, or 0."""
-    if kind is object:
-        return np.array(values, dtype=object)
-    shape = next((np.shape(value) for value in values if value is not None), ())
-    nothing = np.full(shape, 0 if kind is np.int64 else np.nan)
-    return np.array([nothing if value is None else value for value in values], dtype=kind).reshape(len(values), *shape)
-
-
 Work = Callable[[list[Any]], list[Any]]
 """Texts to what their columns have, or to why there is nothing."""
 
 
-def _working(model: Model, task: Task, parallel: int, options: dict[str, Any]) -> Work:
-    """How it is done; raises now if an option is none."""
+def _working(model: Model, task: Task, parallel: int, options: dict[str, Any]) -> tuple[Work, tuple[Any, ...]]:
+    """How it is done, and what a row has for which it cannot be: None, not a number, or 0, in the shape of others,
+    as batches become one table. Raises now if an option is none."""
     if task == "classify":
         classifier = model.classifier(**options)
-        return _each_if_not_all(lambda texts: [(of.label, [*of.probs.values()]) for of in classifier(texts)])
+        work = _each_if_not_all(lambda texts: [(of.label, [*of.probs.values()]) for of in classifier(texts)])
+        return work, (None, np.full(len(classifier.labels), np.nan))
     if task == "embed":
-        model.embed([], **options)
-        return _each_if_not_all(lambda texts: [(vector,) for vector in model.embed(texts, **options)])
+        nothing = np.full(np.shape(model.embed([], **options))[1:], np.nan, np.float32)
+        return _each_if_not_all(lambda texts: [(vector,) for vector in model.embed(texts, **options)]), (nothing,)
     engine = AsyncEngine(model, parallel=parallel, max_queue=1 << 40, max_queued_tokens=1 << 40)  # a whole batch waits
     _ = engine.stream("", **options) if task == "generate" else engine.stream_chat("", **options)
 
@@ -276,7 +272,7 @@ def _working(model: Model, task: Task, parallel: int, options: dict[str, Any]) -
                 raise result
         return results
 
-    return lambda texts: asyncio.run(all_of(texts))
+    return lambda texts: asyncio.run(all_of(texts)), (None, None, 0)
 
 
 def _each_if_not_all(work: Work) -> Work:

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from functools import partial
@@ -58,7 +59,12 @@ class Cluster:
             return text
 
     def has(self, name: str, number: float) -> bool:
-        return self.metric(name) == number
+        try:
+            return self.metric(name) == number
+        except urllib.error.HTTPError as e:
+            if e.code != 503:  # Ray's own, while it hands out more requests than it lets wait
+                raise
+            return False
 
     def metric(self, name: str) -> float:
         """Of a replica, if there is one only."""
@@ -84,7 +90,7 @@ def sharers(path: Path) -> list[tuple[int, int]]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            maps = (folder / "smaps").read_text().split("VmFlags")
+            maps = (folder / "smaps").read_text(errors="replace").split("VmFlags")
         except OSError:
             continue
         of = [m for m in maps if str(path) in m]

@@ -199,6 +199,16 @@ def _tools(tools: Sequence[Any] | None, functions: Sequence[Any] | None) -> list
     return None if tools is None else list(tools)
 
 
+def _arguments(tool: Any) -> LlamaGrammar:
+    """The form of a tool's arguments."""
+    return LlamaGrammar.from_json_schema(json.dumps(tool["function"].get("parameters", {"type": "object"})))
+
+
+def _ends(stop: str | list[str] | None, end: list[str]) -> list[str]:
+    """What ends an answer: what is asked for, and the marks of the format."""
+    return [*([stop] if isinstance(stop, str) else stop or []), *end]
+
+
 def answer(
     llama: Llama,
     prompt: list[int],
@@ -218,7 +228,6 @@ def answer(
     **options: Any,
 ) -> Any:
     """Completes a prompt, in the shape of a chat."""
-    stop = [*([stop] if isinstance(stop, str) else stop or []), *end]
     if response_format is not None:
         grammar = _grammar_of(response_format) or grammar
     given = _tools(tools, functions)
@@ -230,10 +239,10 @@ def answer(
         tool = next((t for t in given if t["function"]["name"] == name), None)
         if tool is None:
             raise ValueError(f"Tool choice '{name}' not found in tools.")
-        grammar = LlamaGrammar.from_json_schema(json.dumps(tool["function"].get("parameters", {"type": "object"})))
+        grammar = _arguments(tool)
     completion = llama.create_completion(
         prompt=prompt,
-        stop=stop,
+        stop=_ends(stop, end),
         stream=stream,
         grammar=grammar,
         logprobs=(top_logprobs or 0) if logprobs else None,
@@ -315,12 +324,10 @@ def call_functions(
     elif isinstance(function_call, dict):
         tool_choice = {"type": "function", "function": {"name": function_call["name"]}}
     given = None if tool_choice in (None, "none") else _tools(tools, functions) or None
-    parameters = {
-        tool["function"]["name"]: tool["function"].get("parameters", {"type": "object"}) for tool in given or []
-    }
+    by_name = {tool["function"]["name"]: tool for tool in given or []}
     chat = _core.Chat(llama._tokenizer._core, _FUNCTION_CALLING, llama.model_path)
     prompt = chat.encode({}, {"messages": checked(messages), "tools": given or []}, int(time.time()), 1 << 32)
-    end = [*([stop] if isinstance(stop, str) else stop or []), "<|im_end|>"]
+    end = _ends(stop, ["<|im_end|>"])
 
     def then(text: str) -> list[int]:
         return llama.tokenize(text.encode(), add_bos=False)
@@ -334,30 +341,25 @@ def call_functions(
         word: str = completion["choices"][0]["text"]
         return word.strip().removesuffix(":").removeprefix("functions.")
 
-    def called(name: str, **more: Any) -> Any:
-        nonlocal prompt
-        prompt += then(f"functions.{name}:\n")
-        arguments = LlamaGrammar.from_json_schema(json.dumps(parameters[name]))
-        return llama.create_completion(prompt, stop=end, grammar=arguments, **more, **options)
-
     if isinstance(tool_choice, dict) and given:
         name = tool_choice["function"]["name"]
-        if name not in parameters:
+        if name not in by_name:
             raise ValueError(f"Tool with name '{name}' not found in tools")
-        completion = called(name, stream=stream)
-        return chunks_of_chat(completion, name) if stream else chat_of(completion, name)
+        prompt += then(f"functions.{name}:\n")
+        return answer(llama, prompt, end, None, tools=given, tool_choice=tool_choice, stream=stream, **options)
 
-    words = [f"functions.{name}:" for name in parameters]
+    words = [f"functions.{name}:" for name in by_name]
     name = chosen(*words, *(["message:"] if tool_choice == "auto" else [])) if given else "message"
-    if name not in parameters:
+    if name not in by_name:
         prompt += then("message:\n") if given else []
         said: dict[str, Any] = {"logprobs": logprobs, "top_logprobs": top_logprobs, "stream": stream}
         return answer(llama, prompt, end, None, response_format=response_format, grammar=grammar, **said, **options)
     if stream:
         raise ValueError("Automatic streaming tool choice is not supported")
     calls: list[tuple[str, Any]] = []
-    while name in parameters and len(calls) < MOST_CALLS:
-        completion = called(name)
+    while name in by_name and len(calls) < MOST_CALLS:
+        prompt += then(f"functions.{name}:\n")
+        completion = llama.create_completion(prompt, stop=end, grammar=_arguments(by_name[name]), **options)
         text = completion["choices"][0]["text"]
         if any(name == other and text == before["choices"][0]["text"] for other, before in calls):
             break  # small models go on with the same for ever

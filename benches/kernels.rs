@@ -18,7 +18,6 @@
 
 use std::hint::black_box;
 use std::io::Write;
-use std::path::Path;
 use std::time::Instant;
 
 use llama_rs::internals::kernels::activations::Activations;
@@ -67,7 +66,7 @@ fn main() {
         return;
     }
 
-    let file = mapped_file();
+    let file = mapped_file(&vec![1; MATRIX_BYTES]);
     for n in 1..=threads {
         let rate = median((0..ROUNDS).map(|_| read_rate(file.as_slice(), n)));
         println!("read of a mapped file, {n} thread(s): {:.1} GB/s", rate / 1e9);
@@ -161,16 +160,14 @@ fn matrix(dtype: DType, rows: usize, row: usize) -> TensorView {
     let size = rows * dtype.row_bytes(row).expect("whole blocks");
     let bytes: Vec<u8> =
         (0..size).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3] & 0x1b | 0x20).collect();
-    let mapping = Mapping::from_vec(bytes, Path::new("matrix"));
+    let mapping = mapped_file(&bytes);
     TensorView::new(Bytes::new(&mapping, 0..size).expect("in range"), dtype, &[row, rows]).expect("as many bytes")
 }
 
-fn mapped_file() -> std::sync::Arc<Mapping> {
+/// A mapped file, as weights are: its pages may be larger than those of other memory, and are read faster then.
+fn mapped_file(bytes: &[u8]) -> std::sync::Arc<Mapping> {
     let path = std::env::temp_dir().join(format!("llama_rs-bench-{}", std::process::id()));
-    let mut file = std::fs::File::create(&path).expect("a temporary file");
-    for i in 0..256u32 {
-        file.write_all(&vec![i as u8; 1 << 20]).expect("room for a temporary file");
-    }
+    std::fs::write(&path, bytes).expect("room for a temporary file");
     let mapping = Mapping::open(&path).expect("it was just written");
     std::fs::remove_file(&path).expect("it was just written");
     mapping

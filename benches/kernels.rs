@@ -6,6 +6,8 @@
 //! cargo bench --bench kernels -- Q5_0 row=576      rows of so many weights, not 2048
 //! cargo bench --bench kernels -- avx2 tokens=1     batches of so many tokens; may be said more than once
 //! cargo bench --bench kernels -- cached avx2       one thread, weights in its cache: what the instructions cost
+//! cargo bench --bench kernels -- attention         of one token, over the keys and values of 4096 tokens and 24 layers
+//! cargo bench --bench kernels -- attention 9/3x64  of a model with 9 heads, 3 of keys, of 64 numbers
 //! ```
 //!
 //! Limits: bytes a second that loads read from a mapped file, multiply-adds a second of a loop that does nothing else, in
@@ -13,6 +15,8 @@
 //! for a batch. Medians of `ROUNDS`, limits and kernels in turns: on a shared machine both drift together. With `cached` the
 //! shortest of many short runs count: nothing that others do makes a run shorter. What it prints first, GB/s of weights for
 //! one token, is what the kernels could keep up with: where it is above what a core can read, the memory is the limit.
+//! `attention` prints GB/s of keys and values, and their share of what is read of memory; with `cached` of one layer and 256
+//! positions over and over, of one thread.
 
 #![allow(clippy::print_stdout, missing_docs)]
 
@@ -22,8 +26,9 @@ use std::time::Instant;
 
 use llama_rs::internals::kernels::activations::Activations;
 use llama_rs::internals::kernels::matmul::Matmul;
-use llama_rs::internals::kernels::{self, Context, Kernels};
-use llama_rs::internals::mapping::{Bytes, Mapping};
+use llama_rs::internals::kernels::{self, Attention, AttentionSpan, BLOCK, Context, Heads, KV_TYPES, Kernels, Mask, Scores};
+use llama_rs::internals::kv::Block;
+use llama_rs::internals::mapping::{Bytes, Mapping, Memory};
 use llama_rs::internals::quant::DType;
 use llama_rs::internals::tensor::TensorView;
 use llama_rs::internals::threads::{self, Interrupt};
@@ -56,6 +61,14 @@ fn main() {
     let mut batches: Vec<usize> = words.iter().filter_map(|w| w.strip_prefix("tokens=")?.parse().ok()).collect();
     if batches.is_empty() {
         batches = if is_cached { CACHED_BATCHES.to_vec() } else { BATCHES.to_vec() };
+    }
+    if words.iter().any(|w| w == "attention") {
+        for set in sets.iter().filter(|k| k.name() != "scalar" && wanted(k.name(), &set_names)) {
+            for kv_type in KV_TYPES.into_iter().filter(|t| wanted(t.name(), &type_names)) {
+                attention(*set, kv_type, is_cached, threads, &words);
+            }
+        }
+        return;
     }
     if is_cached {
         for set in sets.iter().filter(|k| wanted(k.name(), &set_names)) {
@@ -127,6 +140,56 @@ fn cached(set: &'static dyn Kernels, dtype: DType, row: usize, batches: &[usize]
             print!("{:8} {:8} {:>5.1} GB/s", set.name(), dtype.name(), w.bytes().len() as f64 / seconds / 1e9);
         }
         print!("  {tokens}: {:.0} ({:.0} %)", rate / 1e9, 100.0 * rate / peak);
+        std::io::stdout().flush().expect("standard output is there");
+    }
+    println!();
+}
+
+/// Attention of one token, for as many query heads a key head as models have.
+fn attention(kernels: &'static dyn Kernels, kv_type: DType, is_cached: bool, threads: usize, words: &[String]) {
+    let (layers, depth, threads) = if is_cached { (1, 4 * BLOCK, 1) } else { (24, 4096, threads) };
+    let interrupt = Interrupt::never();
+    let cx = Context { kernels, threads, interrupt: &interrupt, observer: None, adapted: &[] };
+    let scores = Scores { scale: 0.125, softcap: None, alibi: None, mask: Mask::Causal, sinks: None };
+    let file = (!is_cached).then(|| mapped_file(&vec![1; MATRIX_BYTES]));
+    print!("{:8} {:5}", kernels.name(), kv_type.name());
+    let shapes = [(1, 8, 64), (3, 3, 64), (4, 8, 64), (4, 4, 128), (8, 4, 128)];
+    let name = |(group, n_kv_heads, head_dim)| format!("{}/{n_kv_heads}x{head_dim}", group * n_kv_heads);
+    let any = shapes.iter().any(|&shape| words.contains(&name(shape)));
+    for shape in shapes.into_iter().filter(|&shape| !any || words.contains(&name(shape))) {
+        let (group, n_kv_heads, head_dim) = shape;
+        let n_heads = group * n_kv_heads;
+        let heads = Heads { n_heads, n_kv_heads, head_dim, value_dim: head_dim, values_in_keys: false, kv_type };
+        let layer = heads.layer_bytes().expect("whole blocks");
+        let memory = Memory::zeroed(layer * layers * depth / BLOCK).expect("memory");
+        let mut blocks: Vec<Block> = Block::cut(memory, layer * layers).collect();
+        blocks.iter_mut().for_each(|block| block.bytes_mut().fill(0x21));
+        let (q, mut out, mut parts) = (vec![0.1; n_heads * head_dim], vec![0.0; n_heads * head_dim], Vec::new());
+        let bytes = layers * layer * depth / BLOCK;
+        let turns = if is_cached { 1000 } else { 1 };
+        let mut pass = || {
+            let start = Instant::now();
+            for i in 0..layers * turns {
+                let at = i % layers * layer;
+                let blocks = blocks.iter().map(|block| &block.bytes()[at..at + layer]).collect();
+                let span = AttentionSpan { tokens: 1, start: depth - 1, blocks };
+                Attention::new(heads, scores, &q, vec![span], &mut out, &mut parts).run(&cx);
+            }
+            (bytes * turns) as f64 / start.elapsed().as_secs_f64()
+        };
+        print!("   {}:", name(shape));
+        let mut rates = Vec::new();
+        let mut shares = Vec::new();
+        for _ in 0..3 * ROUNDS {
+            rates.push(pass());
+            if let Some(file) = &file {
+                shares.push(rates[rates.len() - 1] / read_rate(file.as_slice(), threads));
+            }
+        }
+        match is_cached {
+            true => print!(" {:.1} GB/s", rates.into_iter().fold(0.0, f64::max) / 1e9),
+            false => print!(" {:.1} GB/s ({:.0} %)", median(rates) / 1e9, 100.0 * median(shares)),
+        }
         std::io::stdout().flush().expect("standard output is there");
     }
     println!();

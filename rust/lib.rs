@@ -72,8 +72,8 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     rooms! {
-        arch chat checkpoint classify embedding engine formats generate grammar hash http likelihood mapping measure quant quantize sampling
-        scheduler tensor threads tokenizer weights
+        arch chat checkpoint classify embedding engine formats generate grammar hash http kv likelihood mapping measure quant quantize
+        sampling scheduler tensor threads tokenizer weights
     }
 
     pub mod kernels {

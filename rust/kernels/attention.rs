@@ -12,8 +12,8 @@
 //!
 //! A query's result does not depend on who else is in the batch: the order of every sum follows from its own position.
 //! Scores are summed over the dimensions one after another, positions are cut into parts of [`PART`], each part is a
-//! softmax of its own (online over its blocks), and parts are put together from the first to the last. Whether a worker
-//! does all parts of many queries or one part of a few is a matter of speed only.
+//! softmax of its own, and parts are put together from the first to the last. Whether a worker does all parts of many
+//! queries or one part of a few is a matter of speed only.
 //!
 //! One body for each operation, over a [`Vector`], as in [`ops`](super::ops).
 
@@ -25,7 +25,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::Context;
-use super::vector::{Number, Vector, exp};
+use super::vector::{Number, Vector, exp, prefetch};
 use crate::quant::DType;
 use crate::threads::Disjoint;
 
@@ -44,7 +44,7 @@ const PART: usize = 4 * BLOCK;
 /// Queries (tokens times heads of a group) that share unpacked keys and values.
 const QUERIES: usize = 96;
 /// From this many queries on, unpacking keys and values to floats once pays; fewer convert them on the way.
-const UNPACKED_QUERIES: usize = 7;
+const UNPACKED_QUERIES: usize = TILE_ROWS + 1;
 /// From this many queries on, a task takes all parts; of fewer, a part is a task.
 const TILE_QUERIES: usize = 6;
 /// If a span has fewer tasks than this (few heads of keys, few tokens), a part is one, too: there are other workers.
@@ -269,6 +269,14 @@ impl<'a> Attention<'a> {
         cx.each(cut.len(), &|i| unsafe { self.put_together(cut[i]) });
     }
 
+    /// The keys that a task reads first.
+    fn first_keys(&self, task: &AttentionTask) -> &[u8] {
+        let span = &self.spans[task.span];
+        let start = self.scores.mask.visible(span.start + task.first_token, span.end()).start;
+        let first = task.part.map_or(start, |part| start.max(part * PART));
+        &span.blocks[first / BLOCK][self.heads.at(task.kv_head)[0].clone()]
+    }
+
     /// Where the result of a part is for query `i` (token times heads) of a span that is cut: the sum of weighted values,
     /// the largest score and the sum of the weights relative to it.
     fn part_at(&self, span: usize, query: usize, part: usize) -> Range<usize> {
@@ -342,7 +350,7 @@ thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Task `i` of an attention: online softmax (Milakov and Gimelshein 2018; Dao et al. 2022) over blocks of keys.
+/// Task `i` of an attention: online softmax (Milakov and Gimelshein 2018; Dao et al. 2022) over parts of the positions.
 ///
 /// # Safety
 /// - The CPU has the features of `V`.
@@ -351,7 +359,7 @@ thread_local! {
 pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
     let AttentionTask { span: index, kv_head, first_token, end_token, part } = job.tasks[i];
     let span = &job.spans[index];
-    let Heads { n_heads, head_dim: hd, value_dim: vd, values_in_keys, kv_type, .. } = job.heads;
+    let Heads { n_heads, head_dim: hd, value_dim: vd, values_in_keys, .. } = job.heads;
     let Scores { scale, softcap, mask, .. } = job.scores;
     let group = job.heads.group();
     let (wide, wide_v) = (hd.next_multiple_of(16), vd.next_multiple_of(16)); // registers are whole in scratch
@@ -365,7 +373,7 @@ pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
 
     let mut scratch = SCRATCH.take();
     let turned = if values_in_keys { wide_v * BLOCK } else { 0 };
-    let sizes = [queries * wide, queries * wide_v, queries * wide_v, queries * BLOCK, wide.max(wide_v) * BLOCK, turned];
+    let sizes = [queries * wide, queries * wide_v, queries * wide_v, queries * PART, wide.max(wide_v) * BLOCK, turned];
     let needed = sizes.iter().sum::<usize>();
     if scratch.len() < needed {
         scratch = vec![0.0; needed];
@@ -377,7 +385,7 @@ pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
         first
     };
     let [q, acc, whole, scores, floats, turned] = sizes.map(&mut take);
-    // q: [query][dim], scaled; acc and whole: [query][dim], of a part and of all; scores: [query][position of the block];
+    // q: [query][dim], scaled; acc and whole: [query][dim], of a part and of all; scores: [query][position of the part];
     // floats: a block of keys [dim][position] or of values [position][dim]; turned: of values that are part of the keys
     for i in 0..queries {
         let from = &job.q[(batch + query_of(i)) * hd..][..hd];
@@ -393,61 +401,62 @@ pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
     let (start, end) = (visible(0).start, visible(queries - 1).end);
     let parts = part.map_or(start / PART..end.div_ceil(PART), |part| part..part + 1);
     for part_index in parts {
-        acc.fill(0.0);
-        states.fill(PartSum::EMPTY);
-        let part_range = part_index * PART..(part_index + 1) * PART;
-        let blocks = part_range.start.max(start - start % BLOCK)..part_range.end.min(end);
-        for first in blocks.step_by(BLOCK) {
-            let n = BLOCK.min(end - first);
-            let block = span.blocks[first / BLOCK];
-            let (keys, values) = (&block[keys_at.clone()], &block[values_at.clone()]);
-            // SAFETY: a block has BLOCK positions of keys and values, the scratch has the shapes given above, and the
-            // features are the caller's promise.
+        let origin = part_index * PART;
+        let first = origin.max(start - start % BLOCK);
+        let last = (origin + PART).min(end);
+        let blocks = || (first..last).step_by(BLOCK);
+        let keys_of = |position: usize| &span.blocks[position / BLOCK][keys_at.clone()];
+        let values_of = |position: usize| &span.blocks[position / BLOCK][values_at.clone()];
+        for at in blocks() {
+            // What is read next is asked for: the keys of the next block, or the first values.
+            let ahead = if at + BLOCK < last { keys_of(at + BLOCK) } else { values_of(first) };
+            // SAFETY: a block has BLOCK positions, the scratch has the shapes given above, and the features are the
+            // caller's promise.
+            unsafe { times_keys::<V>(&mut scores[at - origin..], q, (queries, wide), job.heads, keys_of(at), floats, ahead) };
+        }
+        for i in 0..queries {
+            let seen = visible(i);
+            let seen = seen.start.clamp(first, last) - origin..seen.end.clamp(first, last) - origin;
+            // Those of its own blocks, whoever else is there: what it does not see is nothing for it to add.
+            let (from, to) = (seen.start / BLOCK * BLOCK, seen.end.next_multiple_of(BLOCK));
+            let row = &mut scores[i * PART..][first - origin..last.next_multiple_of(BLOCK) - origin];
+            if seen.is_empty() {
+                row.fill(0.0);
+                states[i] = PartSum::EMPTY;
+                continue;
+            }
+            let row = &mut scores[i * PART..(i + 1) * PART];
+            // SAFETY: BLOCK is whole registers; the features are the caller's promise.
             unsafe {
-                let (s, q) = (scores.as_mut_ptr(), q.as_ptr());
-                if queries < UNPACKED_QUERIES && kv_type == DType::F16 && !values_in_keys {
-                    let keys = keys.as_ptr().cast::<u16>();
-                    gemm::<V, u16>(s, BLOCK, q, wide, keys, BLOCK, (queries, BLOCK, hd), false);
-                } else {
-                    unpack_keys::<V>(floats, kv_type, keys);
-                    gemm::<V, f32>(s, BLOCK, q, wide, floats.as_ptr(), BLOCK, (queries, BLOCK, hd), false);
+                if let Some(limit) = softcap {
+                    super::ops::softcap::<V>(&mut row[from..to], limit);
                 }
-                for i in 0..queries {
-                    let seen = visible(i);
-                    let seen = seen.start.saturating_sub(first).min(n)..seen.end.saturating_sub(first).min(n);
-                    let scores = &mut scores[i * BLOCK..(i + 1) * BLOCK];
-                    if let Some(limit) = softcap {
-                        super::ops::softcap::<V>(scores, limit);
+                if let Some(slope) = job.scores.slope(kv_head * group + i % group, n_heads) {
+                    for (position, score) in (origin + from..).zip(&mut row[from..to]) {
+                        *score -= slope * position.abs_diff(position_of(i)) as f32;
                     }
-                    if let Some(slope) = job.scores.slope(kv_head * group + i % group, n_heads) {
-                        for (position, score) in (first..).zip(&mut *scores) {
-                            *score -= slope * position.abs_diff(position_of(i)) as f32;
-                        }
-                    }
-                    scores[..seen.start].fill(f32::NEG_INFINITY);
-                    scores[seen.end..].fill(f32::NEG_INFINITY);
-                    if !seen.is_empty() {
-                        soften::<V>(scores, &mut states[i], &mut acc[i * wide_v..(i + 1) * wide_v]);
-                    }
-                    scores[..seen.start].fill(0.0);
-                    scores[seen.end.max(seen.start)..].fill(0.0);
                 }
-                let (acc, scores) = (acc.as_mut_ptr(), scores.as_ptr());
-                if values_in_keys {
-                    transpose(turned, &floats[(hd - vd) * BLOCK..hd * BLOCK], wide_v);
-                    gemm::<V, f32>(acc, wide_v, scores, BLOCK, turned.as_ptr(), wide_v, (queries, wide_v, n), true);
-                } else if queries < UNPACKED_QUERIES && kv_type == DType::F16 && vd.is_multiple_of(V::LANES) {
-                    let values = values.as_ptr().cast::<u16>();
-                    gemm::<V, u16>(acc, wide_v, scores, BLOCK, values, vd, (queries, vd, n), true);
-                } else {
-                    unpack_values::<V>(floats, kv_type, values, n, vd, wide_v);
-                    gemm::<V, f32>(acc, wide_v, scores, BLOCK, floats.as_ptr(), wide_v, (queries, wide_v, n), true);
-                }
+                row[from..seen.start].fill(f32::NEG_INFINITY);
+                row[seen.end..to].fill(f32::NEG_INFINITY);
+                states[i] = soften::<V>(&mut row[from..to]);
+            }
+            row[..seen.start].fill(0.0);
+            row[seen.end..].fill(0.0);
+        }
+        acc.fill(0.0);
+        for at in blocks() {
+            let next = || job.tasks.get(i + 1).map_or(&[][..], |next| job.first_keys(next));
+            let ahead = if at + BLOCK < last { values_of(at + BLOCK) } else { next() };
+            let n = BLOCK.min(last - at);
+            // SAFETY: as above.
+            unsafe {
+                let (scores, values) = (&scores[at - origin..], (keys_of(at), values_of(at)));
+                times_values::<V>(acc, scores, (queries, wide_v, n), job.heads, values, floats, turned, ahead);
             }
         }
         for i in 0..queries {
             let seen = visible(i);
-            if seen.end <= part_range.start || part_range.end <= seen.start {
+            if seen.end <= origin || origin + PART <= seen.start {
                 continue; // it sees nothing of this part
             }
             let acc = &acc[i * wide_v..][..vd];
@@ -474,32 +483,92 @@ pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
     SCRATCH.set(scratch);
 }
 
-/// One step of the online softmax: turns a block of scores into weights relative to the largest score so far, and
-/// scales what was summed before to it.
+/// Turns scores into weights relative to the largest of them.
 ///
 /// # Safety
-/// - The CPU has the features of `V`; `scores` and `acc` are whole registers.
+/// - The CPU has the features of `V`; `scores` are whole registers.
 #[inline(always)]
-unsafe fn soften<V: Vector>(scores: &mut [f32], state: &mut PartSum, acc: &mut [f32]) {
-    // SAFETY: BLOCK and the padded head are whole registers; the features are the caller's promise.
+unsafe fn soften<V: Vector>(scores: &mut [f32]) -> PartSum {
+    // SAFETY: whole registers; the features are the caller's promise.
     unsafe {
-        let mut max = V::splat(state.largest);
+        let mut max = V::splat(f32::NEG_INFINITY);
         for s in scores.chunks_exact(V::LANES) {
             max = max.max(V::load(s.as_ptr()));
         }
-        let now = max.largest();
-        let shrink = (state.largest - now).exp();
+        let largest = max.largest();
         let mut sum = V::splat(0.0);
         for s in scores.chunks_exact_mut(V::LANES) {
-            let p = exp(V::load(s.as_ptr()).sub(V::splat(now)));
+            let p = exp(V::load(s.as_ptr()).sub(V::splat(largest)));
             p.store(s.as_mut_ptr());
             sum = sum.add(p);
         }
-        let wide = V::splat(shrink);
-        for a in acc.chunks_exact_mut(V::LANES) {
-            V::load(a.as_ptr()).mul(wide).store(a.as_mut_ptr());
+        PartSum { largest, total: sum.sum() }
+    }
+}
+
+/// `scores = q keys`: of a block of keys and some queries `(n, stride)`. `scores` has rows of [`PART`].
+///
+/// # Safety
+/// - The CPU has the features of `V`; `keys` are those of a head of a block.
+/// - `q`, `scores` and `floats` are as large as an attention makes them.
+#[inline(always)]
+unsafe fn times_keys<V: Vector>(
+    scores: &mut [f32],
+    q: &[f32],
+    (queries, wide): (usize, usize),
+    heads: Heads,
+    keys: &[u8],
+    floats: &mut [f32],
+    ahead: &[u8],
+) {
+    let (scores, q, shape) = (scores.as_mut_ptr(), q.as_ptr(), (queries, BLOCK, heads.head_dim));
+    // SAFETY: the caller's promises.
+    unsafe {
+        if heads.values_in_keys || queries >= UNPACKED_QUERIES {
+            unpack_keys::<V>(floats, heads.kv_type, keys);
+            gemm::<V, _>(scores, PART, q, wide, Rows::floats(floats, BLOCK), shape, false, ahead);
+        } else if heads.kv_type == DType::F16 {
+            gemm::<V, _>(scores, PART, q, wide, Rows::halves(keys, BLOCK), shape, false, ahead);
+        } else {
+            gemm::<V, _>(scores, PART, q, wide, KeysQ8(keys.as_ptr()), shape, false, ahead);
         }
-        *state = PartSum { largest: now, total: state.total * shrink + sum.sum() };
+    }
+}
+
+/// `acc += scores values`: of the first `n` positions of a block and some queries, `(queries, stride of acc, n)`.
+///
+/// # Safety
+/// - As for [`times_keys`].
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn times_values<V: Vector>(
+    acc: &mut [f32],
+    scores: &[f32],
+    (queries, wide, n): (usize, usize, usize),
+    heads: Heads,
+    (keys, values): (&[u8], &[u8]),
+    floats: &mut [f32],
+    turned: &mut [f32],
+    ahead: &[u8],
+) {
+    let Heads { head_dim: hd, value_dim: vd, kv_type, .. } = heads;
+    let (acc, scores) = (acc.as_mut_ptr(), scores.as_ptr());
+    let (shape, padded) = ((queries, vd, n), (queries, wide, n));
+    // SAFETY: the caller's promises.
+    unsafe {
+        if heads.values_in_keys {
+            unpack_keys::<V>(floats, kv_type, keys);
+            transpose(turned, &floats[(hd - vd) * BLOCK..hd * BLOCK], wide);
+            gemm::<V, _>(acc, wide, scores, PART, Rows::floats(turned, wide), padded, true, ahead);
+        } else if queries >= UNPACKED_QUERIES || !vd.is_multiple_of(V::LANES) {
+            unpack_values::<V>(floats, kv_type, values, n, vd, wide);
+            gemm::<V, _>(acc, wide, scores, PART, Rows::floats(floats, wide), padded, true, ahead);
+        } else if kv_type == DType::F16 {
+            gemm::<V, _>(acc, wide, scores, PART, Rows::halves(values, vd), shape, true, ahead);
+        } else {
+            let values = ValuesQ8(values.as_ptr(), values.len() / BLOCK);
+            gemm::<V, _>(acc, wide, scores, PART, values, shape, true, ahead);
+        }
     }
 }
 
@@ -721,6 +790,130 @@ unsafe fn to_f16<V: Vector>(out: &mut [u16], x: &[f32]) {
     }
 }
 
+/// The second matrix of [`gemm`] as it lies in memory, at any alignment: read a register at a time.
+trait Columns: Copy {
+    /// Rows that share scales.
+    const GROUP: usize;
+    /// The scales of `N` registers of row `k` from column `j` on, a multiple of that many.
+    ///
+    /// # Safety
+    /// - The CPU has the features of `V`, and the matrix these numbers.
+    unsafe fn scales<V: Vector, const N: usize>(self, k: usize, j: usize) -> [V; N];
+    /// The numbers of row `k` from column `j` on, times their scale.
+    ///
+    /// # Safety
+    /// - As above.
+    unsafe fn load<V: Vector>(self, k: usize, j: usize, scale: V) -> V;
+}
+
+/// Numbers without scales, in rows.
+#[derive(Clone, Copy)]
+struct Rows<B> {
+    p: *const B,
+    stride: usize,
+}
+
+impl Rows<f32> {
+    fn floats(numbers: &[f32], stride: usize) -> Self {
+        Self { p: numbers.as_ptr(), stride }
+    }
+}
+
+impl Rows<u16> {
+    fn halves(bytes: &[u8], stride: usize) -> Self {
+        Self { p: bytes.as_ptr().cast(), stride }
+    }
+}
+
+impl<B: Number> Columns for Rows<B> {
+    const GROUP: usize = usize::MAX;
+    #[inline(always)]
+    unsafe fn scales<V: Vector, const N: usize>(self, _k: usize, _j: usize) -> [V; N] {
+        // SAFETY: the caller's promise.
+        unsafe { [V::splat(1.0); N] }
+    }
+    #[inline(always)]
+    unsafe fn load<V: Vector>(self, k: usize, j: usize, _scale: V) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { B::load::<V>(self.p.add(k * self.stride + j)) }
+    }
+}
+
+/// Keys in Q8_0, `[dimension / 32][scale per position, then 32 x position]`.
+#[derive(Clone, Copy)]
+struct KeysQ8(*const u8);
+
+impl Columns for KeysQ8 {
+    const GROUP: usize = 32;
+    #[inline(always)]
+    unsafe fn scales<V: Vector, const N: usize>(self, k: usize, j: usize) -> [V; N] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let group = self.0.add(k / 32 * Q8_0 * BLOCK).cast::<u16>();
+            let mut scales = [V::splat(0.0); N];
+            for i in 0..N {
+                scales[i] = V::load_f16(group.add(j + i * V::LANES));
+            }
+            scales
+        }
+    }
+    #[inline(always)]
+    unsafe fn load<V: Vector>(self, k: usize, j: usize, scale: V) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_i8(self.0.add(k / 32 * Q8_0 * BLOCK + 2 * BLOCK + k % 32 * BLOCK + j).cast()).mul(scale) }
+    }
+}
+
+/// Values in Q8_0, rows of so many bytes, of blocks.
+#[derive(Clone, Copy)]
+struct ValuesQ8(*const u8, usize);
+
+impl Columns for ValuesQ8 {
+    const GROUP: usize = 1;
+    #[inline(always)]
+    unsafe fn scales<V: Vector, const N: usize>(self, k: usize, j: usize) -> [V; N] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let row = self.0.add(k * self.1 + j / 32 * Q8_0);
+            let mut scales = [V::splat(0.0); N];
+            for i in 0..N {
+                // `j` is a multiple of N registers: one block has them all, or they begin with one.
+                scales[i] = V::splat_f16(row.add(i * V::LANES / 32 * Q8_0).cast());
+            }
+            scales
+        }
+    }
+    #[inline(always)]
+    unsafe fn load<V: Vector>(self, k: usize, j: usize, scale: V) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_i8(self.0.add(k * self.1 + j / 32 * Q8_0 + 2 + j % 32).cast()).mul(scale) }
+    }
+}
+
+/// What is read next, and asked for from memory meanwhile: the hardware does not know.
+#[derive(Clone, Copy)]
+struct Ahead {
+    p: *const u8,
+    step: usize, // bytes for each step of a tile
+}
+
+impl Ahead {
+    /// These bytes, in so many steps.
+    fn of(bytes: &[u8], steps: usize) -> Self {
+        Self { p: bytes.as_ptr(), step: bytes.len() / steps.max(1) }
+    }
+
+    #[inline(always)]
+    fn ask<const LINES: usize>(self, step: usize) {
+        for line in 0..LINES {
+            prefetch(self.p.wrapping_add(step * self.step + 64 * line));
+        }
+    }
+}
+
+/// Rows of a tile, at most.
+const TILE_ROWS: usize = 8;
+
 /// `c (+)= a b` with `(m, n, k)`: `a` is m x k, `b` is k x n and n a multiple of 16, all row-major with a stride.
 ///
 /// # Safety
@@ -728,92 +921,134 @@ unsafe fn to_f16<V: Vector>(out: &mut [u16], x: &[f32]) {
 /// - The matrices are there, with these sizes and strides.
 #[allow(clippy::too_many_arguments)] // BLAS has them, too
 #[inline(always)]
-unsafe fn gemm<V: Vector, B: Number>(
+unsafe fn gemm<V: Vector, B: Columns>(
     c: *mut f32,
     c_stride: usize,
     a: *const f32,
     a_stride: usize,
-    b: *const B,
-    b_stride: usize,
+    b: B,
     (m, n, k): (usize, usize, usize),
     accumulate: bool,
+    ahead: &[u8],
 ) {
-    // A tile of 6 rows and up to 4 registers (2 where there are only 16): sums, one of b, one of a.
-    let wide = if V::REGISTERS == 32 { 4 } else { 2 };
-    let mut j = 0;
-    while j < n {
-        let vectors = if j + wide * V::LANES <= n { wide } else { 1 };
-        let mut i = 0;
-        while i < m {
-            let rows = (m - i).min(6);
-            // SAFETY: the tile lies within the matrices that the caller has.
-            unsafe {
-                let (c, a, b) = (c.add(i * c_stride + j), a.add(i * a_stride), b.add(j));
-                macro_rules! tile {
-                    ($rows:literal) => {
-                        match vectors {
-                            4 => gemm_tile::<V, B, $rows, 4>(c, c_stride, a, a_stride, b, b_stride, k, accumulate),
-                            2 => gemm_tile::<V, B, $rows, 2>(c, c_stride, a, a_stride, b, b_stride, k, accumulate),
-                            _ => gemm_tile::<V, B, $rows, 1>(c, c_stride, a, a_stride, b, b_stride, k, accumulate),
-                        }
-                    };
-                }
-                match rows {
-                    1 => tile!(1),
-                    2 => tile!(2),
-                    3 => tile!(3),
-                    4 => tile!(4),
-                    5 => tile!(5),
-                    _ => tile!(6),
-                }
+    let mut i = 0;
+    while i < m {
+        // Six rows and four registers of columns, or six and two, where there are many rows.
+        let rows = if m - i <= TILE_ROWS { m - i } else { 6 };
+        // SAFETY: the rows lie within the matrices that the caller has.
+        unsafe {
+            let (c, a) = (c.add(i * c_stride), a.add(i * a_stride));
+            let ahead = if i == 0 { ahead } else { &[] };
+            // Sums in registers, where there are 32 and where there are 16; besides one or more of b and one of a.
+            macro_rules! tiles {
+                ($rows:literal, $of_32:literal, $of_16:literal) => {
+                    if V::REGISTERS == 32 {
+                        gemm_rows::<V, B, $rows, $of_32>(c, c_stride, a, a_stride, b, (n, k), accumulate, ahead)
+                    } else {
+                        gemm_rows::<V, B, $rows, $of_16>(c, c_stride, a, a_stride, b, (n, k), accumulate, ahead)
+                    }
+                };
             }
-            i += rows;
+            match rows {
+                1 => tiles!(1, 4, 4),
+                2 => tiles!(2, 4, 4),
+                3 => tiles!(3, 4, 2),
+                4 => tiles!(4, 4, 2),
+                5 => tiles!(5, 4, 2),
+                6 => tiles!(6, 4, 2),
+                7 => tiles!(7, 2, 1),
+                _ => tiles!(8, 2, 1),
+            }
         }
-        j += vectors * V::LANES;
+        i += rows;
     }
 }
 
-/// A tile of `R` rows and `N` registers of columns of [`gemm`].
+/// `R` rows of [`gemm`], in tiles of `N` registers of columns as long as there are so many.
 ///
 /// # Safety
 /// - As there.
 #[allow(clippy::too_many_arguments)]
 #[inline(always)]
-unsafe fn gemm_tile<V: Vector, B: Number, const R: usize, const N: usize>(
+unsafe fn gemm_rows<V: Vector, B: Columns, const R: usize, const N: usize>(
     c: *mut f32,
     c_stride: usize,
     a: *const f32,
     a_stride: usize,
-    b: *const B,
-    b_stride: usize,
-    k: usize,
+    b: B,
+    (n, k): (usize, usize),
     accumulate: bool,
+    ahead: &[u8],
+) {
+    // Where there is nothing to ask for, what is there anyway: a branch in the loop would cost more.
+    let steps = n.div_ceil(N * V::LANES) * k;
+    let mut ahead = if ahead.is_empty() { Ahead { p: a.cast(), step: 0 } } else { Ahead::of(ahead, steps) };
+    let mut j = 0;
+    while j < n {
+        // SAFETY: the tile lies within the matrices that the caller has.
+        unsafe {
+            if j + N * V::LANES <= n {
+                gemm_tile::<V, B, R, N>(c, c_stride, a, a_stride, b, (j, k), accumulate, ahead);
+                j += N * V::LANES;
+            } else {
+                gemm_tile::<V, B, R, 1>(c, c_stride, a, a_stride, b, (j, k), accumulate, ahead);
+                j += V::LANES;
+            }
+        }
+        ahead.p = ahead.p.wrapping_add(k * ahead.step);
+    }
+}
+
+/// A tile of `R` rows and `N` registers of columns from `j` on of [`gemm`].
+///
+/// # Safety
+/// - As there.
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+unsafe fn gemm_tile<V: Vector, B: Columns, const R: usize, const N: usize>(
+    c: *mut f32,
+    c_stride: usize,
+    a: *const f32,
+    a_stride: usize,
+    b: B,
+    (j, k_end): (usize, usize),
+    accumulate: bool,
+    ahead: Ahead,
 ) {
     // SAFETY: the caller has R rows and N registers of columns.
     unsafe {
+        let c = c.add(j);
         let mut sums = [[V::splat(0.0); N]; R];
         if accumulate {
             for i in 0..R {
-                for j in 0..N {
-                    sums[i][j] = V::load(c.add(i * c_stride + j * V::LANES));
+                for n in 0..N {
+                    sums[i][n] = V::load(c.add(i * c_stride + n * V::LANES));
                 }
             }
         }
-        for k in 0..k {
-            let mut columns = [V::splat(0.0); N];
-            for j in 0..N {
-                columns[j] = B::load::<V>(b.add(k * b_stride + j * V::LANES));
-            }
-            for i in 0..R {
-                let a = V::splat(*a.add(i * a_stride + k));
-                for j in 0..N {
-                    sums[i][j] = a.mul_add(columns[j], sums[i][j]);
+        let mut k = 0;
+        while k < k_end {
+            let scales = b.scales::<V, N>(k, j);
+            let end = k_end.min(k.saturating_add(B::GROUP));
+            while k < end {
+                // As many lines as halves of these columns would be.
+                if N * V::LANES > 32 { ahead.ask::<2>(k) } else { ahead.ask::<1>(k) }
+                let mut columns = [V::splat(0.0); N];
+                for n in 0..N {
+                    columns[n] = b.load::<V>(k, j + n * V::LANES, scales[n]);
                 }
+                for i in 0..R {
+                    let a = V::splat(*a.add(i * a_stride + k));
+                    for n in 0..N {
+                        sums[i][n] = a.mul_add(columns[n], sums[i][n]);
+                    }
+                }
+                k += 1;
             }
         }
         for i in 0..R {
-            for j in 0..N {
-                sums[i][j].store(c.add(i * c_stride + j * V::LANES));
+            for n in 0..N {
+                sums[i][n].store(c.add(i * c_stride + n * V::LANES));
             }
         }
     }

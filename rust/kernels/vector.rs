@@ -24,6 +24,11 @@ pub trait Vector: Copy {
     /// # Safety
     /// - As for `load`.
     unsafe fn load_f16(p: *const u16) -> Self;
+    /// Reads one f16, for all lanes.
+    ///
+    /// # Safety
+    /// - `p` is valid for reads of one number, at any alignment.
+    unsafe fn splat_f16(p: *const u16) -> Self;
     /// Reads `LANES` bf16.
     ///
     /// # Safety
@@ -158,6 +163,11 @@ impl Vector for One {
         One(half::f16::from_bits(unsafe { p.read_unaligned() }).to_f32())
     }
     #[inline(always)]
+    unsafe fn splat_f16(p: *const u16) -> Self {
+        // SAFETY: the caller's promise about `p`.
+        unsafe { Self::load_f16(p) }
+    }
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self {
         // SAFETY: the caller's promise about `p`.
         One(f32::from_bits(u32::from(unsafe { p.read_unaligned() }) << 16))
@@ -241,7 +251,7 @@ pub fn prefetch<T>(p: *const T) {
 macro_rules! vector {
     ($name:ident($register:ident), lanes: $lanes:literal, registers: $registers:literal, splat: $splat:ident, load: $load:ident, store: $store:ident,
      add: $add:ident, sub: $sub:ident, mul: $mul:ident, div: $div:ident, fma: $fma:ident, max: $max:ident, min: $min:ident,
-     load_f16: |$p:ident| $load_f16:expr, load_bf16: |$b:ident| $load_bf16:expr, load_i8: |$i:ident| $load_i8:expr,
+     load_f16: |$p:ident| $load_f16:expr, splat_f16: |$h:ident| $splat_f16:expr, load_bf16: |$b:ident| $load_bf16:expr, load_i8: |$i:ident| $load_i8:expr,
      store_f16: |$x:ident, $q:ident| $store_f16:expr, round: |$r:ident| $round:expr,
      exp2_int: |$n:ident| $exp2:expr, sum: |$s:ident| $sum:expr, largest: |$l:ident| $largest:expr $(,)?) => {
         #[derive(Clone, Copy)]
@@ -264,6 +274,10 @@ macro_rules! vector {
             #[inline(always)]
             unsafe fn load_f16($p: *const u16) -> Self {
                 unsafe { $name($load_f16) }
+            }
+            #[inline(always)]
+            unsafe fn splat_f16($h: *const u16) -> Self {
+                unsafe { $name($splat_f16) }
             }
             #[inline(always)]
             unsafe fn load_bf16($b: *const u16) -> Self {
@@ -347,6 +361,7 @@ mod x86 {
         store: _mm512_storeu_ps, add: _mm512_add_ps, sub: _mm512_sub_ps, mul: _mm512_mul_ps, div: _mm512_div_ps, fma: _mm512_fmadd_ps,
         max: _mm512_max_ps, min: _mm512_min_ps,
         load_f16: |p| _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())),
+        splat_f16: |p| _mm512_cvtph_ps(_mm256_set1_epi16(p.cast::<i16>().read_unaligned())),
         load_bf16: |p| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())))),
         load_i8: |p| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))),
         store_f16: |x, p| _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)),
@@ -361,6 +376,7 @@ mod x86 {
         store: _mm256_storeu_ps, add: _mm256_add_ps, sub: _mm256_sub_ps, mul: _mm256_mul_ps, div: _mm256_div_ps, fma: _mm256_fmadd_ps,
         max: _mm256_max_ps, min: _mm256_min_ps,
         load_f16: |p| _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
+        splat_f16: |p| _mm256_cvtph_ps(_mm_set1_epi16(p.cast::<i16>().read_unaligned())),
         load_bf16: |p| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))),
         load_i8: |p| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))),
         store_f16: |x, p| _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)),
@@ -396,6 +412,7 @@ pub(super) mod aarch64 {
         store: vst1q_f32, add: vaddq_f32, sub: vsubq_f32, mul: vmulq_f32, div: vdivq_f32, fma: mul_add,
         max: vmaxq_f32, min: vminq_f32,
         load_f16: |p| from_f16(vld1_u16(p)),
+        splat_f16: |p| from_f16(vdup_n_u16(p.read_unaligned())),
         load_bf16: |p| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p))),
         load_i8: |p| vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(p.cast::<u32>().read_unaligned().into()))))),
         store_f16: |x, p| vst1_u16(p, to_f16(x)),

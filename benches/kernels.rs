@@ -15,8 +15,9 @@
 //! for a batch. Medians of `ROUNDS`, limits and kernels in turns: on a shared machine both drift together. With `cached` the
 //! shortest of many short runs count: nothing that others do makes a run shorter. What it prints first, GB/s of weights for
 //! one token, is what the kernels could keep up with: where it is above what a core can read, the memory is the limit.
-//! `attention` prints GB/s of keys and values, and their share of what is read of memory; with `cached` of one layer and 256
-//! positions over and over, of one thread.
+//! `attention` prints GB/s of keys and values for one token, and their share of what is read of memory; and the share of the
+//! float peak that the last 128 tokens of a prompt reach. With `cached`, of one layer and 256 positions over and over, of one
+//! thread: GB/s and GMAC/s.
 
 #![allow(clippy::print_stdout, missing_docs)]
 
@@ -26,7 +27,9 @@ use std::time::Instant;
 
 use llama_rs::internals::kernels::activations::Activations;
 use llama_rs::internals::kernels::matmul::Matmul;
-use llama_rs::internals::kernels::{self, Attention, AttentionSpan, BLOCK, Context, Heads, KV_TYPES, Kernels, Mask, Scores};
+use llama_rs::internals::kernels::{
+    self, Attention, AttentionSpan, BLOCK, Context, Heads, KV_TYPES, Kernels, Mask, Scores,
+};
 use llama_rs::internals::kv::Block;
 use llama_rs::internals::mapping::{Bytes, Mapping, Memory};
 use llama_rs::internals::quant::DType;
@@ -42,6 +45,8 @@ const BATCH_ROWS: usize = 8192;
 const BATCHES: [usize; 6] = [1, 2, 4, 8, 16, 512];
 /// With `cached`: a matrix of so many bytes stays in the L2 cache.
 const CACHED_BYTES: usize = 256 << 10;
+/// Tokens of a prompt's attention.
+const PROMPT: usize = 128;
 const CACHED_BATCHES: [usize; 13] = [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 128, 512];
 
 fn main() {
@@ -151,7 +156,6 @@ fn attention(kernels: &'static dyn Kernels, kv_type: DType, is_cached: bool, thr
     let interrupt = Interrupt::never();
     let cx = Context { kernels, threads, interrupt: &interrupt, observer: None, adapted: &[] };
     let scores = Scores { scale: 0.125, softcap: None, alibi: None, mask: Mask::Causal, sinks: None };
-    let file = (!is_cached).then(|| mapped_file(&vec![1; MATRIX_BYTES]));
     print!("{:8} {:5}", kernels.name(), kv_type.name());
     let shapes = [(1, 8, 64), (3, 3, 64), (4, 8, 64), (4, 4, 128), (8, 4, 128)];
     let name = |(group, n_kv_heads, head_dim)| format!("{}/{n_kv_heads}x{head_dim}", group * n_kv_heads);
@@ -164,31 +168,38 @@ fn attention(kernels: &'static dyn Kernels, kv_type: DType, is_cached: bool, thr
         let memory = Memory::zeroed(layer * layers * depth / BLOCK).expect("memory");
         let mut blocks: Vec<Block> = Block::cut(memory, layer * layers).collect();
         blocks.iter_mut().for_each(|block| block.bytes_mut().fill(0x21));
-        let (q, mut out, mut parts) = (vec![0.1; n_heads * head_dim], vec![0.0; n_heads * head_dim], Vec::new());
-        let bytes = layers * layer * depth / BLOCK;
-        let turns = if is_cached { 1000 } else { 1 };
-        let mut pass = || {
+        let n = PROMPT * n_heads * head_dim;
+        let (q, mut out, mut parts) = (vec![0.1; n], vec![0.0; n], Vec::new());
+        let bytes = (layers * layer * depth / BLOCK) as f64;
+        let macs = (layers * n_heads * head_dim * PROMPT * (2 * depth - PROMPT)) as f64; // of keys and of values
+        let mut seconds = |tokens: usize, turns: usize| {
+            let (q, out) = (&q[..tokens * n_heads * head_dim], &mut out[..tokens * n_heads * head_dim]);
             let start = Instant::now();
             for i in 0..layers * turns {
                 let at = i % layers * layer;
                 let blocks = blocks.iter().map(|block| &block.bytes()[at..at + layer]).collect();
-                let span = AttentionSpan { tokens: 1, start: depth - 1, blocks };
-                Attention::new(heads, scores, &q, vec![span], &mut out, &mut parts).run(&cx);
+                let span = AttentionSpan { tokens, start: depth - tokens, blocks };
+                Attention::new(heads, scores, q, vec![span], out, &mut parts).run(&cx);
             }
-            (bytes * turns) as f64 / start.elapsed().as_secs_f64()
+            start.elapsed().as_secs_f64() / turns as f64
         };
         print!("   {}:", name(shape));
-        let mut rates = Vec::new();
-        let mut shares = Vec::new();
-        for _ in 0..3 * ROUNDS {
-            rates.push(pass());
-            if let Some(file) = &file {
+        if is_cached {
+            let [token, prompt] = [(1, 1000), (PROMPT, 10)]
+                .map(|(tokens, turns)| (0..3 * ROUNDS).map(|_| seconds(tokens, turns)).fold(f64::INFINITY, f64::min));
+            print!(" {:.1} GB/s, {:.0} GMAC/s", bytes / token / 1e9, macs / prompt / 1e9);
+        } else {
+            let file = mapped_file(&vec![1; MATRIX_BYTES]);
+            let (mut rates, mut shares, mut batches) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..2 * ROUNDS {
+                rates.push(bytes / seconds(1, 1));
                 shares.push(rates[rates.len() - 1] / read_rate(file.as_slice(), threads));
             }
-        }
-        match is_cached {
-            true => print!(" {:.1} GB/s", rates.into_iter().fold(0.0, f64::max) / 1e9),
-            false => print!(" {:.1} GB/s ({:.0} %)", median(rates) / 1e9, 100.0 * median(shares)),
+            for _ in 0..ROUNDS {
+                batches.push(macs / seconds(PROMPT, 1) / peak_f32(kernels.name(), threads));
+            }
+            let [rate, share, batch] = [rates, shares, batches].map(median);
+            print!(" {:.1} GB/s ({:.0} %), {:.0} %", rate / 1e9, 100.0 * share, 100.0 * batch);
         }
         std::io::stdout().flush().expect("standard output is there");
     }

@@ -412,7 +412,9 @@ pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
             let ahead = if at + BLOCK < last { keys_of(at + BLOCK) } else { values_of(first) };
             // SAFETY: a block has BLOCK positions, the scratch has the shapes given above, and the features are the
             // caller's promise.
-            unsafe { times_keys::<V>(&mut scores[at - origin..], q, (queries, wide), job.heads, keys_of(at), floats, ahead) };
+            unsafe {
+                times_keys::<V>(&mut scores[at - origin..], q, (queries, wide), job.heads, keys_of(at), floats, ahead)
+            };
         }
         for i in 0..queries {
             let seen = visible(i);
@@ -1032,7 +1034,11 @@ unsafe fn gemm_tile<V: Vector, B: Columns, const R: usize, const N: usize>(
             let end = k_end.min(k.saturating_add(B::GROUP));
             while k < end {
                 // As many lines as halves of these columns would be.
-                if N * V::LANES > 32 { ahead.ask::<2>(k) } else { ahead.ask::<1>(k) }
+                if N * V::LANES > 32 {
+                    ahead.ask::<2>(k)
+                } else {
+                    ahead.ask::<1>(k)
+                }
                 let mut columns = [V::splat(0.0); N];
                 for n in 0..N {
                     columns[n] = b.load::<V>(k, j + n * V::LANES, scales[n]);

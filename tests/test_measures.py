@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from llama_rs import Checkpoint, Model
 
+from tiny_model import write_tiny_model
+
 TEXT = "The sea gives and the sea takes, and there is no use in asking. " * 20
 
 
@@ -92,6 +94,20 @@ def test_a_benchmark_is_data(model: Model) -> None:
     (only,) = model.bench(prompt_tokens=0, max_tokens=2, repetitions=1)
     assert (only.test, only.stddev) == ("tg2", 0.0)
     assert model.bench(prompt_tokens=0, max_tokens=0) == []
+
+
+def test_small_pages_become_large_ones_where_the_system_has_such(tmp_path: Path) -> None:
+    """A file that was just written lies in memory in small pages."""
+    path = write_tiny_model(tmp_path / "written.gguf", "F16", dim=1024, hidden_dim=4096, n_layers=2)
+    contents = path.read_bytes()
+    assert len(contents) > 40 << 20
+    checkpoint = Checkpoint(path)
+    first, second = checkpoint.warm(), checkpoint.warm()
+    (process,) = checkpoint.processes()
+    assert first.resident_before == second.resident_before == checkpoint.resident() == len(contents)
+    assert first.enlarged <= process.large <= len(contents)
+    assert second.enlarged <= 8 << 20, "what could be mended was"
+    assert path.read_bytes() == contents
 
 
 def test_a_file_is_warmed_and_says_how_far(tiny: Path) -> None:

@@ -31,6 +31,8 @@ class Warmed(NamedTuple):
     resident_before: int
     """How many of them were there already."""
     seconds: float
+    enlarged: int = 0
+    """How many bytes lay there in small pages, as those of a file that was written do, and lie in large ones now."""
 
 
 class Tensor:
@@ -235,6 +237,9 @@ class Checkpoint:
     def warm(self, on_progress: Callable[[int, int], object] | None = None, *, lock: bool = False) -> Warmed:
         """Reads the file into memory, where all processes find it. It stays there while nothing else needs the room.
 
+        What was there in small pages, and is used by no other process, is put into large ones if the system has them:
+        whoever maps it then gets it sooner.
+
         Args:
             on_progress: called now and then with the bytes read so far and the bytes of the file.
             lock: then keep it in memory for as long as this object lives (mlock).
@@ -250,10 +255,11 @@ class Checkpoint:
             self._core.read_in(at, end)
             if on_progress:
                 on_progress(end, size)
+        enlarged = _residency.enlarge_pages(self._core) if before else 0
         seconds = perf_counter() - start
         if lock:
             self._core.lock()
-        return Warmed(size, before, seconds)
+        return Warmed(size, before, seconds, enlarged)
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.path!r})"

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 STEP = 16 << 20
 """Bytes that are read at a time: some ten milliseconds of a good disk."""
 
+LITTLE = 8 << 20
+"""Bytes in small pages that are not worth mending."""
+
 PIECES = 32
 """Of a layer, in a picture of it."""
 
@@ -83,6 +86,8 @@ class Process(NamedTuple):
     """Of this file, in bytes."""
     pss_total: int
     """Of the whole process."""
+    large: int = 0
+    """Of this file, the bytes that it has mapped in large pages."""
 
 
 def residency(checkpoint: _core.Checkpoint) -> Residency:
@@ -225,7 +230,7 @@ def processes(checkpoint: _core.Checkpoint) -> list[Process]:
                     continue
             with open(f"/proc/{pid}/cmdline", "rb") as f:
                 command = f.read().rstrip(b"\0").replace(b"\0", b" ").decode(errors="backslashreplace")
-            pss = pss_total = 0
+            pss = pss_total = large = 0
             ours = False
             with open(f"/proc/{pid}/smaps", "rb") as f:
                 for line in f:
@@ -235,8 +240,34 @@ def processes(checkpoint: _core.Checkpoint) -> list[Process]:
                         size = int(line.split()[1]) << 10
                         pss_total += size
                         pss += size if ours else 0
-            found.append(Process(pid, command, pss, pss_total))
+                    elif ours and line.startswith(b"FilePmdMapped:"):
+                        large += int(line.split()[1]) << 10
+            found.append(Process(pid, command, pss, pss_total, large))
     return found
+
+
+def enlarge_pages(checkpoint: _core.Checkpoint) -> int:
+    """Has a file that is in memory lie there in large pages; gives how many more of its bytes do than before.
+
+    A file that was written (downloaded, copied) lies in small ones, and each process takes longer to map them. Where the
+    kernel cannot put them together they are dropped and read again, but not while another process uses the file.
+    """
+
+    def large() -> int:
+        return sum(process.large for process in processes(checkpoint) if process.pid == os.getpid())
+
+    size, before = checkpoint.size(), large()
+    if size - before < max(size // 8, LITTLE):
+        return 0
+    drop = all(process.pid == os.getpid() for process in processes(checkpoint))
+    if drop:
+        checkpoint.sync()  # what is not on the disk yet cannot be dropped
+    for at in range(0, size, STEP):
+        checkpoint.enlarge_pages(at, min(at + STEP, size), drop)
+        # More than what was large before, and still nothing is: the file system has no large pages.
+        if at > before + LITTLE and large() <= before:
+            break
+    return max(large() - before, 0)
 
 
 def read_rate(residency: Residency, seconds: float = 0.2) -> float | None:

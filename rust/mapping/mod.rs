@@ -641,6 +641,21 @@ mod tests {
     }
 
     #[test]
+    fn pages_that_are_dropped_come_back() {
+        let bytes: Vec<u8> = (0..LEN).map(|i| i as u8).collect();
+        let file = TempFile::new("enlarge", &bytes);
+        let map = Mapping::open(&file.0).unwrap();
+        for drop in [false, true] {
+            map.sync();
+            map.enlarge_pages(5..LEN, drop, &Interrupt::never()).unwrap();
+            assert_eq!(map.resident(0..LEN), LEN);
+            assert_eq!(map.as_slice(), bytes);
+        }
+        truncate(&file, 4096);
+        changed(map.enlarge_pages(0..LEN, true, &Interrupt::never()));
+    }
+
+    #[test]
     fn reading_in_what_is_gone_is_an_error() {
         let file = TempFile::new("read-in", &[1; LEN]);
         let map = Mapping::open(&file.0).unwrap();

@@ -110,6 +110,42 @@ impl Mapping {
         Ok(())
     }
 
+    /// Has the bytes `range`, which are in memory, lie there in large pages: a file that was written (downloaded, copied) is
+    /// in small ones. The kernel puts pages together where it can do that; if not, and if `drop` says so, they are dropped
+    /// and read again. Pages that others use stay what they are.
+    ///
+    /// # Errors
+    /// As for [`Mapping::read_in`].
+    ///
+    /// # Panics
+    /// If the range does not lie in the file.
+    pub fn enlarge_pages(&self, range: Range<usize>, drop: bool, interrupt: &Interrupt) -> Result<()> {
+        let Storage::Map { file, .. } = &self.storage else { return Ok(()) };
+        self.prefer_large_pages(range.clone());
+        for part in self.pages(range) {
+            // SAFETY: the range lies in the map; what is read there stays the same.
+            let collapsed = unsafe { libc::madvise(self.address(part.start), part.len(), libc::MADV_COLLAPSE) } == 0;
+            if !collapsed && drop {
+                let (at, len) = (part.start as libc::off_t, part.len() as libc::off_t);
+                // SAFETY: as above: the pages come back when they are touched. What was not written to the disk yet, or is
+                // used by others, stays in memory.
+                unsafe {
+                    libc::madvise(self.address(part.start), part.len(), libc::MADV_DONTNEED);
+                    libc::posix_fadvise(file.as_raw_fd(), at, len, libc::POSIX_FADV_DONTNEED);
+                }
+            }
+            self.read_in(part, interrupt)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until what was written to the file is on the disk.
+    pub fn sync(&self) {
+        if let Storage::Map { file, .. } = &self.storage {
+            let _ = file.sync_data(); // what is not there cannot be dropped from memory, that is all
+        }
+    }
+
     pub(super) fn prefault(&self, interrupt: &Interrupt) -> Result<()> {
         self.read_in(0..self.as_slice().len(), interrupt)
     }

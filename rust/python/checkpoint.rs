@@ -89,6 +89,18 @@ impl Checkpoint {
         run(py, |interrupt| self.inner.pieces(start..end).try_for_each(|(map, range)| map.read_in(range, interrupt)))
     }
 
+    /// Has the positions `start..end` lie in memory in large pages; `drop` if they may be dropped and read again for that.
+    fn enlarge_pages(&self, py: Python<'_>, start: usize, end: usize, drop: bool) -> PyResult<()> {
+        run(py, |interrupt| {
+            self.inner.pieces(start..end).try_for_each(|(map, range)| map.enlarge_pages(range, drop, interrupt))
+        })
+    }
+
+    /// Waits until the files are on the disk.
+    fn sync(&self, py: Python<'_>) {
+        detached(py, || self.inner.maps().iter().for_each(|map| map.sync()));
+    }
+
     /// Keeps the files in memory until they are closed.
     fn lock(&self, py: Python<'_>) -> PyResult<()> {
         run(py, |_| self.inner.maps().iter().try_for_each(|map| map.lock()))

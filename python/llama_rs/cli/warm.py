@@ -24,6 +24,9 @@ def command(file: str | None, model: str | None, lock: bool, as_json: bool) -> N
     At a terminal a line shows the progress. What is in memory stays there until something else needs the space;
     with --lock it stays in any case.
 
+    A file that was written, not read, lies in memory in small pages, and each process takes longer to start with it.
+    If no other process uses it, it is put into large ones.
+
     \b
       llama-rs warm model.gguf
       llama-rs warm --lock model.gguf &
@@ -46,11 +49,12 @@ def command(file: str | None, model: str | None, lock: bool, as_json: bool) -> N
     if lock:
         signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # they are waited for below
     if as_json:
-        facts = {"path": path, "bytes": done.bytes, "resident_before": before, "seconds": done.seconds, "locked": lock}
-        write_json(facts)
+        facts = {"path": path, "bytes": done.bytes, "resident_before": before, "seconds": done.seconds}
+        write_json({**facts, "enlarged": done.enlarged, "locked": lock})
     elif before is not None:
         read = size(done.bytes - before)
-        write_line(f"{path}: {size(done.bytes)} in memory, {read} of it read in {done.seconds:.2f} s")
+        large = f"; {size(done.enlarged)} lay in small pages and lie in large ones now" if done.enlarged else ""
+        write_line(f"{path}: {size(done.bytes)} in memory, {read} of it read in {done.seconds:.2f} s{large}")
     else:
         took = f"{done.seconds:.2f} s; how much of it was read cannot be known"
         write_line(f"{path}: {size(done.bytes)} in memory after {took}")

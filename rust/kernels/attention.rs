@@ -1140,7 +1140,7 @@ mod tests {
     }
 
     // length of keys and of values, heads, heads of keys and values, their type
-    const CASES: [(usize, usize, usize, usize, DType); 13] = [
+    const CASES: [(usize, usize, usize, usize, DType); 17] = [
         (64, 64, 9, 3, DType::F16),
         (64, 32, 9, 3, DType::Q8_0),
         (128, 128, 4, 4, DType::F16),
@@ -1151,6 +1151,11 @@ mod tests {
         (32, 32, 2, 1, DType::Q8_0),
         (288, 288, 2, 2, DType::Q8_0), // longer than a piece of `store`
         (16, 16, 100, 1, DType::F16),  // more heads in a group than queries in a task
+        // each number of rows of a tile
+        (32, 64, 5, 1, DType::Q8_0),
+        (64, 64, 6, 1, DType::F16),
+        (64, 96, 7, 1, DType::F16),
+        (64, 64, 8, 1, DType::Q8_0),
         // values that are part of the keys, see `heads`
         (97, 85, 7, 1, DType::F16),
         (97, 40, 2, 1, DType::F16),

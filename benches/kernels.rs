@@ -157,23 +157,27 @@ fn attention(kernels: &'static dyn Kernels, kv_type: DType, is_cached: bool, thr
     let cx = Context { kernels, threads, interrupt: &interrupt, observer: None, adapted: &[] };
     let scores = Scores { scale: 0.125, softcap: None, alibi: None, mask: Mask::Causal, sinks: None };
     print!("{:8} {:5}", kernels.name(), kv_type.name());
-    let shapes = [(1, 8, 64), (3, 3, 64), (4, 8, 64), (4, 4, 128), (8, 4, 128)];
+    // The last is latent attention: values are the last 512 numbers of the keys.
+    let shapes = [(1, 8, 64), (3, 3, 64), (4, 8, 64), (4, 4, 128), (8, 4, 128), (16, 1, 576)];
     let name = |(group, n_kv_heads, head_dim)| format!("{}/{n_kv_heads}x{head_dim}", group * n_kv_heads);
     let any = shapes.iter().any(|&shape| words.contains(&name(shape)));
     for shape in shapes.into_iter().filter(|&shape| !any || words.contains(&name(shape))) {
         let (group, n_kv_heads, head_dim) = shape;
         let n_heads = group * n_kv_heads;
-        let heads = Heads { n_heads, n_kv_heads, head_dim, value_dim: head_dim, values_in_keys: false, kv_type };
+        let values_in_keys = head_dim == 576;
+        let value_dim = if values_in_keys { 512 } else { head_dim };
+        let heads = Heads { n_heads, n_kv_heads, head_dim, value_dim, values_in_keys, kv_type };
         let layer = heads.layer_bytes().expect("whole blocks");
         let memory = Memory::zeroed(layer * layers * depth / BLOCK).expect("memory");
         let mut blocks: Vec<Block> = Block::cut(memory, layer * layers).collect();
         blocks.iter_mut().for_each(|block| block.bytes_mut().fill(0x21));
-        let n = PROMPT * n_heads * head_dim;
-        let (q, mut out, mut parts) = (vec![0.1; n], vec![0.0; n], Vec::new());
+        let n = PROMPT * n_heads;
+        let (q, mut out, mut parts) = (vec![0.1; n * head_dim], vec![0.0; n * value_dim], Vec::new());
         let bytes = (layers * layer * depth / BLOCK) as f64;
-        let macs = (layers * n_heads * head_dim * PROMPT * (2 * depth - PROMPT)) as f64; // of keys and of values
+        let macs_of =
+            |tokens: usize| (layers * n_heads * (head_dim + value_dim) * tokens * (2 * depth - tokens) / 2) as f64;
         let mut seconds = |tokens: usize, turns: usize| {
-            let (q, out) = (&q[..tokens * n_heads * head_dim], &mut out[..tokens * n_heads * head_dim]);
+            let (q, out) = (&q[..tokens * n_heads * head_dim], &mut out[..tokens * n_heads * value_dim]);
             let start = Instant::now();
             for i in 0..layers * turns {
                 let at = i % layers * layer;
@@ -187,7 +191,7 @@ fn attention(kernels: &'static dyn Kernels, kv_type: DType, is_cached: bool, thr
         if is_cached {
             let [token, prompt] = [(1, 1000), (PROMPT, 10)]
                 .map(|(tokens, turns)| (0..3 * ROUNDS).map(|_| seconds(tokens, turns)).fold(f64::INFINITY, f64::min));
-            print!(" {:.1} GB/s, {:.0} GMAC/s", bytes / token / 1e9, macs / prompt / 1e9);
+            print!(" {:.1} GB/s, {:.0} GMAC/s", bytes / token / 1e9, macs_of(PROMPT) / prompt / 1e9);
         } else {
             let file = mapped_file(&vec![1; MATRIX_BYTES]);
             let (mut rates, mut shares, mut batches) = (Vec::new(), Vec::new(), Vec::new());
@@ -196,7 +200,7 @@ fn attention(kernels: &'static dyn Kernels, kv_type: DType, is_cached: bool, thr
                 shares.push(rates[rates.len() - 1] / read_rate(file.as_slice(), threads));
             }
             for _ in 0..ROUNDS {
-                batches.push(macs / seconds(PROMPT, 1) / peak_f32(kernels.name(), threads));
+                batches.push(macs_of(PROMPT) / seconds(PROMPT, 1) / peak_f32(kernels.name(), threads));
             }
             let [rate, share, batch] = [rates, shares, batches].map(median);
             print!(" {:.1} GB/s ({:.0} %), {:.0} %", rate / 1e9, 100.0 * share, 100.0 * batch);

@@ -372,7 +372,8 @@ pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
     let visible = |i: usize| mask.visible(position_of(i), span.end());
 
     let mut scratch = SCRATCH.take();
-    let turned = if values_in_keys { wide_v * BLOCK } else { 0 };
+    let wide_q = queries.next_multiple_of(16);
+    let turned = if values_in_keys { (PART + vd) * wide_q } else { 0 };
     let sizes = [queries * wide, queries * wide_v, queries * wide_v, queries * PART, wide.max(wide_v) * BLOCK, turned];
     let needed = sizes.iter().sum::<usize>();
     if scratch.len() < needed {
@@ -386,7 +387,8 @@ pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
     };
     let [q, acc, whole, scores, floats, turned] = sizes.map(&mut take);
     // q: [query][dim], scaled; acc and whole: [query][dim], of a part and of all; scores: [query][position of the part];
-    // floats: a block of keys [dim][position] or of values [position][dim]; turned: of values that are part of the keys
+    // floats: a block of keys [dim][position] or of values [position][dim]; turned, where values are part of the keys: the
+    // weights of a part [position][query], and what acc is to have, [dim][query]
     for i in 0..queries {
         let from = &job.q[(batch + query_of(i)) * hd..][..hd];
         let q = &mut q[i * wide..(i + 1) * wide];
@@ -445,15 +447,40 @@ pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
             row[..seen.start].fill(0.0);
             row[seen.end..].fill(0.0);
         }
-        acc.fill(0.0);
-        for at in blocks() {
-            let next = || job.tasks.get(i + 1).map_or(&[][..], |next| job.first_keys(next));
-            let ahead = if at + BLOCK < last { values_of(at + BLOCK) } else { next() };
-            let n = BLOCK.min(last - at);
-            // SAFETY: as above.
-            unsafe {
-                let (scores, values) = (&scores[at - origin..], (keys_of(at), values_of(at)));
-                times_values::<V>(acc, scores, (queries, wide_v, n), job.heads, values, floats, turned, ahead);
+        let next_task = || job.tasks.get(i + 1).map_or(&[][..], |next| job.first_keys(next));
+        if values_in_keys {
+            // Values lie as [dim][position]: it is the weights that are turned, which are fewer, and acc.
+            let (weights, sums) = turned.split_at_mut(PART * wide_q);
+            weights.fill(0.0);
+            for (i, scores) in scores.chunks_exact(PART).enumerate() {
+                for p in first - origin..last - origin {
+                    weights[p * wide_q + i] = scores[p];
+                }
+            }
+            sums.fill(0.0);
+            for at in blocks() {
+                let ahead = if at + BLOCK < last { keys_of(at + BLOCK) } else { next_task() };
+                let shape = (vd, wide_q, BLOCK.min(last - at));
+                // SAFETY: as above.
+                unsafe {
+                    unpack_keys::<V>(floats, job.heads.kv_type, keys_of(at));
+                    let values = floats[(hd - vd) * BLOCK..hd * BLOCK].as_ptr();
+                    let weights = Rows::floats(&weights[(at - origin) * wide_q..], wide_q);
+                    gemm::<V, _>(sums.as_mut_ptr(), wide_q, values, BLOCK, weights, shape, true, ahead);
+                }
+            }
+            for (i, acc) in acc.chunks_exact_mut(wide_v).enumerate() {
+                for (dim, acc) in acc[..vd].iter_mut().enumerate() {
+                    *acc = sums[dim * wide_q + i];
+                }
+            }
+        } else {
+            acc.fill(0.0);
+            for at in blocks() {
+                let ahead = if at + BLOCK < last { values_of(at + BLOCK) } else { next_task() };
+                let (scores, shape) = (&scores[at - origin..], (queries, wide_v, BLOCK.min(last - at)));
+                // SAFETY: as above.
+                unsafe { times_values::<V>(acc, scores, shape, job.heads, values_of(at), floats, ahead) };
             }
         }
         for i in 0..queries {
@@ -542,27 +569,21 @@ unsafe fn times_keys<V: Vector>(
 /// # Safety
 /// - As for [`times_keys`].
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 unsafe fn times_values<V: Vector>(
     acc: &mut [f32],
     scores: &[f32],
     (queries, wide, n): (usize, usize, usize),
     heads: Heads,
-    (keys, values): (&[u8], &[u8]),
+    values: &[u8],
     floats: &mut [f32],
-    turned: &mut [f32],
     ahead: &[u8],
 ) {
-    let Heads { head_dim: hd, value_dim: vd, kv_type, .. } = heads;
+    let Heads { value_dim: vd, kv_type, .. } = heads;
     let (acc, scores) = (acc.as_mut_ptr(), scores.as_ptr());
     let (shape, padded) = ((queries, vd, n), (queries, wide, n));
     // SAFETY: the caller's promises.
     unsafe {
-        if heads.values_in_keys {
-            unpack_keys::<V>(floats, kv_type, keys);
-            transpose(turned, &floats[(hd - vd) * BLOCK..hd * BLOCK], wide);
-            gemm::<V, _>(acc, wide, scores, PART, Rows::floats(turned, wide), padded, true, ahead);
-        } else if queries >= UNPACKED_QUERIES || !vd.is_multiple_of(V::LANES) {
+        if queries >= UNPACKED_QUERIES || !vd.is_multiple_of(V::LANES) {
             unpack_values::<V>(floats, kv_type, values, n, vd, wide);
             gemm::<V, _>(acc, wide, scores, PART, Rows::floats(floats, wide), padded, true, ahead);
         } else if kv_type == DType::F16 {
@@ -688,23 +709,6 @@ unsafe fn unpack_keys<V: Vector>(out: &mut [f32], dtype: DType, keys: &[u8]) {
                             q.mul(d).store(out.as_mut_ptr().add(dim * BLOCK + i));
                         }
                     }
-                }
-            }
-        }
-    }
-}
-
-/// Values that are part of the keys, `[dim][position]`, to rows of `wide`, `[position][dim]`: by tiles, which stay in
-/// registers or at least in a few cache lines.
-fn transpose(out: &mut [f32], values: &[f32], wide: usize) {
-    const TILE: usize = 16;
-    let dims = values.len() / BLOCK;
-    for dim in (0..dims).step_by(TILE) {
-        let width = TILE.min(dims - dim);
-        for position in (0..BLOCK).step_by(TILE) {
-            for p in position..position + TILE {
-                for (d, out) in out[p * wide + dim..][..width].iter_mut().enumerate() {
-                    *out = values[(dim + d) * BLOCK + p];
                 }
             }
         }
@@ -935,8 +939,14 @@ unsafe fn gemm<V: Vector, B: Columns>(
 ) {
     let mut i = 0;
     while i < m {
-        // Six rows and four registers of columns, or six and two, where there are many rows.
-        let rows = if m - i <= TILE_ROWS { m - i } else { 6 };
+        // Where there are many rows: six and four registers of columns, or six and two; eight if one register has them all.
+        let rows = if n == V::LANES {
+            (m - i).min(TILE_ROWS)
+        } else if m - i <= TILE_ROWS {
+            m - i
+        } else {
+            6
+        };
         // SAFETY: the rows lie within the matrices that the caller has.
         unsafe {
             let (c, a) = (c.add(i * c_stride), a.add(i * a_stride));

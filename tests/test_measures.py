@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from llama_rs import Checkpoint, Model
-
 from tiny_model import write_tiny_model
 
 TEXT = "The sea gives and the sea takes, and there is no use in asking. " * 20

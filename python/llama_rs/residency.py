@@ -249,8 +249,8 @@ def processes(checkpoint: _core.Checkpoint) -> list[Process]:
 def enlarge_pages(checkpoint: _core.Checkpoint) -> int:
     """Has a file that is in memory lie there in large pages; gives how many more of its bytes do than before.
 
-    A file that was written (downloaded, copied) lies in small ones, and each process takes longer to map them. Where the
-    kernel cannot put them together they are dropped and read again, but not while another process uses the file.
+    A file that was written (downloaded, copied) lies in small ones, and each process takes longer to map them. Where
+    the kernel cannot put them together they are dropped and read again, but not while another process uses the file.
     """
 
     def large() -> int:

@@ -21,7 +21,7 @@
 //! | | | the state of recurrent layers and its tail, if they know any token, see [`Recurrent`](super::Recurrent) |
 //!
 //! The number of tokens says how long the file is, to the byte; that is compared before anything of this length is read.
-//! The checksum of a block is compared when the block is first used ([`Sequence::verify`]), that of a state at once: all
+//! The checksum of a block is compared when the block is first used (`Sequence::verify`), that of a state at once: all
 //! of it is read for the next token.
 
 use std::fs::File;

@@ -68,9 +68,11 @@ fn main() {
         batches = if is_cached { CACHED_BATCHES.to_vec() } else { BATCHES.to_vec() };
     }
     if words.iter().any(|w| w == "attention") {
+        let file = (!is_cached).then(|| mapped_file(&vec![1; MATRIX_BYTES]));
+        let file = file.as_ref().map(|file| file.as_slice());
         for set in sets.iter().filter(|k| k.name() != "scalar" && wanted(k.name(), &set_names)) {
             for kv_type in KV_TYPES.into_iter().filter(|t| wanted(t.name(), &type_names)) {
-                attention(*set, kv_type, is_cached, threads, &words);
+                attention(*set, kv_type, file, threads, &words);
             }
         }
         return;
@@ -150,9 +152,10 @@ fn cached(set: &'static dyn Kernels, dtype: DType, row: usize, batches: &[usize]
     println!();
 }
 
-/// Attention of one token, for as many query heads a key head as models have.
-fn attention(kernels: &'static dyn Kernels, kv_type: DType, is_cached: bool, threads: usize, words: &[String]) {
-    let (layers, depth, threads) = if is_cached { (1, 4 * BLOCK, 1) } else { (24, 4096, threads) };
+/// Attention of one token and of a prompt, for as many query heads a key head as models have: beside what is read of `file`,
+/// or, without one, in the cache.
+fn attention(kernels: &'static dyn Kernels, kv_type: DType, file: Option<&[u8]>, threads: usize, words: &[String]) {
+    let (layers, depth, threads) = if file.is_none() { (1, 4 * BLOCK, 1) } else { (24, 4096, threads) };
     let interrupt = Interrupt::never();
     let cx = Context { kernels, threads, interrupt: &interrupt, observer: None, adapted: &[] };
     let scores = Scores { scale: 0.125, softcap: None, alibi: None, mask: Mask::Causal, sinks: None };
@@ -174,8 +177,7 @@ fn attention(kernels: &'static dyn Kernels, kv_type: DType, is_cached: bool, thr
         let n = PROMPT * n_heads;
         let (q, mut out, mut parts) = (vec![0.1; n * head_dim], vec![0.0; n * value_dim], Vec::new());
         let bytes = (layers * layer * depth / BLOCK) as f64;
-        let macs_of =
-            |tokens: usize| (layers * n_heads * (head_dim + value_dim) * tokens * (2 * depth - tokens) / 2) as f64;
+        let macs = (layers * n_heads * (head_dim + value_dim) * PROMPT * (2 * depth - PROMPT) / 2) as f64;
         let mut seconds = |tokens: usize, turns: usize| {
             let (q, out) = (&q[..tokens * n_heads * head_dim], &mut out[..tokens * n_heads * value_dim]);
             let start = Instant::now();
@@ -188,22 +190,21 @@ fn attention(kernels: &'static dyn Kernels, kv_type: DType, is_cached: bool, thr
             start.elapsed().as_secs_f64() / turns as f64
         };
         print!("   {}:", name(shape));
-        if is_cached {
-            let [token, prompt] = [(1, 1000), (PROMPT, 10)]
-                .map(|(tokens, turns)| (0..3 * ROUNDS).map(|_| seconds(tokens, turns)).fold(f64::INFINITY, f64::min));
-            print!(" {:.1} GB/s, {:.0} GMAC/s", bytes / token / 1e9, macs_of(PROMPT) / prompt / 1e9);
-        } else {
-            let file = mapped_file(&vec![1; MATRIX_BYTES]);
+        if let Some(file) = file {
             let (mut rates, mut shares, mut batches) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..2 * ROUNDS {
                 rates.push(bytes / seconds(1, 1));
-                shares.push(rates[rates.len() - 1] / read_rate(file.as_slice(), threads));
+                shares.push(rates[rates.len() - 1] / read_rate(file, threads));
             }
             for _ in 0..ROUNDS {
-                batches.push(macs_of(PROMPT) / seconds(PROMPT, 1) / peak_f32(kernels.name(), threads));
+                batches.push(macs / seconds(PROMPT, 1) / peak_f32(kernels.name(), threads));
             }
             let [rate, share, batch] = [rates, shares, batches].map(median);
             print!(" {:.1} GB/s ({:.0} %), {:.0} %", rate / 1e9, 100.0 * share, 100.0 * batch);
+        } else {
+            let [token, prompt] = [(1, 1000), (PROMPT, 10)]
+                .map(|(tokens, turns)| (0..3 * ROUNDS).map(|_| seconds(tokens, turns)).fold(f64::INFINITY, f64::min));
+            print!(" {:.1} GB/s, {:.0} GMAC/s", bytes / token / 1e9, macs / prompt / 1e9);
         }
         std::io::stdout().flush().expect("standard output is there");
     }

@@ -264,8 +264,8 @@ def enlarge_pages(checkpoint: _core.Checkpoint) -> int:
         checkpoint.sync()  # what is not on the disk yet cannot be dropped
     for at in range(0, size, STEP):
         checkpoint.enlarge_pages(at, min(at + STEP, size), drop)
-        # More than what was large before, and still nothing is: the file system has no large pages.
-        if at > before + LITTLE and large() <= before:
+        # Once, after more than what was large before: if still nothing is, the file system has no large pages.
+        if at - STEP <= before + LITTLE < at and large() <= before:
             break
     return max(large() - before, 0)
 

@@ -423,26 +423,22 @@ pub unsafe fn attention<V: Vector>(job: &Attention, i: usize) {
             let seen = seen.start.clamp(first, last) - origin..seen.end.clamp(first, last) - origin;
             // Those of its own blocks, whoever else is there: what it does not see is nothing for it to add.
             let (from, to) = (seen.start / BLOCK * BLOCK, seen.end.next_multiple_of(BLOCK));
-            let row = &mut scores[i * PART..][first - origin..last.next_multiple_of(BLOCK) - origin];
-            if seen.is_empty() {
-                row.fill(0.0);
-                states[i] = PartSum::EMPTY;
-                continue;
-            }
             let row = &mut scores[i * PART..(i + 1) * PART];
-            // SAFETY: BLOCK is whole registers; the features are the caller's promise.
-            unsafe {
-                if let Some(limit) = softcap {
-                    super::ops::softcap::<V>(&mut row[from..to], limit);
-                }
-                if let Some(slope) = job.scores.slope(kv_head * group + i % group, n_heads) {
-                    for (position, score) in (origin + from..).zip(&mut row[from..to]) {
-                        *score -= slope * position.abs_diff(position_of(i)) as f32;
+            if !seen.is_empty() {
+                // SAFETY: BLOCK is whole registers; the features are the caller's promise.
+                unsafe {
+                    if let Some(limit) = softcap {
+                        super::ops::softcap::<V>(&mut row[from..to], limit);
                     }
+                    if let Some(slope) = job.scores.slope(kv_head * group + i % group, n_heads) {
+                        for (position, score) in (origin + from..).zip(&mut row[from..to]) {
+                            *score -= slope * position.abs_diff(position_of(i)) as f32;
+                        }
+                    }
+                    row[from..seen.start].fill(f32::NEG_INFINITY);
+                    row[seen.end..to].fill(f32::NEG_INFINITY);
+                    states[i] = soften::<V>(&mut row[from..to]);
                 }
-                row[from..seen.start].fill(f32::NEG_INFINITY);
-                row[seen.end..to].fill(f32::NEG_INFINITY);
-                states[i] = soften::<V>(&mut row[from..to]);
             }
             row[..seen.start].fill(0.0);
             row[seen.end..].fill(0.0);
@@ -940,12 +936,10 @@ unsafe fn gemm<V: Vector, B: Columns>(
     let mut i = 0;
     while i < m {
         // Where there are many rows: six and four registers of columns, or six and two; eight if one register has them all.
-        let rows = if n == V::LANES {
-            (m - i).min(TILE_ROWS)
-        } else if m - i <= TILE_ROWS {
-            m - i
-        } else {
-            6
+        let rows = match m - i {
+            left @ ..=TILE_ROWS => left,
+            _ if n == V::LANES => TILE_ROWS,
+            _ => 6,
         };
         // SAFETY: the rows lie within the matrices that the caller has.
         unsafe {

@@ -121,7 +121,6 @@ impl Mapping {
     /// If the range does not lie in the file.
     pub fn enlarge_pages(&self, range: Range<usize>, drop: bool, interrupt: &Interrupt) -> Result<()> {
         let Storage::Map { file, .. } = &self.storage else { return Ok(()) };
-        self.prefer_large_pages(range.clone());
         for part in self.pages(range) {
             // SAFETY: the range lies in the map; what is read there stays the same.
             let collapsed = unsafe { libc::madvise(self.address(part.start), part.len(), libc::MADV_COLLAPSE) } == 0;

@@ -49,8 +49,16 @@ def command(file: str | None, model: str | None, lock: bool, as_json: bool) -> N
     if lock:
         signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # they are waited for below
     if as_json:
-        facts = {"path": path, "bytes": done.bytes, "resident_before": before, "seconds": done.seconds}
-        write_json({**facts, "enlarged": done.enlarged, "locked": lock})
+        write_json(
+            {
+                "path": path,
+                "bytes": done.bytes,
+                "resident_before": before,
+                "seconds": done.seconds,
+                "enlarged": done.enlarged,
+                "locked": lock,
+            }
+        )
     elif before is not None:
         read = size(done.bytes - before)
         large = f"; {size(done.enlarged)} lay in small pages and lie in large ones now" if done.enlarged else ""

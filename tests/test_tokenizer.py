@@ -132,6 +132,17 @@ def test_random_unicode_is_encoded_as_the_oracle_does(vocabulary: Get, name: str
         check(oracle, tokenizer, plain(name, text, oracle))
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_the_first_text_of_a_tokenizer_is_encoded_as_any_other(vocabulary: Get, name: str) -> None:
+    """The first gets an index of what it needs, and what is made of the same parts shares it."""
+    oracle, _ = vocabulary(name)
+    texts = [plain(name, text, oracle) for text in [*TEXTS, *random_texts(20261126, 80, oracle.specials)]]
+    for text, next_text in zip(texts, [*texts[1:], texts[0]], strict=True):
+        tokenizer = Tokenizer(oracle.path)
+        for part in (text, text[len(text) // 3 :], text[: len(text) // 2], next_text, text):
+            check(oracle, tokenizer, plain(name, part, oracle))
+
+
 @pytest.mark.parametrize("name", [*BYTE_LEVEL, "mistral_v1"])
 def test_every_character_is_what_it_is_for_the_oracle(vocabulary: Get, name: str) -> None:
     """Letter, number, white space or none: each character beside each of them. Unassigned ones too."""
@@ -299,7 +310,8 @@ def test_a_trained_sentencepiece_model(tmp_path: Path, byte_fallback: bool, add_
     rng = random.Random(5)
     for _ in range(3000):
         text = "".join(rng.choice(bits) for _ in range(rng.randrange(12)))
-        assert tokenizer.encode(text, add_special=False) == oracle.encode(text), repr(text)
+        for one in (tokenizer, Tokenizer(oracle.path)):
+            assert one.encode(text, add_special=False) == oracle.encode(text), repr(text)
 
     # Tokens that were added to that model cut its texts.
     proto = vocabularies.ModelProto.FromString(out.getvalue())

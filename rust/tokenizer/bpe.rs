@@ -5,18 +5,18 @@
 //! `Ġ`), and so is a word before it is merged. A merge's place in `tokenizer.ggml.merges` is its rank.
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
 
 use super::IGNORE_MERGES;
 use super::added::{Added, Walk};
 use super::merge::Merger;
 use super::normalize::{Normalizer, push_str};
-use super::pace::{Output, Pace, no_memory};
+use super::pace::{Output, Pace, no_memory, reserve};
+use super::parts::{Indexes, Parts};
 use super::pre::{self, PreTokenizer};
 use super::ranks::{self, Ranks};
 use super::space;
 use super::text_index::TextIndex;
-use super::vocabulary::{Odd, Texts, Vocabulary, get_or_try_init, shown};
+use super::vocabulary::{Odd, Texts, Vocabulary, shown};
 use crate::checkpoint::{Metadata, StringArray};
 use crate::error::{Error, Result};
 
@@ -29,7 +29,7 @@ pub(super) struct Bpe {
     adds_space: bool, // before a text, unless there is one
     normalizer: Normalizer,
     merges: StringArray,
-    index: OnceLock<Index>,
+    indexes: Indexes<Index>,
     added: Added,
 }
 
@@ -55,7 +55,7 @@ impl Bpe {
             adds_space: space::Prefix::named(metadata)?.is_some_and(|prefix| prefix != space::Prefix::Never),
             normalizer: Normalizer::named(metadata)?.unwrap_or_else(default),
             merges: ranks::merges(metadata)?,
-            index: OnceLock::new(),
+            indexes: Indexes::default(),
             added: Added::default(),
         })
     }
@@ -74,8 +74,9 @@ impl Bpe {
         out: &mut Output<'_>,
     ) -> Result<()> {
         let texts = vocabulary.texts(&mut out.pace)?;
-        let index = get_or_try_init(&self.index, || Index::new(self, texts, &mut out.pace))?;
-        let mut words = Words { bpe: self, texts, index, merger: Merger::default(), spelt: String::new() };
+        // With what may be put before it.
+        let index = self.index(texts, text, |text| spell(&[b" ", text.as_bytes()].concat()), &mut out.pace)?;
+        let mut words = Words { bpe: self, texts, merger: Merger::default(), spelt: String::new() };
         let walk = Walk {
             added: &self.added,
             texts,
@@ -98,20 +99,31 @@ impl Bpe {
             words.encode(text, out)
         })
     }
+
+    /// What is known of the tokens of `text`.
+    fn index(
+        &self,
+        texts: Texts<'_>,
+        text: &str,
+        spell: impl FnOnce(&str) -> String,
+        pace: &mut Pace<'_>,
+    ) -> Result<&Index> {
+        self.indexes.of(text, pace, |text, _| Ok(spell(text)), |parts, pace| Index::new(self, texts, parts, pace))
+    }
 }
 
 /// Encodes text without special tokens, in buffers that it keeps.
 struct Words<'a> {
     bpe: &'a Bpe,
     texts: Texts<'a>,
-    index: &'a Index,
     merger: Merger,
     spelt: String,
 }
 
 impl Words<'_> {
     fn encode(&mut self, text: &str, out: &mut Output<'_>) -> Result<()> {
-        let Self { bpe: Bpe { pre, takes_whole_words, .. }, texts, index, merger, spelt } = self;
+        let Self { bpe: Bpe { pre, takes_whole_words, .. }, texts, merger, spelt } = self;
+        let index = self.bpe.index(*texts, text, |text| spell(text.as_bytes()), &mut out.pace)?;
         index.expect(text.as_bytes(), 1, out)?;
         for word in pre.split(text) {
             out.pace.work(word.len())?;
@@ -253,10 +265,11 @@ struct Index {
 }
 
 impl Index {
-    fn new(bpe: &Bpe, texts: Texts<'_>, pace: &mut Pace<'_>) -> Result<Self> {
+    /// An index of the tokens that may be among `parts`, or of all.
+    fn new(bpe: &Bpe, texts: Texts<'_>, parts: Option<&Parts>, pace: &mut Pace<'_>) -> Result<Self> {
         let vocabulary = texts.vocabulary;
         let mut has_byte = Box::new([false; 256]);
-        let mut by_text = TextIndex::with_capacity(vocabulary.len())?;
+        let mut ids = Vec::new();
         let mut longest = 1;
         let mut empty = Odd::new("token without a text, which no text comes to");
         for id in vocabulary.ids() {
@@ -264,6 +277,9 @@ impl Index {
             pace.work(16 + text.len())?;
             if text.is_empty() {
                 empty.see(id as usize);
+                continue;
+            }
+            if parts.is_some_and(|parts| !parts.may_have(text)) {
                 continue;
             }
             // A token that is not spelt in the alphabet is here too, and never found.
@@ -274,12 +290,14 @@ impl Index {
                 None if texts.kind(id).is_special() || vocabulary.is_only_added(id) => continue,
                 None => {}
             }
-            by_text.insert(texts, id);
+            reserve(&mut ids, 1)?;
+            ids.push(id);
             longest = longest.max(n_chars(text));
         }
         vocabulary.note(&empty);
 
-        let ranks = Ranks::new(&bpe.merges, &by_text, texts, pace)?;
+        let by_text = TextIndex::of(texts, &ids, pace)?;
+        let ranks = Ranks::new(&bpe.merges, &by_text, texts, parts, pace)?;
         Ok(Self { by_text, has_byte, longest, ranks })
     }
 

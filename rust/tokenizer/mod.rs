@@ -2,7 +2,7 @@
 //!
 //! Opening looks at types, lengths and special ids, and walks nothing. Decoding needs to know where each
 //! token's text is, encoding needs indexes over the texts; each is built when it is first used, of numbers
-//! only: the texts stay in the map.
+//! only: the texts stay in the map. The first text to encode gets an index of what it needs ([`parts`]).
 //!
 //! Kinds of vocabularies are named by `tokenizer.ggml.model`: [`bpe`] (`gpt2`) and [`wordpiece`] (`bert`), whose oracle is HF's
 //! `tokenizers`, [`spm`] (`llama`, `gemma4`) and [`unigram`] (`t5`), whose oracle is `sentencepiece`. What a directory of
@@ -20,6 +20,7 @@ mod matcher;
 mod merge;
 mod normalize;
 mod pace;
+mod parts;
 mod pre;
 mod ranks;
 mod space;

@@ -5,6 +5,7 @@
 //! the memory.
 
 use super::pace::{Pace, reserve};
+use super::parts::Parts;
 use super::text_index::TextIndex;
 use super::vocabulary::{MERGES, Odd, Texts};
 use crate::checkpoint::{Metadata, StringArray};
@@ -37,8 +38,14 @@ struct Merge {
 const NONE: u32 = u32::MAX;
 
 impl Ranks {
-    /// The ranks of `list`, as far as it speaks of the tokens in `by_text`.
-    pub(super) fn new(list: &StringArray, by_text: &TextIndex, texts: Texts<'_>, pace: &mut Pace<'_>) -> Result<Self> {
+    /// The ranks of `list`, as far as it speaks of the tokens in `by_text`, which are those of all `parts` there may be.
+    pub(super) fn new(
+        list: &StringArray,
+        by_text: &TextIndex,
+        texts: Texts<'_>,
+        parts: Option<&Parts>,
+        pace: &mut Pace<'_>,
+    ) -> Result<Self> {
         let vocabulary = texts.vocabulary;
         let (mut merges, mut first) = (Vec::new(), Vec::new());
         reserve(&mut merges, list.len)?; // the file has 8 bytes for each
@@ -51,6 +58,10 @@ impl Ranks {
         for (at, text) in list.iter().enumerate() {
             pace.work(16 + text.len())?;
             let halves = text.iter().position(|&b| b == b' ').map(|space| (&text[..space], &text[space + 1..]));
+            // The halves of what is a part are parts.
+            if halves.zip(parts).is_some_and(|((left, right), of)| !of.may_have(left) || !of.may_have(right)) {
+                continue;
+            }
             let Some((left, right)) = halves.filter(|&(left, right)| by_text.may_have(left) && by_text.may_have(right))
             else {
                 odd.see(at);
@@ -67,7 +78,9 @@ impl Ranks {
                 by_text.find(texts, &joint)
             });
             let Some(id) = found else {
-                odd.see(at);
+                if parts.is_none_or(|parts| parts.may_have(&joint)) {
+                    odd.see(at);
+                }
                 continue;
             };
             guess = id;

@@ -12,17 +12,18 @@
 //! on around them. Those that were added to it afterwards come behind; each ends a text, and another begins after it, as
 //! it is with control tokens. HF's tokenizers keeps the two apart in the same way, and llama.cpp knows the second alone.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::OnceLock;
 
 use super::added::{Added, Walk};
 use super::merge::Merger;
 use super::normalize::Normalizer;
-use super::pace::{Output, Pace};
+use super::pace::{Output, Pace, reserve};
+use super::parts::{Indexes, Parts};
 use super::ranks::{self, Ranks};
 use super::space::{ByteTokens, Cuts, Prefix, byte_of, first_normal};
 use super::text_index::TextIndex;
-use super::vocabulary::{Kind, Odd, Texts, Vocabulary, get_or_try_init};
+use super::vocabulary::{Kind, Odd, Texts, Vocabulary};
 use super::{FUSE_UNKNOWN, IGNORE_MERGES};
 use crate::checkpoint::{Metadata, StringArray};
 use crate::error::{Error, Result};
@@ -41,7 +42,7 @@ pub(super) struct Spm {
     normalizer: Normalizer,
     merges: Option<StringArray>, // by rank; else the scores lead
     unknown: Option<u32>,
-    index: OnceLock<Index>,
+    indexes: Indexes<Index>,
     added: Added,
 }
 
@@ -74,7 +75,7 @@ impl Spm {
             normalizer,
             merges: if by_rank { Some(ranks::merges(metadata)?) } else { None },
             unknown,
-            index: OnceLock::new(),
+            indexes: Indexes::default(),
             added: Added::default(),
         })
     }
@@ -93,7 +94,7 @@ impl Spm {
         out: &mut Output<'_>,
     ) -> Result<()> {
         let texts = vocabulary.texts(&mut out.pace)?;
-        let index = get_or_try_init(&self.index, || Index::new(self, texts, &mut out.pace))?;
+        let index = self.index(texts, text, false, &mut out.pace)?;
         let mut encoder = Encoder { spm: self, texts, index, merger: Merger::default(), in_unknown: false };
         // With a prefix that every text gets, spelling is a step of the normaliser; else it comes after the cuts.
         let spells_early = matches!(self.prefix, Prefix::Dummy | Prefix::Never);
@@ -133,6 +134,15 @@ impl Spm {
             encoder.encode(&text, out)
         })
     }
+
+    /// What is known of the tokens of `text`, which may have been spelt as they are.
+    fn index(&self, texts: Texts<'_>, text: &str, is_spelt: bool, pace: &mut Pace<'_>) -> Result<&Index> {
+        let spell = |text, pace: &mut Pace<'_>| match is_spelt {
+            true => Ok(Cow::Borrowed(text)),
+            false => self.prefix.spell(text, true, pace),
+        };
+        self.indexes.of(text, pace, spell, |parts, pace| Index::new(self, texts, parts, pace))
+    }
 }
 
 /// Encodes texts without special tokens, in buffers that it keeps.
@@ -148,6 +158,7 @@ impl Encoder<'_> {
     /// Appends the tokens of a text that is spelt as the vocabulary is.
     fn encode(&mut self, text: &str, out: &mut Output<'_>) -> Result<()> {
         self.in_unknown = false;
+        self.index = self.spm.index(self.texts, text, true, &mut out.pace)?;
         self.index.expect(text.len(), out)?;
         if !self.spm.lines {
             return self.encode_text(text, out);
@@ -257,9 +268,10 @@ struct Index {
 }
 
 impl Index {
-    fn new(spm: &Spm, texts: Texts<'_>, pace: &mut Pace<'_>) -> Result<Self> {
+    /// An index of the tokens that may be among `parts`, or of all.
+    fn new(spm: &Spm, texts: Texts<'_>, parts: Option<&Parts>, pace: &mut Pace<'_>) -> Result<Self> {
         let vocabulary = texts.vocabulary;
-        let mut by_text = TextIndex::with_capacity(vocabulary.len())?;
+        let mut ids = Vec::new();
         let (mut byte_tokens, mut cuts) = (ByteTokens::default(), Cuts::default());
         let (mut longest, mut has_unused) = (1, false);
         let mut empty = Odd::new("token without a text, which no text comes to");
@@ -279,7 +291,11 @@ impl Index {
                     if spm.merges.is_none() && vocabulary.score(id).is_nan() {
                         no_score.see(id as usize);
                     }
-                    by_text.insert(texts, id);
+                    if parts.is_some_and(|parts| !parts.may_have(text)) {
+                        continue;
+                    }
+                    reserve(&mut ids, 1)?;
+                    ids.push(id);
                     has_unused |= kind == Kind::Unused;
                     longest = longest.max(text.len());
                     cuts.see(text);
@@ -293,8 +309,9 @@ impl Index {
         if !byte_tokens.are_complete() {
             longest = 0;
         }
+        let by_text = TextIndex::of(texts, &ids, pace)?;
         let ranks = match &spm.merges {
-            Some(merges) => Some(Ranks::new(merges, &by_text, texts, pace)?),
+            Some(merges) => Some(Ranks::new(merges, &by_text, texts, parts, pace)?),
             None => None,
         };
         Ok(Self { by_text, ranks, byte_tokens, longest, cuts, first_normal: first_normal(texts), has_unused })

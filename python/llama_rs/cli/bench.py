@@ -5,30 +5,32 @@ from __future__ import annotations
 import statistics
 from typing import Literal
 
-import click
-
 from .. import Model
 from .._core import cpu
 from ..notes import counted
 from ..output import is_watched, say, table, warn, write_json, write_line
-from . import Command
-from .arguments import Number, doubts_of_length, find_model, json_option, model_option, parameters
+from . import declare
+from .arguments import doubts_of_length, find_model, json_option, model_option, parameters
+from .exits import UsageError
+from .kinds import Number
 
 
-@click.command("bench", cls=Command)
+@declare.command("bench")
 @model_option
-@click.option(
+@declare.option(
     "-p",
     "--prompt-tokens",
     type=Number(int, 0, 2**32 - 1),
     default=512,
     help="Tokens of the prompt; 0 for no such test.",
 )
-@click.option(
+@declare.option(
     "-n", "--max-tokens", type=Number(int, 0, 2**32 - 1), default=128, help="Tokens to generate; 0 for no such test."
 )
-@click.option("-r", "--repetitions", type=Number(int, 1, 1_000_000), default=5, help="How many times to run each test.")
-@click.option(
+@declare.option(
+    "-r", "--repetitions", type=Number(int, 1, 1_000_000), default=5, help="How many times to run each test."
+)
+@declare.option(
     "--curve",
     is_flag=True,
     help="Prompts of 1, 2, 4 ... tokens up to that of -p: what a batch of so many costs, in milliseconds.",
@@ -57,7 +59,7 @@ def command(
       llama-rs bench -m model.gguf --curve -n 0
     """
     if not prompt_tokens and not max_tokens:
-        raise click.UsageError("nothing to measure: -p and -n are both 0")
+        raise UsageError("nothing to measure: -p and -n are both 0")
     path = find_model(model)
     llama = Model(path, threads=threads, kv_type=kv_type)
 

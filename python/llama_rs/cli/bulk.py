@@ -12,13 +12,11 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
 
-import click
-
 from .. import Completion, Model, SamplingParams
 from ..errors import LlamaError
 from ..notes import counted
 from ..output import is_watched, json_line, say, say_in_place, write_json
-from . import EXIT_FAILURE
+from .exits import EXIT_FAILURE, Exit, Failure
 from .lines import lines_of
 
 MOST_LINE = 1 << 26
@@ -79,7 +77,7 @@ def run(
         say_in_place("")
     if failed:
         say(f"{failed} of {counted(done, 'line')} could not be answered: they have an error")
-        raise click.exceptions.Exit(EXIT_FAILURE)
+        raise Exit(EXIT_FAILURE)
 
 
 def _jobs(first: int, lines: list[bytes], parse: Callable[[Any], Any]) -> Iterator[Job]:
@@ -217,11 +215,11 @@ def _answered(output: str) -> set[str]:
                     if "error" not in record:
                         found.add(_key(record["id"]))
                 except (ValueError, TypeError, KeyError) as e:
-                    raise click.ClickException(f"{output}: a line is no answer of --jsonl: {_said(e)}") from e
+                    raise Failure(f"{output}: a line is no answer of --jsonl: {_said(e)}") from e
     except FileNotFoundError:
         pass
     except OSError as e:
-        raise click.ClickException(f"{output}: {e.strerror}") from e
+        raise Failure(f"{output}: {e.strerror}") from e
     return found
 
 
@@ -234,7 +232,7 @@ def _writer(output: str | None, *, append: bool) -> Iterator[Callable[[dict[str,
     try:
         file = open(output, "ab" if append else "wb", buffering=0)  # noqa: SIM115  # an error of it names the file
     except OSError as e:
-        raise click.ClickException(f"{output}: {e.strerror}") from e
+        raise Failure(f"{output}: {e.strerror}") from e
     with file:
         yield lambda record: _append(file, output, record)
 
@@ -245,4 +243,4 @@ def _append(file: BinaryIO, output: str, record: dict[str, Any]) -> None:
         while data:
             data = data[file.write(data) :]
     except OSError as e:
-        raise click.ClickException(f"{output}: {e.strerror}") from e
+        raise Failure(f"{output}: {e.strerror}") from e

@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Literal
 
-import click
-
 from .. import ChatDelta, ChatStream, Model
 from ..errors import ContextOverflowError
 from ..notes import counted
 from ..output import harmless, is_watched, say, say_in_place, warn, write
-from . import Command
+from . import Interrupts, declare
 from .arguments import (
     doubts_of_length,
     find_model,
@@ -27,6 +25,7 @@ from .arguments import (
     text_option,
     verbose_option,
 )
+from .exits import UsageError
 
 HELP = '''\
 """          begin and end a message of several lines with it; a line that ends with \\ goes on, too
@@ -44,18 +43,18 @@ MOST_HISTORY = 1000
 """Lines that are remembered."""
 
 
-@click.command("chat", cls=Command)
-@click.argument("prompt", required=False)
+@declare.command("chat")
+@declare.argument("prompt", required=False)
 @text_option
 @model_option
-@click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
-@click.option(
+@declare.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
+@declare.option(
     "--think/--no-think",
     "reasoning",
     default=None,
     help="Whether the model is to think before it answers, if it is one that can.  [default: as its template has it]",
 )
-@click.option(
+@declare.option(
     "--jsonl",
     is_flag=True,
     help="For programs: a request a line on standard input, the answers in lines on standard output, all in JSON.",
@@ -103,7 +102,7 @@ def command(
     """
     path = find_model(model)
     if jsonl and (prompt is not None or file is not None):
-        raise click.UsageError("with --jsonl the requests come from standard input: give neither PROMPT nor -f")
+        raise UsageError("with --jsonl the requests come from standard input: give neither PROMPT nor -f")
     is_conversation = prompt is None and file is None and not jsonl and sys.stdin is not None and sys.stdin.isatty()
     text = None if is_conversation or jsonl else read_text(prompt, file)
     llama = Model(path, threads=threads, context_length=context_length, kv_type=kv_type, lora=lora)
@@ -242,7 +241,7 @@ class Conversation:
                 self.show(stream)
             except KeyboardInterrupt:
                 say("[stopped]")
-                click.get_current_context().obj.forget()
+                Interrupts.forget()
                 if stream is None:
                     return False
         except ContextOverflowError as e:
@@ -336,7 +335,7 @@ def read_message() -> str | None:
                 if is_empty:
                     interrupted = True
                     say("Ctrl-C again ends the conversation, as Ctrl-D does")
-                click.get_current_context().obj.forget()
+                Interrupts.forget()
                 lines, quoted = [], False
                 continue
             if not quoted and not lines and line.startswith('"""'):

@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import click
-
 from .. import Calibration, Model
 from ..notes import counted
 from ..output import count_progress, is_watched, json_line, say, say_in_place, write
-from . import Command
-from .arguments import find_model, is_utf8, lora_option, model_option, parameters
+from . import declare
+from .arguments import find_model, lora_option, model_option, parameters
+from .exits import Failure, UsageError
+from .kinds import Choice, Path, is_utf8
 from .lines import decoded, lines_of
 
 if TYPE_CHECKING:
@@ -35,55 +35,55 @@ class Record(NamedTuple):
     """Its label, where the input says it."""
 
 
-@click.command("classify", cls=Command)
-@click.argument("texts", nargs=-1, metavar="[TEXT]...")
-@click.option(
+@declare.command("classify")
+@declare.argument("texts", nargs=-1, metavar="[TEXT]...")
+@declare.option(
     "-f",
     "--file",
-    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    type=Path(exists=True, dir_okay=False, allow_dash=True),
     help="Read texts from this file, as --format says; - is standard input.",
 )
 @model_option
-@click.option("-l", "--labels", required=True, metavar="A,B,...", help="The labels, or NAME=ANSWER of each.")
-@click.option("--instructions", help="What the model is told to do; {labels} in it is all of them.")
-@click.option("--template", help="What it is asked about each text, with {text} in it.")
-@click.option(
+@declare.option("-l", "--labels", required=True, metavar="A,B,...", help="The labels, or NAME=ANSWER of each.")
+@declare.option("--instructions", help="What the model is told to do; {labels} in it is all of them.")
+@declare.option("--template", help="What it is asked about each text, with {text} in it.")
+@declare.option(
     "--calibration",
     default="content-free",
     metavar="content-free|batch|none|FILE",
     help="What of the model's preferences is taken out: what it says to texts without content, or on average to those "
     "given; or a file that --save-calibration wrote.",
 )
-@click.option(
+@declare.option(
     "--fit",
-    type=click.Path(exists=True, dir_okay=False),
+    type=Path(exists=True, dir_okay=False),
     help="Learn from the labelled texts of this file how to calibrate.",
 )
-@click.option("--save-calibration", type=click.Path(dir_okay=False), help="Write what --fit learned to this file.")
-@click.option(
+@declare.option("--save-calibration", type=Path(dir_okay=False), help="Write what --fit learned to this file.")
+@declare.option(
     "--normalize",
-    type=click.Choice(["mean", "sum"]),
+    type=Choice(["mean", "sum"]),
     default="mean",
     help="Whether a label's score is the mean of its tokens' log-probabilities or their sum.",
 )
-@click.option(
+@declare.option(
     "--multi-label",
     is_flag=True,
     help='A text may have several labels, or none: "labels" are those with a probability of 0.5 or more.',
 )
-@click.option("--no-chat", "chat", flag_value=False, default=None, help="Ask as a text, not as a conversation.")
-@click.option(
+@declare.option("--no-chat", "chat", flag_value=False, default=None, help="Ask as a text, not as a conversation.")
+@declare.option(
     "--format",
     "kind",
-    type=click.Choice(["lines", "csv", "jsonl"]),
+    type=Choice(["lines", "csv", "jsonl"]),
     help="What the input is: texts, CSV with a header, or JSON, a line each.  [default: by the file's name, or lines]",
 )
-@click.option("--text-column", default="text", help="Where CSV or JSON has the text.")
-@click.option("--label-column", default="label", help="Where it has the label, if it has one.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write to this file.")
-@click.option("--resume", is_flag=True, help="Go on where the file of -o ends.")
-@click.option("--csv", "as_csv", is_flag=True, help="Write CSV.  [default: lines of JSON, or by the name of -o]")
-@click.option("--report", is_flag=True, help="Print how good the answers are, given the labels, and nothing else.")
+@declare.option("--text-column", default="text", help="Where CSV or JSON has the text.")
+@declare.option("--label-column", default="label", help="Where it has the label, if it has one.")
+@declare.option("-o", "--output", type=Path(dir_okay=False), help="Write to this file.")
+@declare.option("--resume", is_flag=True, help="Go on where the file of -o ends.")
+@declare.option("--csv", "as_csv", is_flag=True, help="Write CSV.  [default: lines of JSON, or by the name of -o]")
+@declare.option("--report", is_flag=True, help="Print how good the answers are, given the labels, and nothing else.")
 @lora_option
 @parameters("context_length", "threads", "kv_type")
 def command(
@@ -123,15 +123,15 @@ def command(
       llama-rs classify --labels a,b --instructions "Is this about {labels}?" < lines.txt
     """
     if texts and file is not None:
-        raise click.UsageError("give the texts as arguments or with -f FILE, not both")
+        raise UsageError("give the texts as arguments or with -f FILE, not both")
     if resume and (output is None or calibration == "batch" or report):
-        raise click.UsageError("--resume needs the file of -o, and neither --calibration batch nor --report")
+        raise UsageError("--resume needs the file of -o, and neither --calibration batch nor --report")
     if report and multi_label:
-        raise click.UsageError("--report is about the one label of a text: it does not go with --multi-label")
+        raise UsageError("--report is about the one label of a text: it does not go with --multi-label")
     if save_calibration and not fit:
-        raise click.UsageError("--save-calibration has nothing to save without --fit")
+        raise UsageError("--save-calibration has nothing to save without --fit")
     if not all(is_utf8(text) for text in (*texts, labels, instructions or "", template or "")):
-        raise click.UsageError("an argument is not valid UTF-8")
+        raise UsageError("an argument is not valid UTF-8")
     names = _labels(labels)
     path = find_model(model)
     columns = text_column, label_column
@@ -151,7 +151,7 @@ def command(
         if fit:
             known = [r for r in _records(fit, _kind_of(fit), columns, classifier.labels) if r.truth is not None]
             if not known:
-                raise click.ClickException(f"{fit}: no text has a label, in {label_column}")
+                raise Failure(f"{fit}: no text has a label, in {label_column}")
             learned = classifier.fit([r.text for r in known], [r.truth or "" for r in known])
             if save_calibration:
                 learned.save(save_calibration)
@@ -206,7 +206,7 @@ def _tell(classifier: Classifier, done: Sequence[tuple[Record, Classification]],
     """How good it was."""
     if not done or classifier.multi_label:
         if report:
-            raise click.ClickException("no text has a label to compare with: see --label-column")
+            raise Failure("no text has a label to compare with: see --label-column")
         return
     import numpy as np
 
@@ -230,7 +230,7 @@ def _labels(text: str) -> dict[str, str]:
     names = [name.strip() for name, _, _ in pairs]
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
-        raise click.UsageError(f"label {twice!r} is there twice")
+        raise UsageError(f"label {twice!r} is there twice")
     return {
         name: (answer.strip() if is_pair else name) for name, (_, is_pair, answer) in zip(names, pairs, strict=True)
     }
@@ -243,9 +243,9 @@ def _calibration(text: str) -> Any:
     try:
         return Calibration.load(text)
     except OSError as e:
-        raise click.ClickException(f"{text}: {e.strerror}, and no kind of calibration") from e
+        raise Failure(f"{text}: {e.strerror}, and no kind of calibration") from e
     except ValueError as e:
-        raise click.ClickException(str(e)) from e
+        raise Failure(str(e)) from e
 
 
 # Input
@@ -268,9 +268,9 @@ def _records(file: str | None, kind: str, columns: tuple[str, str], labels: Sequ
         rows = _csv_rows(name, lines, columns)
     for index, (text, truth) in enumerate(rows):
         if not isinstance(text, str):
-            raise click.ClickException(f"{name}: text {index} is no text in {columns[0]}")
+            raise Failure(f"{name}: text {index} is no text in {columns[0]}")
         if truth is not None and truth not in labels:
-            raise click.ClickException(f"{name}: label {truth!r} of text {index} is none of {', '.join(labels)}")
+            raise Failure(f"{name}: label {truth!r} of text {index} is none of {', '.join(labels)}")
         if text or kind != "lines":
             yield Record(index, text, truth)
 
@@ -282,9 +282,9 @@ def _json_rows(name: str, lines: Iterator[bytes], columns: tuple[str, str]) -> I
         try:
             found = json.loads(decoded(name, i, line))
         except (ValueError, RecursionError):
-            raise click.ClickException(f"{name}: line {i + 1} is no JSON") from None
+            raise Failure(f"{name}: line {i + 1} is no JSON") from None
         if not isinstance(found, dict):
-            raise click.ClickException(f"{name}: line {i + 1} is no JSON object")
+            raise Failure(f"{name}: line {i + 1} is no JSON object")
         yield found.get(columns[0]), found.get(columns[1])
 
 
@@ -295,7 +295,7 @@ def _csv_rows(name: str, lines: Iterator[bytes], columns: tuple[str, str]) -> It
     try:
         header = next(reader, [])
         if columns[0] not in header:
-            raise click.ClickException(f"{name}: no column {columns[0]} among {', '.join(header)}: see --text-column")
+            raise Failure(f"{name}: no column {columns[0]} among {', '.join(header)}: see --text-column")
         of_text = header.index(columns[0])
         of_label = header.index(columns[1]) if columns[1] in header else None
         for row in reader:
@@ -303,10 +303,10 @@ def _csv_rows(name: str, lines: Iterator[bytes], columns: tuple[str, str]) -> It
                 continue
             if len(row) != len(header):
                 what = f"{counted(len(row), 'field')}, its header {len(header)}"
-                raise click.ClickException(f"{name}: the row that ends in line {reader.line_num} has {what}")
+                raise Failure(f"{name}: the row that ends in line {reader.line_num} has {what}")
             yield row[of_text], None if of_label is None else row[of_label] or None
     except csv.Error as e:
-        raise click.ClickException(f"{name}: line {reader.line_num} is no CSV: {e}") from None
+        raise Failure(f"{name}: line {reader.line_num} is no CSV: {e}") from None
 
 
 # Output
@@ -331,7 +331,7 @@ class _Target:
                 if resume:
                     self.done = self._resume(path, header)
         except OSError as e:
-            raise click.ClickException(f"{path}: {e.strerror}") from e
+            raise Failure(f"{path}: {e.strerror}") from e
         if as_csv and not mute and (self._file is None or self._file.tell() == 0):
             self._writer.writerow(header)
 
@@ -373,9 +373,9 @@ class _Target:
         for i, (row, at) in enumerate(rows):
             if self._as_csv and i == 0:
                 if row != header:
-                    raise click.ClickException(f"{path}: not a table of these labels, so it cannot be resumed")
+                    raise Failure(f"{path}: not a table of these labels, so it cannot be resumed")
             elif not self._as_csv and list(row.get("probs", {})) != list(self._labels):
-                raise click.ClickException(f"{path}: line {i + 1} is not of these labels, so it cannot be resumed")
+                raise Failure(f"{path}: line {i + 1} is not of these labels, so it cannot be resumed")
             else:
                 last = int(row[0] if self._as_csv else row["index"])
             end = at

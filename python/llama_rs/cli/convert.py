@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-import click
-
 from ..files import convert
 from ..output import size, write_line
-from . import Command
+from . import declare
 from .arguments import parameters
+from .kinds import Choice, Path
 from .making import making
 
 
-@click.command("convert", cls=Command)
-@click.argument("directory", type=click.Path())
-@click.argument("output", type=click.Path())
-@click.option(
+@declare.command("convert")
+@declare.argument("directory", type=Path())
+@declare.argument("output", type=Path())
+@declare.option(
     "--output-type",
-    type=click.Choice(["auto", "f32", "f16", "bf16", "q8_0"]),
+    type=Choice(["auto", "f32", "f16", "bf16", "q8_0"]),
     default="auto",
     help="Type of the matrices; auto keeps theirs.",
 )

@@ -6,35 +6,37 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Literal
 
-import click
-
 from .. import Model
 from ..output import write_json
-from . import Command, bulk
-from .arguments import Number, bulk_options, check_bulk_options, find_model, is_utf8, model_option, parameters
+from . import bulk, declare
+from .arguments import bulk_options, check_bulk_options, find_model, model_option, parameters
+from .exits import UsageError
+from .kinds import Choice, Number, Path, is_utf8
 from .lines import texts_of
 
 AT_A_TIME = 64
 """Texts that are taken together, with --jsonl."""
 
 
-@click.command("embed", cls=Command)
-@click.argument("texts", nargs=-1, metavar="[TEXT]...")
-@click.option(
+@declare.command("embed")
+@declare.argument("texts", nargs=-1, metavar="[TEXT]...")
+@declare.option(
     "-f",
     "--file",
-    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    type=Path(exists=True, dir_okay=False, allow_dash=True),
     help="Read texts from this file, one a line; - is standard input.",
 )
 @model_option
-@click.option(
+@declare.option(
     "--pooling",
-    type=click.Choice(["mean", "cls", "last"]),
+    type=Choice(["mean", "cls", "last"]),
     help="How the vectors of tokens become one.  [default: as the file says]",
 )
-@click.option("--no-normalize", "normalize", flag_value=False, default=True, help="Leave vectors as long as they are.")
-@click.option("--dimensions", type=Number(int, 1, 2**32 - 1), help="The first so many numbers of each vector alone.")
-@click.option("--truncate", is_flag=True, help="Cut texts that are longer than the context.")
+@declare.option(
+    "--no-normalize", "normalize", flag_value=False, default=True, help="Leave vectors as long as they are."
+)
+@declare.option("--dimensions", type=Number(int, 1, 2**32 - 1), help="The first so many numbers of each vector alone.")
+@declare.option("--truncate", is_flag=True, help="Cut texts that are longer than the context.")
 @bulk_options
 @parameters("context_length", "threads")
 def command(
@@ -65,9 +67,9 @@ def command(
     """
     path = find_model(model)
     if texts and file is not None:
-        raise click.UsageError("give the texts as arguments or with -f FILE, not both")
+        raise UsageError("give the texts as arguments or with -f FILE, not both")
     if not all(map(is_utf8, texts)):
-        raise click.UsageError("a text is not valid UTF-8")
+        raise UsageError("a text is not valid UTF-8")
     check_bulk_options(output, jsonl=jsonl, resume=resume, others=bool(texts), without="TEXT")
     llama = Model(path, context_length=context_length, threads=threads)
 

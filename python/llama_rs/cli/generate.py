@@ -8,16 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-import click
-
 from .. import Model, Stream, TokenLogprob, TopLogprob
 from .._core import cpu
 from ..errors import ModelFileError, SavedSessionError
 from ..notes import counted
 from ..output import harmless, is_watched, percent, say, say_in_place, warn, write, write_json
-from . import Command
+from . import declare
 from .arguments import (
-    Number,
     bulk_options,
     check_bulk_options,
     doubts_of_length,
@@ -32,29 +29,31 @@ from .arguments import (
     text_option,
     verbose_option,
 )
+from .exits import Failure, UsageError
+from .kinds import Choice, Number, Path
 
 
-@click.command("generate", cls=Command)
-@click.argument("prompt", required=False)
+@declare.command("generate")
+@declare.argument("prompt", required=False)
 @text_option
 @model_option
-@click.option(
+@declare.option(
     "--chat",
     is_flag=True,
     help="PROMPT is a message: it reaches the model in the form that it was trained for, by the template in its file.",
 )
-@click.option(
+@declare.option(
     "--system", metavar="TEXT", help="What the model is told before the message; with --chat, which it means."
 )
 @parameters("max_tokens", "json_schema", "grammar", "regex", "choices")
 @parameters("sampling", "stop", "ignore_eos", "logprobs", "top_logprobs", "on_overflow", "n_keep", "prompt")
-@click.option(
+@declare.option(
     "--prompt-cache",
-    type=click.Path(dir_okay=False),
+    type=Path(dir_okay=False),
     help="Keep the computed prompt in this file: what a later prompt has in common with it, from the first token on, "
     "is not computed again.",
 )
-@click.option(
+@declare.option(
     "--prompt-cache-ro",
     "prompt_cache_readonly",
     is_flag=True,
@@ -63,17 +62,17 @@ from .arguments import (
 @lora_option
 @speculative_options
 @parameters("session")
-@click.option(
+@declare.option(
     "--load",
-    type=click.Choice(["mmap", "read"]),
+    type=Choice(["mmap", "read"]),
     default="mmap",
     help="Map the model, sharing one copy with other processes, or read a copy for this process alone.",
 )
-@click.option("--prefault", is_flag=True, help="Read the whole model before starting.")
-@click.option("--lock", is_flag=True, help="Keep the model in memory while this runs, even if memory gets scarce.")
-@click.option("--raw", is_flag=True, help="Print the answer exactly, without adding a newline at its end.")
+@declare.option("--prefault", is_flag=True, help="Read the whole model before starting.")
+@declare.option("--lock", is_flag=True, help="Keep the model in memory while this runs, even if memory gets scarce.")
+@declare.option("--raw", is_flag=True, help="Print the answer exactly, without adding a newline at its end.")
 @bulk_options
-@click.option(
+@declare.option(
     "--parallel",
     type=Number(int, 1, 2**32 - 1),
     default=16,
@@ -126,15 +125,15 @@ def command(
       llama-rs generate --system "You translate to French." --chat "Good morning"
     """
     if options["prompt_cache_readonly"] and not options["prompt_cache"]:
-        raise click.UsageError("--prompt-cache-ro needs --prompt-cache FILE")
+        raise UsageError("--prompt-cache-ro needs --prompt-cache FILE")
     if (options["logprobs"] or options["top_logprobs"]) and not as_json:
-        raise click.UsageError("--logprobs and --top-logprobs need --json, which is where they are written")
+        raise UsageError("--logprobs and --top-logprobs need --json, which is where they are written")
     others = prompt is not None or as_json or options["prompt_cache"]
     check_bulk_options(
         output, jsonl=jsonl, resume=resume, others=others, without="PROMPT, no --json and no --prompt-cache"
     )
     if jsonl and (draft is not None or lookup):
-        raise click.UsageError("--draft and --lookup are for one answer at a time: with --jsonl many are made together")
+        raise UsageError("--draft and --lookup are for one answer at a time: with --jsonl many are made together")
     path = find_model(model)
     text = "" if jsonl else read_text(prompt, file)
     start = time.perf_counter()
@@ -162,7 +161,7 @@ def command(
     try:
         stream = llama.stream(asked if is_chat else text, speculative=guesser, **options)
     except (ModelFileError, SavedSessionError) as e:  # of the prompt cache: the model is open
-        raise click.ClickException(str(e)) from e
+        raise Failure(str(e)) from e
     if verbose:
         encoded = time.perf_counter()
         if (begun := _seconds_of_this_process()) is not None:

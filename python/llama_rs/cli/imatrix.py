@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 
-import click
-
 from .. import Model
 from ..output import is_watched, say_in_place, write_json, write_line
 from ..quantization import imatrix
-from . import Command
-from .arguments import Number, find_model, json_option, model_option, parameters, read_text, text_option
+from . import declare
+from .arguments import find_model, json_option, model_option, parameters, read_text, text_option
+from .exits import Failure
+from .kinds import Number, Path
 
 
-@click.command("imatrix", cls=Command)
+@declare.command("imatrix")
 @text_option
 @model_option
-@click.option("-o", "--output", type=click.Path(), required=True, help="The file to write.")
-@click.option("-c", "--chunk-length", type=Number(int, 16, 2**32 - 1), default=512, help="Tokens per chunk.")
-@click.option("--chunks", type=Number(int, 1, None), help="Read no more than so many chunks.  [default: all]")
+@declare.option("-o", "--output", type=Path(), required=True, help="The file to write.")
+@declare.option("-c", "--chunk-length", type=Number(int, 16, 2**32 - 1), default=512, help="Tokens per chunk.")
+@declare.option("--chunks", type=Number(int, 1, None), help="Read no more than so many chunks.  [default: all]")
 @parameters("threads")
 @json_option
 def command(
@@ -54,7 +54,7 @@ def command(
             llama, text, output, dataset=dataset, chunk_length=chunk_length, max_chunks=chunks, on_chunk=tell
         )
     except ValueError as e:  # the text is too short
-        raise click.ClickException(str(e)) from e
+        raise Failure(str(e)) from e
     finally:
         if is_watched():
             say_in_place("")

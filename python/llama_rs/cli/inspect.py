@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
 from .. import Checkpoint, Tensor
 from ..output import size, table, write, write_json, write_line
-from . import Command
+from . import declare
 from .arguments import find_model, json_option, model_argument
 
 
-@click.command("inspect", cls=Command)
+@declare.command("inspect")
 @model_argument
 @json_option
 def command(file: str | None, model: str | None, as_json: bool) -> None:

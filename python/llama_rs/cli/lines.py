@@ -6,9 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import click
-
 from ..output import is_watched, say
+from .exits import Failure, UsageError
 
 BLOCK = 1 << 16
 """Bytes of lines that are taken at a time, if so many are there."""
@@ -21,7 +20,7 @@ def lines_of(file: str | None) -> Iterator[list[bytes]]:
         if file is not None and file != "-":
             stream: Any = open(file, "rb")  # noqa: SIM115  # until the process ends
         elif sys.stdin is None:
-            raise click.UsageError("no texts: give them as arguments, with -f FILE or on standard input")
+            raise UsageError("no texts: give them as arguments, with -f FILE or on standard input")
         else:
             if sys.stdin.isatty() and is_watched():
                 say("Type texts, one a line, then Ctrl-D on a line of its own.")
@@ -32,7 +31,7 @@ def lines_of(file: str | None) -> Iterator[list[bytes]]:
             if lines:
                 yield lines
     except OSError as e:
-        raise click.ClickException(f"{name}: {e.strerror}") from e
+        raise Failure(f"{name}: {e.strerror}") from e
     if rest:
         yield [rest]
 
@@ -42,7 +41,7 @@ def decoded(name: str | None, index: int, line: bytes) -> str:
     try:
         return line.removesuffix(b"\r").decode()
     except UnicodeDecodeError as e:
-        raise click.ClickException(f"{name}: line {index + 1} is not UTF-8 text at byte {e.start}") from e
+        raise Failure(f"{name}: line {index + 1} is not UTF-8 text at byte {e.start}") from e
 
 
 def texts_of(file: str | None) -> Iterator[list[str]]:

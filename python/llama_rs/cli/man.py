@@ -8,7 +8,8 @@ import click
 
 from .. import __version__
 from ..output import write
-from . import COMMANDS, Command, cli
+from . import COMMANDS, declare
+from .clicked import cli
 
 VARIABLES = (
     ("LLAMA_RS_MODEL", "The model to use when none is named."),
@@ -21,7 +22,7 @@ VARIABLES = (
 )
 
 
-@click.command("man", cls=Command)
+@declare.command("man")
 def command() -> None:
     """Write the manual, all commands in one page, in the form of man(1).
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import click
-
 from ..files import merge
 from ..output import size, write_line
-from . import Command
+from . import declare
+from .kinds import Path
 from .making import making
 
 
-@click.command("merge", cls=Command)
-@click.argument("part", type=click.Path())
-@click.argument("output", type=click.Path())
+@declare.command("merge")
+@declare.argument("part", type=Path())
+@declare.argument("output", type=Path())
 def command(part: str, output: str) -> None:
     """Write the parts of a model as the GGUF file OUTPUT.
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import click
-
 from .. import stores
 from ..output import printable, say, size, table, write_json
-from . import Command
+from . import declare
 from .arguments import json_option
 
 
-@click.command("models", cls=Command)
+@declare.command("models")
 @json_option
 def command(as_json: bool) -> None:
     """List the models that are on this computer already.

@@ -10,31 +10,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import click
-
 from .. import Model, Server
 from ..output import is_watched, say_in_place, table, warn, write, write_json
 from ..perf import Load, bodies, measure, prompts
-from . import Command
-from .arguments import Number, json_option
+from . import declare
+from .arguments import json_option
+from .exits import Failure, UsageError
+from .kinds import Kind, Number, Path
 
 
-class Limits(click.ParamType):  # type: ignore[type-arg]
+class Limits(Kind):
     """``ttft=200ms,itl=50ms``."""
 
     name = "limits"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Any) -> Any:
         found: dict[str, float] = {}
         for part in str(value).split(","):
             limit = re.fullmatch(r"(ttft|itl)=(\d+(?:\.\d+)?)(ms|s)", part.strip())
             if not limit:
-                self.fail(f"{part!r} is not a limit such as ttft=200ms or itl=50ms", param, ctx)
+                raise ValueError(f"{part!r} is not a limit such as ttft=200ms or itl=50ms")
             found[limit[1]] = float(limit[2]) / (1000 if limit[3] == "ms" else 1)
         return found
 
 
-class Numbers(click.ParamType):  # type: ignore[type-arg]
+class Numbers(Kind):
     """Numbers between commas."""
 
     name = "numbers"
@@ -42,52 +42,54 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
     def __init__(self, number: Number) -> None:
         self.number = number
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Any) -> Any:
         if isinstance(value, list):
             return value
-        return [self.number.convert(part, param, ctx) for part in str(value).split(",")]
+        return [self.number.convert(part) for part in str(value).split(",")]
 
 
-@click.command("perf", cls=Command)
-@click.argument("target", metavar="URL|MODEL")
-@click.option(
+@declare.command("perf")
+@declare.argument("target", metavar="URL|MODEL")
+@declare.option(
     "-c",
     "--concurrency",
     type=Numbers(Number(int, 1, 512)),
     default="1,2,4,8",
     help="Clients, each with a request at a time: a round for each number.",
 )
-@click.option(
+@declare.option(
     "--rate",
     type=Numbers(Number(float, 0, 1e6, above=True)),
     help="Instead, requests that come at random times, so many a second: a round for each number.",
 )
-@click.option(
+@declare.option(
     "-n",
     "--requests",
     type=Number(int, 1, 1 << 24),
     help="Requests of a round.  [default: four a client, and at least eight]",
 )
-@click.option("-p", "--prompt-words", type=Number(int, 1, 1 << 20), default=64, help="Words of a prompt.")
-@click.option("-o", "--max-tokens", type=Number(int, 1, 1 << 20), default=64, help="Tokens of an answer.")
-@click.option("--shared", type=Number(float, 0, 1), default=0.0, help="The share of a prompt that all have in common.")
-@click.option("--cancel", type=Number(float, 0, 1), default=0.0, help="The share of clients that go away meanwhile.")
-@click.option(
+@declare.option("-p", "--prompt-words", type=Number(int, 1, 1 << 20), default=64, help="Words of a prompt.")
+@declare.option("-o", "--max-tokens", type=Number(int, 1, 1 << 20), default=64, help="Tokens of an answer.")
+@declare.option(
+    "--shared", type=Number(float, 0, 1), default=0.0, help="The share of a prompt that all have in common."
+)
+@declare.option("--cancel", type=Number(float, 0, 1), default=0.0, help="The share of clients that go away meanwhile.")
+@declare.option(
     "--slo",
     type=Limits(),
     metavar="LIMITS",
     help="What is good: ttft=200ms,itl=50ms (first token, mean between tokens).",
 )
-@click.option("--search", is_flag=True, help="Find the most requests per second of which 95 % are within --slo.")
-@click.option("--completions", is_flag=True, help="Ask /v1/completions, without the chat template.")
-@click.option("--model", help="The name of the model in requests.")
-@click.option("--api-key", envvar="LLAMA_RS_API_KEY", help="The key to send.")
-@click.option("--timeout", type=Number(float, 0, 86400, above=True), default=600.0, help="Seconds for an answer.")
-@click.option("--seed", type=Number(int, 0, (1 << 64) - 1), default=0, help="Of prompts and of times.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a line for each round, times in seconds.")
-@click.option(
+@declare.option("--search", is_flag=True, help="Find the most requests per second of which 95 % are within --slo.")
+@declare.option("--completions", is_flag=True, help="Ask /v1/completions, without the chat template.")
+@declare.option("--model", help="The name of the model in requests.")
+@declare.option("--api-key", help="The key to send.")
+@declare.option("--timeout", type=Number(float, 0, 86400, above=True), default=600.0, help="Seconds for an answer.")
+@declare.option("--seed", type=Number(int, 0, (1 << 64) - 1), default=0, help="Of prompts and of times.")
+@declare.option("--csv", "as_csv", is_flag=True, help="Print CSV: a line for each round, times in seconds.")
+@declare.option(
     "--plot",
-    type=click.Path(dir_okay=False, writable=True),
+    type=Path(dir_okay=False, writable=True),
     metavar="FILE",
     help="Write a picture, too (SVG): tokens per second against the 99th percentiles.",
 )
@@ -123,9 +125,11 @@ def command(
       llama-rs perf model.gguf -c 1,2,4,8,16 --plot model.svg
     """
     if as_csv and as_json:
-        raise click.UsageError("give --csv or --json, not both")
+        raise UsageError("give --csv or --json, not both")
     if search and not slo:
-        raise click.UsageError("--search needs --slo, such as --slo ttft=500ms,itl=100ms")
+        raise UsageError("--search needs --slo, such as --slo ttft=500ms,itl=100ms")
+    if api_key is None:
+        api_key = os.environ.get("LLAMA_RS_API_KEY") or None
     path = "/v1/completions" if completions else "/v1/chat/completions"
     limits = slo or {}
 
@@ -151,7 +155,7 @@ def command(
             say_in_place("")
         if not done.good and not any(s.is_cancelled for s in done.samples):
             sample = done.samples[0]
-            raise click.ClickException(f"{url}: no request was answered: {sample.error or f'status {sample.status}'}")
+            raise Failure(f"{url}: no request was answered: {sample.error or f'status {sample.status}'}")
         return done
 
     with _server_of(target, max(concurrency)) as url:

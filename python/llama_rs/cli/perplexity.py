@@ -6,14 +6,11 @@ from functools import partial
 from math import isinf
 from typing import Literal
 
-import click
-
 from .. import Model, Perplexity
 from ..notes import counted
 from ..output import is_watched, say, write, write_json
-from . import Command, bulk
+from . import bulk, declare
 from .arguments import (
-    Number,
     bulk_options,
     check_bulk_options,
     find_model,
@@ -25,13 +22,15 @@ from .arguments import (
     text_option,
     verbose_option,
 )
+from .exits import Failure, UsageError
+from .kinds import Number
 
 
-@click.command("perplexity", cls=Command)
+@declare.command("perplexity")
 @text_option
 @model_option
-@click.option("-c", "--context-length", type=Number(int, 4, 2**32 - 1), default=512, help="Tokens per window.")
-@click.option(
+@declare.option("-c", "--context-length", type=Number(int, 4, 2**32 - 1), default=512, help="Tokens per window.")
+@declare.option(
     "--stride",
     type=Number(int, 1, 2**32 - 1),
     help="Windows begin so many tokens apart, and the last so many of each are scored.",
@@ -71,7 +70,7 @@ def command(
     """
     check_bulk_options(output, jsonl=jsonl, resume=resume, others=as_json, without="--json")
     if stride is not None and stride >= context_length:
-        raise click.UsageError(f"--stride is {stride}, it must be less than the {context_length} tokens of a window")
+        raise UsageError(f"--stride is {stride}, it must be less than the {context_length} tokens of a window")
     path = find_model(model)
     text = "" if jsonl else read_text(None, file)
     llama = Model(path, threads=threads, context_length=context_length, kv_type=kv_type, lora=lora)
@@ -93,7 +92,7 @@ def command(
     try:
         result = measured(text)
     except ValueError as e:  # the text is too short, say
-        raise click.ClickException(str(e)) from e
+        raise Failure(str(e)) from e
     if as_json:
         write_json(result._asdict())
     else:

@@ -3,71 +3,75 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from math import prod
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import Any
 
 from ..output import size, table, warn, write_json, write_line
 from ..quantization import MIXES, TYPES, Quantized, quantize
-from . import Command
+from . import declare
 from .arguments import json_option, parameters
+from .exits import UsageError
+from .kinds import Kind, Path
 from .making import making
 
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
+
+class Named(Kind):
+    """One of many names, in any case, which help does not list each time."""
+
+    name = "type"
+
+    def __init__(self, choices: Iterable[str]) -> None:
+        self.choices = tuple(choices)
+
+    def convert(self, value: Any) -> Any:
+        for choice in self.choices:
+            if choice.casefold() == value.casefold():
+                return choice
+        raise ValueError(f"{value!r} is not one of {', '.join(map(repr, self.choices))}")
+
+    def names(self, beginning: str) -> Iterable[str]:
+        """Names as they are written, whatever case they were begun in."""
+        return [choice for choice in self.choices if choice.lower().startswith(beginning.lower())]
 
 
-class TensorType(click.ParamType):  # type: ignore[type-arg]  # generic in new versions only
+class TensorType(Kind):
     """A pattern and a type."""
 
     name = "regex=type"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+    def convert(self, value: Any) -> tuple[str, str]:
         pattern, equals, of = value.rpartition("=")
         if not equals or not pattern:
-            self.fail(f"{value!r} is not a pattern and a type, as ffn_down=Q6_K is", param, ctx)
+            raise ValueError(f"{value!r} is not a pattern and a type, as ffn_down=Q6_K is")
         try:
             re.compile(pattern)
         except re.error as e:
-            self.fail(f"{pattern!r} is not a regular expression: {e}", param, ctx)
-        return pattern, _type.convert(of, param, ctx)
+            raise ValueError(f"{pattern!r} is not a regular expression: {e}") from None
+        return pattern, _type.convert(of)
 
 
-class Named(click.Choice):  # type: ignore[type-arg]
-    """One of many names, in any case, which help does not list each time."""
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
-        """Names as they are written, whatever case they were begun in."""
-        from click.shell_completion import CompletionItem
-
-        return [CompletionItem(name) for name in self.choices if name.lower().startswith(incomplete.lower())]
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
-        return "TYPE"
+_mix = Named([*MIXES, "Q3_K", "Q4_K", "Q5_K"])
+_type = Named(TYPES)
 
 
-_mix = Named([*MIXES, "Q3_K", "Q4_K", "Q5_K"], case_sensitive=False)
-_type = Named(TYPES, case_sensitive=False)
-
-
-@click.command("quantize", cls=Command)
-@click.argument("source", type=click.Path())
-@click.argument("target", type=click.Path(), required=False)
-@click.option("--type", "mix", type=_mix, required=True, help="What to make of it; the list is above.")
-@click.option("--imatrix", type=click.Path(), metavar="FILE", help="How important each weight is.")
-@click.option("--output-type", type=_type, help="Type of the output matrix, or of the embeddings that stand for it.")
-@click.option("--token-embedding-type", type=_type, help="Type of the token embeddings.")
-@click.option(
+@declare.command("quantize")
+@declare.argument("source", type=Path())
+@declare.argument("target", type=Path(), required=False)
+@declare.option("--type", "mix", type=_mix, required=True, help="What to make of it; the list is above.")
+@declare.option("--imatrix", type=Path(), metavar="FILE", help="How important each weight is.")
+@declare.option("--output-type", type=_type, help="Type of the output matrix, or of the embeddings that stand for it.")
+@declare.option("--token-embedding-type", type=_type, help="Type of the token embeddings.")
+@declare.option(
     "--tensor-type",
     type=TensorType(),
     multiple=True,
     metavar="REGEX=TYPE",
     help="Type of the matrices in whose names REGEX is found; may be given several times, the first that fits counts.",
 )
-@click.option("--pure", is_flag=True, help="The base type for all matrices.")
-@click.option("--allow-requantize", is_flag=True, help="Convert also what is quantized already, and lose more.")
-@click.option("--dry-run", is_flag=True, help="Write nothing; show what would become of each tensor.")
+@declare.option("--pure", is_flag=True, help="The base type for all matrices.")
+@declare.option("--allow-requantize", is_flag=True, help="Convert also what is quantized already, and lose more.")
+@declare.option("--dry-run", is_flag=True, help="Write nothing; show what would become of each tensor.")
 @parameters("threads")
 @json_option
 def command(
@@ -98,7 +102,7 @@ def command(
     {mixes}
     """
     if target is None and not dry_run:
-        raise click.UsageError("name the file to write, or use --dry-run")
+        raise UsageError("name the file to write, or use --dry-run")
     with making() as tell:
         done = quantize(
             source,
@@ -143,4 +147,4 @@ def _block(mix: str) -> int:
     return 256 if "_K" in base or base.startswith(("IQ1", "IQ2", "IQ3", "TQ")) or base == "IQ4_XS" else 32
 
 
-command.help = (command.help or "").replace("{mixes}", ", ".join(MIXES))
+command.help = command.help.replace("{mixes}", ", ".join(MIXES))

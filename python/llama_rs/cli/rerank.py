@@ -6,26 +6,26 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-import click
-
 from .. import Model
 from ..output import write_json
-from . import Command, bulk
-from .arguments import Number, bulk_options, check_bulk_options, find_model, is_utf8, model_option, parameters
+from . import bulk, declare
+from .arguments import bulk_options, check_bulk_options, find_model, model_option, parameters
+from .exits import UsageError
+from .kinds import Number, Path, is_utf8
 from .lines import texts_of
 
 
-@click.command("rerank", cls=Command)
-@click.argument("query", required=False)
-@click.argument("documents", nargs=-1, metavar="[DOCUMENT]...")
-@click.option(
+@declare.command("rerank")
+@declare.argument("query", required=False)
+@declare.argument("documents", nargs=-1, metavar="[DOCUMENT]...")
+@declare.option(
     "-f",
     "--file",
-    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    type=Path(exists=True, dir_okay=False, allow_dash=True),
     help="Read documents from this file, one a line; - is standard input.",
 )
 @model_option
-@click.option("--top-n", type=Number(int, 1, 2**32 - 1), help="Only the best so many.  [default: all]")
+@declare.option("--top-n", type=Number(int, 1, 2**32 - 1), help="Only the best so many.  [default: all]")
 @bulk_options
 @parameters("context_length", "threads")
 def command(
@@ -54,7 +54,7 @@ def command(
     """
     path = find_model(model)
     if documents and file is not None:
-        raise click.UsageError("give the documents as arguments or with -f FILE, not both")
+        raise UsageError("give the documents as arguments or with -f FILE, not both")
     others = query is not None or bool(documents)
     check_bulk_options(output, jsonl=jsonl, resume=resume, others=others, without="QUERY and no DOCUMENT")
     if jsonl:
@@ -62,9 +62,9 @@ def command(
         _bulk(llama, file, top_n, output, resume=resume)
         return
     if query is None:
-        raise click.UsageError("Missing argument 'QUERY'.")
+        raise UsageError("Missing argument 'QUERY'.")
     if not all(map(is_utf8, (query, *documents))):
-        raise click.UsageError("a text is not valid UTF-8")
+        raise UsageError("a text is not valid UTF-8")
     texts = documents or list(chain.from_iterable(texts_of(file)))
     some = [(i, text) for i, text in enumerate(texts) if text]
     llama = Model(path, context_length=context_length, threads=threads)

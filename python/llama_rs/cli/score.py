@@ -6,22 +6,22 @@ from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
-import click
-
 from .. import Model
 from ..output import write_json
-from . import Command, bulk
-from .arguments import bulk_options, check_bulk_options, find_model, is_utf8, lora_option, model_option, parameters
+from . import bulk, declare
+from .arguments import bulk_options, check_bulk_options, find_model, lora_option, model_option, parameters
+from .exits import UsageError
+from .kinds import Path, is_utf8
 from .lines import texts_of
 
 
-@click.command("score", cls=Command)
-@click.argument("prompt", required=False)
-@click.argument("continuations", nargs=-1, metavar="[CONTINUATION]...")
-@click.option(
+@declare.command("score")
+@declare.argument("prompt", required=False)
+@declare.argument("continuations", nargs=-1, metavar="[CONTINUATION]...")
+@declare.option(
     "-f",
     "--file",
-    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    type=Path(exists=True, dir_okay=False, allow_dash=True),
     help="Read continuations from this file, one a line; - is standard input.",
 )
 @model_option
@@ -55,14 +55,14 @@ def command(
       llama-rs score --jsonl < pairs.jsonl > scores.jsonl
     """
     if continuations and file is not None:
-        raise click.UsageError("give the continuations as arguments or with -f FILE, not both")
+        raise UsageError("give the continuations as arguments or with -f FILE, not both")
     check_bulk_options(
         output, jsonl=jsonl, resume=resume, others=prompt is not None, without="PROMPT and no CONTINUATION"
     )
     if prompt is None and not jsonl:
-        raise click.UsageError("Missing argument 'PROMPT'.")
+        raise UsageError("Missing argument 'PROMPT'.")
     if not all(map(is_utf8, (prompt or "", *continuations))):
-        raise click.UsageError("a text is not valid UTF-8")
+        raise UsageError("a text is not valid UTF-8")
     llama = Model(find_model(model), context_length=context_length, threads=threads, kv_type=kv_type, lora=lora)
 
     def scored(asked: tuple[str, str]) -> dict[str, Any]:

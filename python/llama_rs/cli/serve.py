@@ -6,17 +6,17 @@ import os
 import re
 import signal
 import time
+from collections.abc import Set
 from types import FrameType
 from typing import Any, Literal
-
-import click
-from click.core import ParameterSource
 
 from .. import Model, otel
 from ..output import say, warn
 from ..server import Server
-from . import Command
-from .arguments import Number, doubts_of_length, find_model, model_argument, parameters
+from . import declare
+from .arguments import doubts_of_length, find_model, model_argument, parameters
+from .exits import Exit, UsageError
+from .kinds import Kind, Number, Path
 
 EXIT_CRASHED = 70
 LOOPBACK = re.compile(r"127\.\d+\.\d+\.\d+|::1|localhost")
@@ -24,116 +24,141 @@ METRICS_NAMES = ("vllm", "llamacpp")
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-class Bytes(click.ParamType):  # type: ignore[type-arg]
+class Bytes(Kind):
     """A number of bytes: 500M, 4G."""
 
     name = "size"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Any) -> Any:
         found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([kmgt]?)(?:i?b)?", str(value).lower())
         n = int(float(found[1]) * UNITS[found[2]]) if found else 0
         if not n:
-            self.fail(f"{value!r} is not a size such as 500M or 4G", param, ctx)
+            raise ValueError(f"{value!r} is not a size such as 500M or 4G")
         return n
 
 
-@click.command("serve", cls=Command)
+class Keys(Kind):
+    """The lines of a file that have something in them; - is standard input."""
+
+    name = "filename"
+    completed = "file"
+    reads = True
+
+    def convert(self, value: Any) -> Any:
+        try:
+            with open(0 if value == "-" else value, closefd=value != "-") as file:
+                return [line.strip() for line in file if line.strip()]
+        except OSError as e:
+            raise ValueError(f"'{os.fsencode(value).decode(errors='replace')}': {e.strerror}") from None
+
+
+class Names(Kind):
+    """Names between commas."""
+
+    def convert(self, value: Any) -> Any:
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        if unknown := [name for name in names if name not in METRICS_NAMES]:
+            raise ValueError(f"there are no names of {unknown[0]!r}, only of {' and '.join(METRICS_NAMES)}")
+        return list(dict.fromkeys(names))
+
+
+@declare.command("serve", with_given=True)
 @model_argument
-@click.option(
+@declare.option(
     "--repository",
-    type=click.Path(exists=True, file_okay=False),
+    type=Path(exists=True, file_okay=False),
     metavar="DIR",
     help="Serve the models in this folder: DIR/NAME/1/model.gguf, DIR/NAME/2/model.gguf, DIR/OTHER.gguf.",
 )
-@click.option(
+@declare.option(
     "--reload",
     type=Number(float, 0, 86400, above=True),
     metavar="SECONDS",
     help="Look so often for what is new there; SIGHUP has it look at once.",
 )
-@click.option("--host", default="127.0.0.1", help="The address to listen on; 0.0.0.0 for every one of this machine.")
-@click.option("--port", type=Number(int, 0, 65535), default=8080, help="The port; 0 for one that is free.")
-@click.option("--unix", type=click.Path(), metavar="PATH", help="Listen on this socket file instead.")
-@click.option(
+@declare.option("--host", default="127.0.0.1", help="The address to listen on; 0.0.0.0 for every one of this machine.")
+@declare.option("--port", type=Number(int, 0, 65535), default=8080, help="The port; 0 for one that is free.")
+@declare.option("--unix", type=Path(), metavar="PATH", help="Listen on this socket file instead.")
+@declare.option(
     "--api-key",
     "api_keys",
     multiple=True,
     help="Clients must have this key. May be given several times.  [default: $LLAMA_RS_API_KEY, else none]",
     show_default=False,
 )
-@click.option("--api-key-file", type=click.File("r"), help="Keys, one a line.")
-@click.option("--admin-key", help="Who has this key may load and unload models.")
-@click.option("--alias", metavar="NAME", help="What clients call the model.  [default: the name of its file]")
-@click.option("--cors", multiple=True, metavar="ORIGIN", help="Pages of this origin may ask; * for all.")
-@click.option(
+@declare.option("--api-key-file", type=Keys(), help="Keys, one a line.")
+@declare.option("--admin-key", help="Who has this key may load and unload models.")
+@declare.option("--alias", metavar="NAME", help="What clients call the model.  [default: the name of its file]")
+@declare.option("--cors", multiple=True, metavar="ORIGIN", help="Pages of this origin may ask; * for all.")
+@declare.option(
     "--allow-host",
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
     help="Clients may reach the server by this name, besides localhost and addresses. With a key, by any.",
 )
-@click.option("--parallel", type=Number(int, 1, 4096), default=8, help="Answers that are made at the same time.")
-@click.option("--max-queue", type=Number(int, 0, 1 << 20), default=64, help="Answers that wait; more are refused.")
-@click.option("--max-queued-tokens", type=Number(int, 1, 1 << 40), default=65536, help="Tokens of their prompts.")
-@click.option(
+@declare.option("--parallel", type=Number(int, 1, 4096), default=8, help="Answers that are made at the same time.")
+@declare.option("--max-queue", type=Number(int, 0, 1 << 20), default=64, help="Answers that wait; more are refused.")
+@declare.option("--max-queued-tokens", type=Number(int, 1, 1 << 40), default=65536, help="Tokens of their prompts.")
+@declare.option(
     "--kv-memory",
     type=Bytes(),
     metavar="SIZE",
     help="Memory for keys and values, such as 4G.  [default: half of what is free]",
 )
-@click.option(
+@declare.option(
     "--step-ms",
     type=Number(float, 0, 60000),
     default=50.0,
     help="How long a step may take while answers flow; 0 for the most tokens per second.",
 )
-@click.option(
+@declare.option(
     "--request-timeout",
     type=Number(float, 0, None, above=True),
     metavar="SECONDS",
     help="The longest that an answer may take.",
 )
-@click.option(
+@declare.option(
     "--drain",
     type=Number(float, 0, 86400),
     default=30.0,
     metavar="SECONDS",
     help="At the end, how long answers have to be finished.",
 )
-@click.option(
+@declare.option(
     "--drain-grace",
     type=Number(float, 0, 3600),
     default=2.0,
     metavar="SECONDS",
     help="At SIGTERM, how long requests are still taken while /readyz says no.",
 )
-@click.option("--strict", is_flag=True, help="Fields of requests that are not known are errors.")
-@click.option("--strict-model", is_flag=True, help="Requests must name the model as it is called.")
-@click.option(
+@declare.option("--strict", is_flag=True, help="Fields of requests that are not known are errors.")
+@declare.option("--strict-model", is_flag=True, help="Requests must name the model as it is called.")
+@declare.option(
     "--prefix",
     "prefixes",
     multiple=True,
-    type=click.Path(),
+    type=Path(),
     metavar="FILE",
     help="A saved prompt (--prompt-cache) that prompts begin with. May be given several times.",
 )
-@click.option(
+@declare.option(
     "--metrics-names",
+    type=Names(),
+    default="",
+    show_default=False,
     metavar="NAMES",
-    callback=lambda _context, _option, value: _names(value),
     help="Names that /metrics has beside its own: vllm, llamacpp, or both, with a comma.",
 )
-@click.option("--share-prefixes", is_flag=True, help="Clients with different keys share what is computed of prompts.")
-@click.option("--access-log/--no-access-log", default=True, help="A line of JSON a request on standard error.")
+@declare.option("--share-prefixes", is_flag=True, help="Clients with different keys share what is computed of prompts.")
+@declare.option("--access-log/--no-access-log", default=True, help="A line of JSON a request on standard error.")
 @parameters("max_tokens", "sampling", "session")
-@click.pass_context
 def command(
-    context: click.Context,
-    /,
+    given: Set[str],
     file: str | None,
     model: str | None,
     api_keys: tuple[str, ...],
-    api_key_file: Any,
+    api_key_file: list[str] | None,
     alias: str | None,
     repository: str | None,
     reload: float | None,
@@ -156,10 +181,10 @@ def command(
       curl http://localhost:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hello!"}]}'
     """
     if repository and (file or model):
-        raise click.UsageError("give a model or --repository, not both")
+        raise UsageError("give a model or --repository, not both")
     if repository and options["prefixes"]:
-        raise click.UsageError("--prefix is for one model, not for a --repository")
-    keys = [*api_keys, *_keys_of(api_key_file)] or [key for key in [os.environ.get("LLAMA_RS_API_KEY", "")] if key]
+        raise UsageError("--prefix is for one model, not for a --repository")
+    keys = [*api_keys, *(api_key_file or ())] or [key for key in [os.environ.get("LLAMA_RS_API_KEY", "")] if key]
     llama = None
     if repository is None:
         llama = Model(find_model(model, file), threads=threads, context_length=context_length, kv_type=kv_type)
@@ -167,13 +192,13 @@ def command(
             warn(warning)
     host = options["host"]
     settings = {name: options.pop(name) for name in _SETTINGS}
-    given = {name: value for name, value in options.items() if _is_given(context, name)}
+    said = {name: value for name, value in options.items() if name in given}  # else the file of the model may say
     with Signals(drain=drain, grace=drain_grace) as signals:
         try:
             tracer = otel.tracer()
         except ImportError as e:
             message = f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but {e}: pip install 'llama_rs[otel]'"
-            raise click.UsageError(message) from None
+            raise UsageError(message) from None
         server = Server(
             llama,
             tracer=tracer,
@@ -184,7 +209,7 @@ def command(
             api_keys=keys,
             kv_bytes=kv_memory,
             **settings,
-            **given,
+            **said,
         )
         signals.server = server
         if not keys and not settings["unix"] and not LOOPBACK.fullmatch(host):
@@ -196,8 +221,8 @@ def command(
             server.close()
     if server._core.has_crashed:
         say("error: the engine has stopped because of an error in it")
-        context.exit(EXIT_CRASHED)
-    context.exit(signals.code)
+        raise Exit(EXIT_CRASHED)
+    raise Exit(signals.code)
 
 
 _SETTINGS = (
@@ -219,22 +244,6 @@ _SETTINGS = (
     "metrics_names",
     "access_log",
 )
-
-
-def _names(text: str | None) -> list[str]:
-    names = [name.strip() for name in (text or "").split(",") if name.strip()]
-    if unknown := [name for name in names if name not in METRICS_NAMES]:
-        raise click.BadParameter(f"there are no names of {unknown[0]!r}, only of {' and '.join(METRICS_NAMES)}")
-    return list(dict.fromkeys(names))
-
-
-def _is_given(context: click.Context, name: str) -> bool:
-    """Whether an option was set: else the file of the model may say."""
-    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
-
-
-def _keys_of(file: Any) -> list[str]:
-    return [line.strip() for line in file if line.strip()] if file else []
 
 
 class Signals:

@@ -6,20 +6,21 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import click
-
 from .. import Checkpoint
 from ..output import bar, percent, size, table, write, write_json, write_line
 from ..residency import Part, Process, Residency, is_known, read_rate
-from . import Command
-from .arguments import Number, find_model, json_option, model_argument
+from . import declare
+from .arguments import find_model, json_option, model_argument
+from .kinds import Number
 
 UNKNOWN = "how much of it is in memory cannot be known: the kernel tells only who owns the file or may write to it"
 
 
-@click.command("status", cls=Command)
+@declare.command("status")
 @model_argument
-@click.option("--rate", type=Number(float, 0, None, above=True), help="Speed of the disk in MB/s.  [default: measured]")
+@declare.option(
+    "--rate", type=Number(float, 0, None, above=True), help="Speed of the disk in MB/s.  [default: measured]"
+)
 @json_option
 def command(file: str | None, model: str | None, rate: float | None, as_json: bool) -> None:
     """Show how much of MODEL is in memory.

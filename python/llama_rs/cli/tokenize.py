@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-import click
-
 from .. import Tokenizer
 from ..output import write_json
-from . import Command, bulk
+from . import bulk, declare
 from .arguments import (
     bulk_options,
     check_bulk_options,
@@ -22,8 +20,8 @@ from .arguments import (
 )
 
 
-@click.command("tokenize", cls=Command)
-@click.argument("text", required=False)
+@declare.command("tokenize")
+@declare.argument("text", required=False)
 @text_option
 @model_option
 @parameters("prompt")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import signal
 import time
 
-import click
-
 from .. import Checkpoint
 from ..output import is_watched, progress, say, say_in_place, size, write_json, write_line
 from ..residency import is_known
-from . import Command
+from . import declare
 from .arguments import find_model, json_option, model_argument
 
 
-@click.command("warm", cls=Command)
+@declare.command("warm")
 @model_argument
-@click.option("--lock", is_flag=True, help="After reading, keep it there until Ctrl-C (exit code 130) or SIGTERM (0).")
+@declare.option(
+    "--lock", is_flag=True, help="After reading, keep it there until Ctrl-C (exit code 130) or SIGTERM (0)."
+)
 @json_option
 def command(file: str | None, model: str | None, lock: bool, as_json: bool) -> None:
     """Read MODEL into memory, for all processes.

@@ -71,7 +71,7 @@ class Record(NamedTuple):
     is_flag=True,
     help='A text may have several labels, or none: "labels" are those with a probability of 0.5 or more.',
 )
-@declare.option("--no-chat", "chat", flag_value=False, default=None, help="Ask as a text, not as a conversation.")
+@declare.option("--no-chat", is_flag=True, help="Ask as a text, not as a conversation.")
 @declare.option(
     "--format",
     "kind",
@@ -98,7 +98,7 @@ def command(
     save_calibration: str | None,
     normalize: Literal["mean", "sum"],
     multi_label: bool,
-    chat: bool | None,
+    no_chat: bool,
     kind: str | None,
     text_column: str,
     label_column: str,
@@ -143,7 +143,7 @@ def command(
         names,
         instructions=instructions,
         template=template,
-        chat=chat,
+        chat=False if no_chat else None,
         calibration=_calibration(calibration),
         normalize=normalize,
         multi_label=multi_label,

@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # making one takes longer than parsing
         default: Any
         required: bool
         is_flag: bool
-        flag_value: bool
         multiple: bool
         nargs: int
         metavar: str
@@ -41,7 +40,7 @@ class Parameter:
     def __init__(self, names: Sequence[str], settings: Settings) -> None:
         self.names, self.settings = names, settings
         self.is_option = names[0].startswith("-")
-        self.is_flag = "flag_value" in settings or settings.get("is_flag", any("/" in name for name in names))
+        self.is_flag = settings.get("is_flag", any("/" in name for name in names))
         self.is_list = settings.get("multiple", False) or settings.get("nargs") == -1
         self.kind = settings.get("type", TEXT)
         said = [name for name in names if not name.startswith("-")]
@@ -54,7 +53,7 @@ class Parameter:
         for name in self.names:
             on, slash, off = name.partition("/")
             if name.startswith("-"):
-                yield on, self.settings.get("flag_value", True) if self.is_flag else None
+                yield on, True if self.is_flag else None
             if slash:
                 yield off, False
 

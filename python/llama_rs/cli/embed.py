@@ -32,9 +32,7 @@ AT_A_TIME = 64
     type=Choice(["mean", "cls", "last"]),
     help="How the vectors of tokens become one.  [default: as the file says]",
 )
-@declare.option(
-    "--no-normalize", "normalize", flag_value=False, default=True, help="Leave vectors as long as they are."
-)
+@declare.option("--no-normalize", is_flag=True, help="Leave vectors as long as they are.")
 @declare.option("--dimensions", type=Number(int, 1, 2**32 - 1), help="The first so many numbers of each vector alone.")
 @declare.option("--truncate", is_flag=True, help="Cut texts that are longer than the context.")
 @bulk_options
@@ -44,7 +42,7 @@ def command(
     file: str | None,
     model: str | None,
     pooling: Literal["mean", "cls", "last"] | None,
-    normalize: bool,
+    no_normalize: bool,
     dimensions: int | None,
     truncate: bool,
     jsonl: bool,
@@ -74,7 +72,7 @@ def command(
     llama = Model(path, context_length=context_length, threads=threads)
 
     def vectors(some: list[str]) -> Iterator[list[float]]:
-        found = llama.embed(some, pooling=pooling, normalize=normalize, dimensions=dimensions, truncate=truncate)
+        found = llama.embed(some, pooling=pooling, normalize=not no_normalize, dimensions=dimensions, truncate=truncate)
         return ([float(str(x)) for x in vector] for vector in found)  # as few digits as tell float32 apart
 
     def results(asked: list[str]) -> Iterator[bulk.Result]:

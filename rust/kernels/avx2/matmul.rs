@@ -24,7 +24,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 use std::ptr::null_mut;
 
-use super::panel::{self, Group};
+use super::panel::{self, Ahead, Group};
 use super::unpack::{Scales, Unpack};
 use super::{avx2, avxvnni};
 use crate::kernels::activations::{QuantizedRow, Rows};
@@ -90,12 +90,13 @@ macro_rules! doors {
             ///
             /// # Safety
             /// - The block is unpacked, of a type with these facts, and the tokens are there; nobody else writes the results.
-            unsafe fn $tile<const HALVES: bool, const MINS: bool $(, const $way: Way)?, const T: usize>(
+            unsafe fn $tile<const HALVES: bool, const MINS: bool $(, const $way: Way)?, const T: usize, const FETCH: bool>(
                 block: &Unpacked,
                 t: usize,
+                ahead: &mut Ahead,
             ) {
                 // SAFETY: the features are those of this function; the rest is the caller's promise.
-                unsafe { block.tile::<HALVES, MINS, { doors!(@way $($way)?) }, T>(t) }
+                unsafe { block.tile::<HALVES, MINS, { doors!(@way $($way)?) }, T, FETCH>(t, ahead) }
             }
         }
     };
@@ -616,11 +617,12 @@ unsafe fn panel<U: Unpack, const VNNI: bool>(
         // SAFETY: the caller's promises.
         unsafe { unpack_panel::<U, VNNI>(scratch, job, rows.clone(), first, n) };
         let block = Unpacked { scratch, job, rows: rows.clone(), first, n, shift: shift::<U>() };
+        let ahead = &mut panel::ahead::<U>(job, &rows, first, BLOCK_GROUPS, n * tokens.len().div_ceil(TILE));
         /// One body for all types that are alike.
         macro_rules! products {
             ($(($halves:literal, $mins:literal, $way:tt)),*) => {
                 match (U::HALVES, U::MINS, way) {
-                    $(($halves, $mins, $way) => block.products::<$halves, $mins, { $way }>(tokens.clone()),)*
+                    $(($halves, $mins, $way) => block.products::<$halves, $mins, { $way }>(tokens.clone(), ahead),)*
                     other => unreachable!("types with {other:?}"),
                 }
             };
@@ -692,25 +694,28 @@ unsafe fn unpack_panel_in<U: Unpack, const VNNI: bool>(
     let per_block = U::GROUPS;
     let row_bytes = job.w.row_bytes();
     let w = job.w.bytes().as_ptr();
-    // The next block of the same rows, or the first block of the next panel's rows.
-    let (block, at) = (BLOCK_GROUPS / per_block * size_of::<U>(), first / per_block * size_of::<U>());
-    let ahead_by = if at + block < row_bytes { block } else { (PANEL * row_bytes).wrapping_sub(at) };
     let mut scales = Scales::ZERO;
     for eight in 0..rows.len().div_ceil(8) {
+        // Once, and kept in memory: to find them for each block would be as many instructions as half of its unpacking.
+        let mut row = [w; 8];
+        for i in 0..8 {
+            // Rows past the end of the panel repeat its last one.
+            let r = (rows.start + 8 * eight + i).min(rows.end - 1);
+            row[i] = w.wrapping_add(r * row_bytes + first / per_block * size_of::<U>());
+        }
+        let row = std::hint::black_box(row);
         for b in 0..n / per_block {
             let mut p = [w; 8];
             let mut to = [null_mut(); 8];
             for i in 0..8 {
-                // Rows past the end of the panel repeat its last one.
-                let r = (rows.start + 8 * eight + i).min(rows.end - 1);
-                p[i] = w.wrapping_add(r * row_bytes + (first / per_block + b) * size_of::<U>());
+                p[i] = row[i].wrapping_add(b * size_of::<U>());
             }
             for g in 0..per_block {
                 to[g] = &raw mut scratch.groups[b * per_block + g];
             }
             // SAFETY: blocks lie in a row, scratch has room for BLOCK_GROUPS groups (whole blocks); the features are the
             // caller's promise.
-            unsafe { panel::unpack::<U, VNNI, PANEL>(&p, ahead_by, &mut scales, &to, 8 * eight) };
+            unsafe { panel::unpack::<U, VNNI, PANEL>(&p, &mut scales, &to, 8 * eight) };
         }
     }
 }
@@ -730,27 +735,32 @@ impl Unpacked<'_, '_> {
     ///
     /// # Safety
     /// - As for `tile`; the CPU has AVX-VNNI if `WAY` is `DPBUSD`.
-    unsafe fn products<const HALVES: bool, const MINS: bool, const WAY: Way>(&self, tokens: Range<usize>) {
+    unsafe fn products<const HALVES: bool, const MINS: bool, const WAY: Way>(
+        &self,
+        tokens: Range<usize>,
+        ahead: &mut Ahead,
+    ) {
         let mut t = tokens.start;
         while t < tokens.end {
             // All of about the same width: 4 tokens are 2 and 2, not 3 and 1.
             let left = tokens.end - t;
             let width = left.div_ceil(left.div_ceil(TILE));
             macro_rules! tile {
-                ($width:literal) => {
+                ($width:literal, $fetch:literal) => {
                     if WAY == DPBUSD {
-                        tile_vnni::<HALVES, MINS, $width>(self, t)
+                        tile_vnni::<HALVES, MINS, $width, $fetch>(self, t, ahead)
                     } else {
-                        tile::<HALVES, MINS, WAY, $width>(self, t)
+                        tile::<HALVES, MINS, WAY, $width, $fetch>(self, t, ahead)
                     }
                 };
             }
             // SAFETY: these tokens are there; the rest is the caller's promise.
             unsafe {
                 match width {
-                    1 => tile!(1),
-                    2 => tile!(2),
-                    _ => tile!(3),
+                    1 => tile!(1, true),
+                    2 => tile!(2, true),
+                    _ if ahead.is_done() => tile!(3, false),
+                    _ => tile!(3, true),
                 }
             }
             t += width;
@@ -761,13 +771,20 @@ impl Unpacked<'_, '_> {
     /// - The CPU has the features of the set, and AVX-VNNI if `WAY` is `DPBUSD`.
     /// - As for the function `tile`.
     #[inline(always)]
-    unsafe fn tile<const HALVES: bool, const MINS: bool, const WAY: Way, const T: usize>(&self, t: usize) {
+    unsafe fn tile<const HALVES: bool, const MINS: bool, const WAY: Way, const T: usize, const FETCH: bool>(
+        &self,
+        t: usize,
+        ahead: &mut Ahead,
+    ) {
         let x = Rows::<T>::new(self.job.x, t, self.first, HALVES);
         // SAFETY: scratch holds `n` groups, and the rows of activations reach as far; the caller has the rows of `out` to
         // itself, and the features.
         unsafe {
             let mut sums = [[_mm256_setzero_ps(); 2]; T];
             for g in 0..self.n {
+                if FETCH {
+                    ahead.fetch();
+                }
                 self.add::<HALVES, MINS, WAY, T>(&mut sums, &x, g, 0);
                 if HALVES {
                     self.add::<HALVES, MINS, WAY, T>(&mut sums, &x, g, 1);

@@ -7,8 +7,10 @@
 #![allow(clippy::needless_range_loop)] // no closures, see the products
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::unpack::{Scales, Unpack};
+use crate::kernels::matmul::Matmul;
 
 /// 32 weights of each of `ROWS` rows.
 #[repr(C, align(64))]
@@ -23,9 +25,73 @@ pub struct Group<const ROWS: usize> {
 // SAFETY: arrays of numbers, for which zeros are a value.
 unsafe impl<const ROWS: usize> bytemuck::Zeroable for Group<ROWS> {}
 
-/// Unpacks a block of each of the rows `p`, to the lanes from `lane` on of its groups at `to`, and prefetches what lies
-/// `ahead_by` bytes ahead. With `DPBUSD` integers are raised by 128, of all types but those with MINS: their products then
-/// need the same correction.
+/// What is unpacked next, fetched to the L2 cache while what was unpacked is multiplied: memory is read all the time, and not
+/// waited for in between. No gain: fetching while unpacking as well, or from there to the L1 cache a little ahead of use.
+pub struct Ahead {
+    line: *const u8,
+    end: *const u8,   // of the part of its row
+    part: usize,      // bytes of it
+    row_bytes: usize, // to the next row
+    left: usize,      // lines
+    at_once: usize,   // lines
+}
+
+impl Ahead {
+    /// The `part` bytes from `first` on and those of the next `rows` rows, in `steps` steps.
+    pub fn new(first: *const u8, part: usize, row_bytes: usize, rows: usize, steps: usize) -> Self {
+        let left = rows * (part.div_ceil(64) + 1);
+        // Spread over all steps; where these are many, over the first, so that most tiles go without.
+        let at_once = if 2 * steps >= 3 * left { 4 } else { left.div_ceil(steps.max(1)) };
+        let mut ahead = Self { line: first, end: first, part, row_bytes, left, at_once };
+        ahead.begin_row(first.wrapping_add(part));
+        ahead
+    }
+
+    #[inline(always)]
+    fn begin_row(&mut self, end: *const u8) {
+        self.end = end;
+        self.line = end.wrapping_sub(self.part);
+        self.line = self.line.wrapping_sub(self.line as usize % 64);
+    }
+
+    /// Whether all of it has been asked for.
+    #[inline(always)]
+    pub fn is_done(&self) -> bool {
+        self.left == 0
+    }
+
+    /// A step.
+    #[inline(always)]
+    pub fn fetch(&mut self) {
+        // What is known of it stays in memory: a tile has no register to spare.
+        if std::hint::black_box(&*self).is_done() {
+            return;
+        }
+        self.left = self.left.saturating_sub(self.at_once);
+        for _ in 0..self.at_once {
+            // SAFETY: wherever it points, nothing is read.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.line.cast()) }
+            self.line = self.line.wrapping_add(64);
+            if self.line >= self.end {
+                self.begin_row(self.end.wrapping_add(self.row_bytes));
+            }
+        }
+    }
+}
+
+/// What comes after the groups from `first` on of the rows `rows`, of which `block` at most are unpacked at a time: the next
+/// groups of the same rows, or the first of as many rows after them.
+pub fn ahead<U: Unpack>(job: &Matmul, rows: &Range<usize>, first: usize, block: usize, steps: usize) -> Ahead {
+    let groups = job.x.n() / 32;
+    let (rows_begin, first) = if first + block < groups { (rows.start, first + block) } else { (rows.end, 0) };
+    let row_bytes = job.w.row_bytes();
+    let bytes = |groups: usize| groups / U::GROUPS * size_of::<U>();
+    let from = job.w.bytes().as_ptr().wrapping_add(rows_begin * row_bytes + bytes(first));
+    Ahead::new(from, bytes((groups - first).min(block)), row_bytes, rows.len(), steps)
+}
+
+/// Unpacks a block of each of the rows `p`, to the lanes from `lane` on of its groups at `to`. With `DPBUSD` integers are raised
+/// by 128, of all types but those with MINS: their products then need the same correction.
 ///
 /// # Safety
 /// - The CPU has AVX2, FMA and F16C.
@@ -34,7 +100,6 @@ unsafe impl<const ROWS: usize> bytemuck::Zeroable for Group<ROWS> {}
 #[inline(always)]
 pub unsafe fn unpack<U: Unpack, const DPBUSD: bool, const ROWS: usize>(
     p: &[*const u8; 8],
-    ahead_by: usize,
     scales: &mut Scales,
     to: &[*mut Group<ROWS>; 8],
     lane: usize,
@@ -43,11 +108,6 @@ pub unsafe fn unpack<U: Unpack, const DPBUSD: bool, const ROWS: usize>(
     let halves = if U::HALVES { 2 } else { 1 };
     // SAFETY: the caller's promises.
     unsafe {
-        for i in 0..8 {
-            for line in 0..size_of::<U>().div_ceil(64) {
-                _mm_prefetch::<_MM_HINT_T0>(p[i].wrapping_add(ahead_by + 64 * line).cast());
-            }
-        }
         U::scales(p, scales);
         for g in 0..per_block {
             for half in 0..halves {

@@ -26,7 +26,7 @@ use std::ptr::null_mut;
 use super::avx512;
 use super::unpack::{Scales, Unpack};
 use crate::kernels::activations::{QuantizedRow, Rows, STEP};
-use crate::kernels::avx2::panel::{self, Group};
+use crate::kernels::avx2::panel::{self, Ahead, Group};
 use crate::kernels::avx2::unpack;
 use crate::kernels::matmul::{Matmul, STRIP};
 
@@ -340,13 +340,15 @@ pub unsafe fn strip<U: unpack::Unpack>(job: &Matmul, rows: Range<usize>, tokens:
             // SAFETY: the caller's promises.
             unsafe { unpack_strip::<U>(scratch, job, rows.clone(), first, n) };
             let block = Unpacked { scratch, job, rows: rows.clone(), first, steps: n };
+            let tiles = tokens.len().div_ceil(TILE);
+            let ahead = &mut panel::ahead::<U>(job, &rows, 4 * first, 4 * BLOCK_STEPS, 4 * n * tiles);
             // SAFETY: the block is unpacked; the rest is the caller's promise.
             unsafe {
                 match (U::HALVES, U::MINS) {
-                    (false, false) => block.products::<false, false>(tokens.clone()),
-                    (false, true) => block.products::<false, true>(tokens.clone()),
-                    (true, false) => block.products::<true, false>(tokens.clone()),
-                    (true, true) => block.products::<true, true>(tokens.clone()),
+                    (false, false) => block.products::<false, false>(tokens.clone(), ahead),
+                    (false, true) => block.products::<false, true>(tokens.clone(), ahead),
+                    (true, false) => block.products::<true, false>(tokens.clone(), ahead),
+                    (true, true) => block.products::<true, true>(tokens.clone(), ahead),
                 }
             }
         }
@@ -373,9 +375,13 @@ avx512! {
     ///
     /// # Safety
     /// - The block is unpacked, of a type with these facts, and the tokens are there; nobody else writes the results.
-    unsafe fn tile<const HALVES: bool, const MINS: bool, const T: usize>(block: &Unpacked, t: usize) {
+    unsafe fn tile<const HALVES: bool, const MINS: bool, const T: usize, const FETCH: bool>(
+        block: &Unpacked,
+        t: usize,
+        ahead: &mut Ahead,
+    ) {
         // SAFETY: the features are those of this function; the rest is the caller's promise.
-        unsafe { block.tile::<HALVES, MINS, T>(t) }
+        unsafe { block.tile::<HALVES, MINS, T, FETCH>(t, ahead) }
     }
 }
 
@@ -412,9 +418,15 @@ unsafe fn unpack_strip_in<U: unpack::Unpack>(
     let w = job.w.bytes().as_ptr();
     // The last step of a row may have less than four groups.
     let groups = (job.x.n() / 32 - 4 * first).min(4 * n);
-    // The next block of the same rows, or the first block of the rows of the next strip.
-    let (block, at) = (4 * BLOCK_STEPS / per_block * size_of::<U>(), 4 * first / per_block * size_of::<U>());
-    let ahead_by = if at + block < row_bytes { block } else { (STRIP * row_bytes).wrapping_sub(at) };
+    let at = 4 * first / per_block * size_of::<U>();
+    // Once, and kept in memory: to find the eight pointers of a block would be as many instructions as half of its unpacking.
+    let mut row = [w; STRIP];
+    for i in 0..STRIP {
+        // Rows past the end of the strip repeat its last one.
+        let r = (rows.start + i).min(rows.end - 1);
+        row[i] = w.wrapping_add(r * row_bytes + at);
+    }
+    let row = std::hint::black_box(row);
     let mut scales = unpack::Scales::ZERO;
     for b in 0..groups / per_block {
         // The eights of a block one after another: lines of scratch are whole while they are in the L1 cache.
@@ -422,9 +434,7 @@ unsafe fn unpack_strip_in<U: unpack::Unpack>(
             let mut p = [w; 8];
             let mut to = [null_mut(); 8];
             for i in 0..8 {
-                // Rows past the end of the strip repeat its last one.
-                let r = (rows.start + 8 * eight + i).min(rows.end - 1);
-                p[i] = w.wrapping_add(r * row_bytes + at + b * size_of::<U>());
+                p[i] = row[8 * eight + i].wrapping_add(b * size_of::<U>());
             }
             for g in 0..per_block {
                 let group = b * per_block + g;
@@ -432,7 +442,7 @@ unsafe fn unpack_strip_in<U: unpack::Unpack>(
             }
             // SAFETY: blocks lie in a row, scratch has room for BLOCK_STEPS steps, which are whole blocks or part of one; the
             // features are the caller's promise.
-            unsafe { panel::unpack::<U, true, STRIP>(&p, ahead_by, &mut scales, &to, 8 * eight) };
+            unsafe { panel::unpack::<U, true, STRIP>(&p, &mut scales, &to, 8 * eight) };
         }
     }
     // What is not there must not be a NaN of before.
@@ -456,7 +466,7 @@ impl Unpacked<'_, '_> {
     ///
     /// # Safety
     /// - As for `tile`.
-    unsafe fn products<const HALVES: bool, const MINS: bool>(&self, tokens: Range<usize>) {
+    unsafe fn products<const HALVES: bool, const MINS: bool>(&self, tokens: Range<usize>, ahead: &mut Ahead) {
         let mut t = tokens.start;
         while t < tokens.end {
             // All of about the same width: 8 tokens are 4 and 4, not 6 and 2.
@@ -465,12 +475,13 @@ impl Unpacked<'_, '_> {
             // SAFETY: these tokens are there; the rest is the caller's promise.
             unsafe {
                 match width {
-                    1 => tile::<HALVES, MINS, 1>(self, t),
-                    2 => tile::<HALVES, MINS, 2>(self, t),
-                    3 => tile::<HALVES, MINS, 3>(self, t),
-                    4 => tile::<HALVES, MINS, 4>(self, t),
-                    5 => tile::<HALVES, MINS, 5>(self, t),
-                    _ => tile::<HALVES, MINS, TILE>(self, t),
+                    1 => tile::<HALVES, MINS, 1, true>(self, t, ahead),
+                    2 => tile::<HALVES, MINS, 2, true>(self, t, ahead),
+                    3 => tile::<HALVES, MINS, 3, true>(self, t, ahead),
+                    4 => tile::<HALVES, MINS, 4, true>(self, t, ahead),
+                    5 => tile::<HALVES, MINS, 5, true>(self, t, ahead),
+                    _ if ahead.is_done() => tile::<HALVES, MINS, TILE, false>(self, t, ahead),
+                    _ => tile::<HALVES, MINS, TILE, true>(self, t, ahead),
                 }
             }
             t += width;
@@ -481,7 +492,11 @@ impl Unpacked<'_, '_> {
     /// - The CPU has the features of the set.
     /// - As for the function `tile`.
     #[inline(always)]
-    unsafe fn tile<const HALVES: bool, const MINS: bool, const T: usize>(&self, t: usize) {
+    unsafe fn tile<const HALVES: bool, const MINS: bool, const T: usize, const FETCH: bool>(
+        &self,
+        t: usize,
+        ahead: &mut Ahead,
+    ) {
         let x = Rows::<T>::new(self.job.x, t, self.first * 4, HALVES);
         // SAFETY: scratch holds `steps` steps, and the rows of activations reach as far; the caller has the
         // rows of `out` to itself, and the features.
@@ -495,6 +510,9 @@ impl Unpacked<'_, '_> {
             for g in 0..4 {
                 let mut sums = [[_mm512_setzero_ps(); 2]; T];
                 for s in 0..self.steps {
+                    if FETCH {
+                        ahead.fetch();
+                    }
                     self.add::<HALVES, MINS, T>(&mut sums, &x, s, g, 0);
                     if HALVES {
                         self.add::<HALVES, MINS, T>(&mut sums, &x, s, g, 1);

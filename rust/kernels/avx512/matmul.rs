@@ -38,7 +38,7 @@ const PREFETCH: usize = 8192;
 /// From this distance on, what is prefetched goes to the L2 cache only: in the L1 cache it would not stay until it is needed.
 const FAR: usize = 16 << 10;
 /// Tokens that share unpacked rows: as many as there are before a batch begins, see `strip_tokens`.
-const ROW_TOKENS: usize = 6;
+const ROW_TOKENS: usize = 8;
 
 /// `out[t][r] (+)= w[r] . x[t]` for the rows `rows` and all tokens of `job`.
 ///
@@ -55,6 +55,8 @@ pub unsafe fn rows<U: Unpack>(job: &Matmul, rows: Range<usize>) {
                 3 => tokens_rows::<U, 3>(job, rows.clone(), t),
                 4 => tokens_rows::<U, 4>(job, rows.clone(), t),
                 5 => tokens_rows::<U, 5>(job, rows.clone(), t),
+                6 => tokens_rows::<U, 6>(job, rows.clone(), t),
+                7 => tokens_rows::<U, 7>(job, rows.clone(), t),
                 _ => tokens_rows::<U, ROW_TOKENS>(job, rows.clone(), t),
             }
         }

@@ -78,9 +78,7 @@ impl Ranks {
                 by_text.find(texts, &joint)
             });
             let Some(id) = found else {
-                if parts.is_none_or(|parts| parts.may_have(&joint)) {
-                    odd.see(at);
-                }
+                odd.see(at);
                 continue;
             };
             guess = id;
@@ -91,7 +89,9 @@ impl Ranks {
             first[id as usize] = merges.len() as u32; // at most `MAX_MERGES`
             merges.push(merge);
         }
-        vocabulary.note(&odd);
+        if parts.is_none() {
+            vocabulary.note(&odd); // else those of a token that is no part are among them
+        }
         Ok(Self { merges, first })
     }
 

@@ -12,23 +12,22 @@ from ..quantization import MIXES, TYPES, Quantized, quantize
 from . import declare
 from .arguments import json_option, parameters
 from .exits import UsageError
-from .kinds import Kind, Path
+from .kinds import Choice, Kind, Path
 from .making import making
 
 
-class Named(Kind):
+class Named(Choice):
     """One of many names, in any case, which help does not list each time."""
 
     name = "type"
 
     def __init__(self, choices: Iterable[str]) -> None:
-        self.choices = tuple(choices)
+        super().__init__(choices)
+        self.metavar = None
 
     def convert(self, value: Any) -> Any:
-        for choice in self.choices:
-            if choice.casefold() == value.casefold():
-                return choice
-        raise ValueError(f"{value!r} is not one of {', '.join(map(repr, self.choices))}")
+        meant = (choice for choice in self.choices if choice.casefold() == value.casefold())
+        return super().convert(next(meant, value))
 
     def names(self, beginning: str) -> Iterable[str]:
         """Names as they are written, whatever case they were begun in."""

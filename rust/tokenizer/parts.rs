@@ -1,8 +1,8 @@
 //! What a short text needs of a vocabulary.
 //!
-//! A prompt comes to the tokens that are parts of it, a handful of a hundred thousand. An index of just those is made in a
-//! tenth of the time that one of all takes, most of which is a miss of the cache for each token. The first text gets such
-//! an index, and so does what is made of the same parts; anything else the whole one.
+//! A prompt comes to the tokens that are parts of it, a handful of a hundred thousand. An index of just those is made in
+//! half the time that one of all takes, where each token is a miss of the cache; what is left is the walk over them. The
+//! first text gets such an index, and so does what is made of the same parts; anything else the whole one.
 
 use std::sync::OnceLock;
 

@@ -22,7 +22,7 @@
 
 use std::arch::x86_64::*;
 use std::ops::Range;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 use super::panel::{self, Ahead, Group};
 use super::unpack::{Scales, Unpack};
@@ -617,7 +617,7 @@ unsafe fn panel<U: Unpack, const VNNI: bool>(
         // SAFETY: the caller's promises.
         unsafe { unpack_panel::<U, VNNI>(scratch, job, rows.clone(), first, n) };
         let block = Unpacked { scratch, job, rows: rows.clone(), first, n, shift: shift::<U>() };
-        let ahead = &mut panel::ahead::<U>(job, &rows, first, BLOCK_GROUPS, n * tokens.len().div_ceil(TILE));
+        let ahead = &mut Ahead::new::<U>(job, &rows, first, BLOCK_GROUPS, n * tokens.len().div_ceil(TILE));
         /// One body for all types that are alike.
         macro_rules! products {
             ($(($halves:literal, $mins:literal, $way:tt)),*) => {
@@ -692,23 +692,14 @@ unsafe fn unpack_panel_in<U: Unpack, const VNNI: bool>(
     n: usize,
 ) {
     let per_block = U::GROUPS;
-    let row_bytes = job.w.row_bytes();
-    let w = job.w.bytes().as_ptr();
+    let starts = panel::starts::<U, PANEL>(job, &rows, first);
     let mut scales = Scales::ZERO;
     for eight in 0..rows.len().div_ceil(8) {
-        // Once, and kept in memory: to find them for each block would be as many instructions as half of its unpacking.
-        let mut row = [w; 8];
-        for i in 0..8 {
-            // Rows past the end of the panel repeat its last one.
-            let r = (rows.start + 8 * eight + i).min(rows.end - 1);
-            row[i] = w.wrapping_add(r * row_bytes + first / per_block * size_of::<U>());
-        }
-        let row = std::hint::black_box(row);
         for b in 0..n / per_block {
-            let mut p = [w; 8];
+            let mut p = [null(); 8];
             let mut to = [null_mut(); 8];
             for i in 0..8 {
-                p[i] = row[i].wrapping_add(b * size_of::<U>());
+                p[i] = starts[8 * eight + i].wrapping_add(b * size_of::<U>());
             }
             for g in 0..per_block {
                 to[g] = &raw mut scratch.groups[b * per_block + g];

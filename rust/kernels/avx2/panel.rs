@@ -8,6 +8,7 @@
 
 use std::arch::x86_64::*;
 use std::ops::Range;
+use std::ptr::null;
 
 use super::unpack::{Scales, Unpack};
 use crate::kernels::matmul::Matmul;
@@ -37,13 +38,17 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// The `part` bytes from `first` on and those of the next `rows` rows, in `steps` steps.
-    pub fn new(first: *const u8, part: usize, row_bytes: usize, rows: usize, steps: usize) -> Self {
-        let left = rows * (part.div_ceil(64) + 1);
+    /// What comes after the groups from `first` on of the rows `rows`, of which `block` at most are unpacked at a time, in
+    /// `steps` steps: the next groups of the same rows, or the first of as many rows after them.
+    pub fn new<U: Unpack>(job: &Matmul, rows: &Range<usize>, first: usize, block: usize, steps: usize) -> Self {
+        let groups = job.x.n() / 32;
+        let (row, first) = if first + block < groups { (rows.start, first + block) } else { (rows.end, 0) };
+        let part = offset_of_group::<U>((groups - first).min(block));
+        let left = rows.len() * (part.div_ceil(64) + 1);
         // Spread over all steps; where these are many, over the first, so that most tiles go without.
         let at_once = if 2 * steps >= 3 * left { 4 } else { left.div_ceil(steps.max(1)) };
-        let mut ahead = Self { line: first, end: first, part, row_bytes, left, at_once };
-        ahead.begin_row(first.wrapping_add(part));
+        let mut ahead = Self { line: null(), end: null(), part, row_bytes: job.w.row_bytes(), left, at_once };
+        ahead.begin_row(start::<U>(job, row, first).wrapping_add(part));
         ahead
     }
 
@@ -79,15 +84,29 @@ impl Ahead {
     }
 }
 
-/// What comes after the groups from `first` on of the rows `rows`, of which `block` at most are unpacked at a time: the next
-/// groups of the same rows, or the first of as many rows after them.
-pub fn ahead<U: Unpack>(job: &Matmul, rows: &Range<usize>, first: usize, block: usize, steps: usize) -> Ahead {
-    let groups = job.x.n() / 32;
-    let (rows_begin, first) = if first + block < groups { (rows.start, first + block) } else { (rows.end, 0) };
-    let row_bytes = job.w.row_bytes();
-    let bytes = |groups: usize| groups / U::GROUPS * size_of::<U>();
-    let from = job.w.bytes().as_ptr().wrapping_add(rows_begin * row_bytes + bytes(first));
-    Ahead::new(from, bytes((groups - first).min(block)), row_bytes, rows.len(), steps)
+/// Where group `group` of row `row` is, the first of a block; behind the last row, where it would be.
+#[inline(always)]
+fn start<U: Unpack>(job: &Matmul, row: usize, group: usize) -> *const u8 {
+    job.w.bytes().as_ptr().wrapping_add(row * job.w.row_bytes() + offset_of_group::<U>(group))
+}
+
+/// Bytes of a row before its group `group`, the first of a block.
+#[inline(always)]
+fn offset_of_group<U: Unpack>(group: usize) -> usize {
+    group / U::GROUPS * size_of::<U>()
+}
+
+/// Where group `group` of each of the rows `rows` is; rows past the end repeat the last one.
+///
+/// Once, and kept in memory: to find the eight pointers of a block would be as many instructions as half of its unpacking.
+#[inline(always)]
+pub fn starts<U: Unpack, const ROWS: usize>(job: &Matmul, rows: &Range<usize>, group: usize) -> [*const u8; ROWS] {
+    let (first, row_bytes) = (start::<U>(job, rows.start, group), job.w.row_bytes());
+    let mut starts = [first; ROWS];
+    for i in 0..ROWS {
+        starts[i] = first.wrapping_add(i.min(rows.len() - 1) * row_bytes);
+    }
+    std::hint::black_box(starts)
 }
 
 /// Unpacks a block of each of the rows `p`, to the lanes from `lane` on of its groups at `to`. With `DPBUSD` integers are raised

@@ -21,7 +21,7 @@
 
 use std::arch::x86_64::*;
 use std::ops::Range;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 use super::avx512;
 use super::unpack::{Scales, Unpack};
@@ -343,7 +343,7 @@ pub unsafe fn strip<U: unpack::Unpack>(job: &Matmul, rows: Range<usize>, tokens:
             unsafe { unpack_strip::<U>(scratch, job, rows.clone(), first, n) };
             let block = Unpacked { scratch, job, rows: rows.clone(), first, steps: n };
             let tiles = tokens.len().div_ceil(TILE);
-            let ahead = &mut panel::ahead::<U>(job, &rows, 4 * first, 4 * BLOCK_STEPS, 4 * n * tiles);
+            let ahead = &mut Ahead::new::<U>(job, &rows, 4 * first, 4 * BLOCK_STEPS, 4 * n * tiles);
             // SAFETY: the block is unpacked; the rest is the caller's promise.
             unsafe {
                 match (U::HALVES, U::MINS) {
@@ -416,27 +416,17 @@ unsafe fn unpack_strip_in<U: unpack::Unpack>(
     n: usize,
 ) {
     let per_block = U::GROUPS;
-    let row_bytes = job.w.row_bytes();
-    let w = job.w.bytes().as_ptr();
     // The last step of a row may have less than four groups.
     let groups = (job.x.n() / 32 - 4 * first).min(4 * n);
-    let at = 4 * first / per_block * size_of::<U>();
-    // Once, and kept in memory: to find the eight pointers of a block would be as many instructions as half of its unpacking.
-    let mut row = [w; STRIP];
-    for i in 0..STRIP {
-        // Rows past the end of the strip repeat its last one.
-        let r = (rows.start + i).min(rows.end - 1);
-        row[i] = w.wrapping_add(r * row_bytes + at);
-    }
-    let row = std::hint::black_box(row);
+    let starts = panel::starts::<U, STRIP>(job, &rows, 4 * first);
     let mut scales = unpack::Scales::ZERO;
     for b in 0..groups / per_block {
         // The eights of a block one after another: lines of scratch are whole while they are in the L1 cache.
         for eight in 0..rows.len().div_ceil(8) {
-            let mut p = [w; 8];
+            let mut p = [null(); 8];
             let mut to = [null_mut(); 8];
             for i in 0..8 {
-                p[i] = row[8 * eight + i].wrapping_add(b * size_of::<U>());
+                p[i] = starts[8 * eight + i].wrapping_add(b * size_of::<U>());
             }
             for g in 0..per_block {
                 let group = b * per_block + g;
@@ -471,7 +461,7 @@ impl Unpacked<'_, '_> {
     unsafe fn products<const HALVES: bool, const MINS: bool>(&self, tokens: Range<usize>, ahead: &mut Ahead) {
         let mut t = tokens.start;
         while t < tokens.end {
-            // All of about the same width: 8 tokens are 4 and 4, not 6 and 2.
+            // All of about the same width: 9 tokens are 5 and 4, not 6 and 3.
             let left = tokens.end - t;
             let width = left.div_ceil(left.div_ceil(TILE));
             // SAFETY: these tokens are there; the rest is the caller's promise.

@@ -243,7 +243,7 @@ fn a_batch_that_fails_changes_nothing() {
     }
     let stop = || true;
     let interrupt = Interrupt::new(&stop);
-    std::thread::sleep(std::time::Duration::from_millis(25));
+    std::thread::sleep(Interrupt::PERIOD);
     let e = Session::forward_batch(&mut [(&mut a, &[4]), (&mut b, &[1])], &interrupt).unwrap_err();
     assert!(matches!(e, Error::Interrupted) && a.position() == 3 && b.position() == 0);
     assert_eq!(bits(a.forward(&[4], &Interrupt::never()).unwrap()), good);

@@ -663,7 +663,7 @@ mod tests {
         assert_eq!(generation.next(&mut session, &Interrupt::never()).unwrap().unwrap(), "v");
         let stop = || true;
         let interrupt = Interrupt::new(&stop);
-        std::thread::sleep(Duration::from_millis(25));
+        std::thread::sleep(Interrupt::PERIOD);
         assert!(matches!(generation.next(&mut session, &interrupt), Err(Error::Interrupted)));
         assert_eq!(generation.next(&mut session, &Interrupt::never()).unwrap().unwrap(), "w");
     }

@@ -8,7 +8,7 @@ use super::pool::forks;
 
 /// Asks the caller, now and then, whether to stop.
 ///
-/// The check runs on the calling thread only (a signal handler's flag, say), at most every 20 ms; the other workers see
+/// The check runs on the calling thread only (a signal handler's flag, say), at most once in [`Self::PERIOD`]; the other workers see
 /// its answer. No lock is held meanwhile: the check may run anything, this crate included.
 pub struct Interrupt<'a> {
     check: Option<&'a (dyn Fn() -> bool + Sync)>,
@@ -17,7 +17,8 @@ pub struct Interrupt<'a> {
 }
 
 impl<'a> Interrupt<'a> {
-    const PERIOD: Duration = Duration::from_millis(20);
+    /// How often the check is asked, at most.
+    pub const PERIOD: Duration = Duration::from_millis(20);
 
     /// Never stops.
     pub fn never() -> Self {

@@ -130,6 +130,23 @@ def test_a_pipe_is_read_by_one_parser_only() -> None:
     assert done.stdout == "None there\n"
 
 
+SLOW = ("click", "typing", "re", "enum", "contextlib", "functools", "importlib", "inspect", "json", "numpy")
+"""Modules that take a good part of the time to the first token to import."""
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_the_first_token_waits_for_no_slow_module(command: str, tiny: Path) -> None:
+    code = (
+        "import sys; before = set(sys.modules); from llama_rs.__main__ import main; code = main();"
+        f"print(code, [name for name in {SLOW} if name in sys.modules.keys() - before], file=sys.stderr)"
+    )
+    words = [command, "-m", str(tiny), "-n", "1", "the sea"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "0 []\n"
+
+
 def test_ordinary_arguments_need_no_click(tiny: Path) -> None:
     code = (
         "import sys; from llama_rs.cli import main; code = main(sys.argv[1:]);"

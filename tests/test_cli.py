@@ -321,7 +321,7 @@ def test_a_beginning_given_twice_is_said(smollm2: Path, tmp_path: Path) -> None:
 def test_what_the_library_notes_is_a_warning(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from llama_rs import notes
 
-    with notes.told_to(lambda text: print(text)):
+    with notes.Listener(lambda text: print(text)):
         notes.note("before")
         assert cli.main(["tokenize", "-m", str(tiny), "--json", "x"]) == 0
     assert capfd.readouterr().out.startswith("before\n[")

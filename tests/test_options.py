@@ -16,6 +16,7 @@ from typing import Any
 import llama_rs
 import pytest
 from llama_rs import GenerateOptions, Model, SamplingParams, Tokenizer
+from llama_rs.chat import CHAT_OPTIONS
 from llama_rs.options import PARAMETERS
 
 PROMPT = "The old lighthouse keeper"
@@ -285,6 +286,11 @@ except MemoryError as e:
 
 
 # Types
+
+
+def test_what_a_conversation_has_beside_an_answer() -> None:
+    own = llama_rs.ChatOptions.__annotations__.keys() - GenerateOptions.__annotations__.keys()
+    assert own == set(CHAT_OPTIONS)
 
 
 def test_type_hints_of_everything_public_resolve() -> None:

@@ -141,10 +141,7 @@ def request(path: str, body: object, *headers: str) -> bytes:
 
 
 def read_all(stream: socket.socket) -> bytes:
-    found = b""
-    while block := stream.recv(1 << 16):
-        found += block
-    return found
+    return b"".join(iter(lambda: stream.recv(1 << 16), b""))
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ The names below are imported when they are first used: whoever wants one does no
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .async_chat import AsyncChatStream
-    from .chat import ChatCompletion, ChatDelta, ChatOptions, ChatStream, ToolCall, ToolCallDelta, Usage
-    from .chat import ChatFinishReason as ChatFinishReason
+    from .chat import ChatCompletion, ChatDelta, ChatStream, ToolCall, ToolCallDelta, Usage
     from .checkpoint import Checkpoint, Tensor, Warmed
     from .classify import Calibration, Classification, Classifier, ClassifyOptions, Evaluation
     from .engine import AsyncEngine, AsyncStream, EngineStats
@@ -31,17 +30,19 @@ if TYPE_CHECKING:
     )
     from .files import OutputType as OutputType
     from .files import convert, merge, split
+    from .hints import ChatFinishReason as ChatFinishReason
+    from .hints import ChatOptions, GenerateOptions
+    from .hints import FinishReason as FinishReason
+    from .hints import KvType as KvType
+    from .hints import Load as Load
+    from .hints import LogitsProcessor as LogitsProcessor
+    from .hints import Messages as Messages
+    from .hints import OnOverflow as OnOverflow
+    from .hints import Pooling as Pooling
+    from .hints import Schema as Schema
+    from .hints import Tools as Tools
     from .model import Benchmark, Config, Model, Perplexity, Score
-    from .options import FinishReason as FinishReason
-    from .options import GenerateOptions, SamplingParams
-    from .options import KvType as KvType
-    from .options import Load as Load
-    from .options import LogitsProcessor as LogitsProcessor
-    from .options import Messages as Messages
-    from .options import OnOverflow as OnOverflow
-    from .options import Pooling as Pooling
-    from .options import Schema as Schema
-    from .options import Tools as Tools
+    from .options import SamplingParams
     from .quantization import Importance, Quantized, QuantizedTensor, imatrix, quantize
     from .server import Server
     from .session import Completion, Session, Stream, Timings, TokenLogprob, TopLogprob
@@ -127,11 +128,12 @@ _LITERALS = (
 _HOMES = (
     "errors",
     "options",
-    "files",
     "tokenizer",
     "checkpoint",
     "session",
     "model",
+    "hints",
+    "files",
     "chat",
     "classify",
     "quantization",
@@ -144,12 +146,12 @@ _HOMES = (
 
 def __getattr__(name: str) -> object:
     if name in __all__ or name in _LITERALS:
-        from importlib import import_module
+        from .lazy import load
 
         for home in _HOMES:
-            module = import_module(f"{__name__}.{home}")
-            if name in vars(module):
-                globals()[name] = value = vars(module)[name]
+            names = vars(load(f"{__name__}.{home}"))
+            if name in names:
+                globals()[name] = value = names[name]
                 return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -10,14 +10,18 @@ from __future__ import annotations
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # what does it: the module of that name makes enums of its constants, which takes longer
+
 INTERRUPTED = 130  # what a shell says of a process that SIGINT ended
 
 
 def main() -> int:
     """Runs the command line that the process was started with; gives the exit code."""
     try:
-        import signal
-
         ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a shell's job in the background
         if not ignored:
             signal.signal(signal.SIGINT, _end)

@@ -7,10 +7,11 @@ import random
 import time
 from collections.abc import AsyncIterator
 
-from .chat import ChatAnswer, ChatCompletion, ChatDelta, ChatOptions, Question
+from .chat import ChatAnswer, ChatCompletion, ChatDelta, Question
 from .closing import AsyncClosing
 from .engine import AsyncEngine, AsyncStream, check_priority
-from .options import Messages, SamplingParams
+from .hints import ChatOptions, Messages
+from .options import SamplingParams
 
 
 class AsyncChatStream(ChatAnswer[AsyncStream], AsyncIterator[ChatDelta], AsyncClosing):

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 from . import _core
 from .closing import Closing
 from .errors import ContextOverflowError, UnsupportedModelError
-from .lazy import Lazy
-from .options import PARAMETERS, GenerateOptions, Messages, SamplingParams, Tools, merged
-
-if TYPE_CHECKING:
-    from . import engine as _engine
-    from . import model as _model
-    from . import session as _session
-else:
-    _model, _session = Lazy("llama_rs.model"), Lazy("llama_rs.session")
-    np, npt = Lazy("numpy"), Lazy("numpy.typing")  # Python 3.14 resolves here what `ChatOptions` inherits
+from .lazy import TYPE_CHECKING, Generic, NamedTuple, hints, np, npt, typing  # noqa: F401  # hints name numpy
+from .lazy import model as _model
+from .lazy import session as _session
+from .options import PARAMETERS, SamplingParams, merged
 
 TEMPLATE = "tokenizer.chat_template"
 
-_Stream = TypeVar("_Stream", bound="_session.Stream | _engine.AsyncStream")
+CHAT_OPTIONS = (
+    "tools",
+    "tool_choice",
+    "reasoning",
+    "reasoning_format",
+    "continue_final",
+    "speculative",
+    "chat_family",
+    "template_options",
+)
+"""The names of what :class:`ChatOptions` has beside the options of an answer."""
 
-ChatFinishReason = Literal["stop", "length", "tool_calls"]
-"""Why an answer ended: as :data:`FinishReason`, or because the model calls tools and waits for what they give."""
+if TYPE_CHECKING:
+    from typing import TypeVar
 
+    from . import engine as _engine
 
-class ChatOptions(GenerateOptions, total=False):
-    """The options of an answer to a conversation, as keywords; :meth:`Model.chat` says what they mean."""
-
-    tools: Tools | None
-    tool_choice: str | Mapping[str, Any] | None
-    reasoning: bool | Literal["low", "medium", "high"] | None
-    reasoning_format: Literal["auto", "none"]
-    continue_final: bool
-    speculative: Literal["prompt-lookup"] | _model.Model | None
-    chat_family: str | None
-    template_options: Mapping[str, Any] | None
+    _Stream = TypeVar("_Stream", bound="_session.Stream | _engine.AsyncStream")
+else:
+    _Stream = object
 
 
 class ToolCall(NamedTuple):
@@ -51,7 +45,7 @@ class ToolCall(NamedTuple):
     arguments: str
     """JSON, as the model wrote it: not valid if the answer was cut off in it, or if the model errs."""
 
-    def to_openai(self) -> dict[str, Any]:
+    def to_openai(self) -> dict[str, typing.Any]:
         """As OpenAI's API has it, in messages and in answers."""
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
@@ -72,7 +66,7 @@ class ChatDelta(NamedTuple):
     reasoning: str = ""
     tool_call: ToolCallDelta | None = None
 
-    def to_openai(self) -> dict[str, Any]:
+    def to_openai(self) -> dict[str, typing.Any]:
         """As the ``delta`` of a chunk of OpenAI's API has it."""
         if self.tool_call is None:
             return {"reasoning_content": self.reasoning} if self.reasoning else {"content": self.content}
@@ -96,7 +90,7 @@ class Usage(NamedTuple):
         """Those of the prompt and of the answer."""
         return self.prompt_tokens + self.completion_tokens
 
-    def to_openai(self) -> dict[str, Any]:
+    def to_openai(self) -> dict[str, typing.Any]:
         """As OpenAI's API has it."""
         return {
             "prompt_tokens": self.prompt_tokens,
@@ -115,7 +109,7 @@ class ChatCompletion(NamedTuple):
     """What it thought before, if it is one that does so."""
     tool_calls: list[ToolCall]
     """The tools that it calls."""
-    finish_reason: ChatFinishReason
+    finish_reason: hints.ChatFinishReason
     usage: Usage
     text: str
     """All that it wrote, with the marks of thoughts and calls."""
@@ -126,11 +120,11 @@ class ChatCompletion(NamedTuple):
     """How likely each of ``token_ids`` was, if that was asked for."""
 
     @property
-    def message(self) -> dict[str, Any]:
+    def message(self) -> dict[str, typing.Any]:
         """The answer as a message, to go on with the conversation."""
         return _message(self)
 
-    def to_openai(self, *, model: str = "llama_rs") -> dict[str, Any]:
+    def to_openai(self, *, model: str = "llama_rs") -> dict[str, typing.Any]:
         """As OpenAI's API has it: a ``chat.completion``."""
         import time
         import uuid
@@ -236,7 +230,7 @@ class ChatAnswer(Generic[_Stream]):
         return [ToolCall(call_id, name, "".join(arguments)) for call_id, name, arguments in self._calls]
 
     @property
-    def finish_reason(self) -> ChatFinishReason | None:
+    def finish_reason(self) -> hints.ChatFinishReason | None:
         """Why the answer ended; None while it has not."""
         if not self._ended or not self._streams:
             return None
@@ -244,7 +238,7 @@ class ChatAnswer(Generic[_Stream]):
         return "tool_calls" if reason == "stop" and self._calls else reason
 
     @property
-    def message(self) -> dict[str, Any]:
+    def message(self) -> dict[str, typing.Any]:
         """The answer so far as a message, to go on with the conversation."""
         return _message(self)
 
@@ -287,7 +281,7 @@ class ChatAnswer(Generic[_Stream]):
             generation_seconds=sum(t.generation_seconds for t in streams),
         )
 
-    def __reduce__(self) -> NoReturn:
+    def __reduce__(self) -> typing.NoReturn:
         raise TypeError("a stream cannot be pickled: pickle its model, or the text that it gave")
 
 
@@ -353,14 +347,14 @@ class ChatStream(ChatAnswer["_session.Stream"], Iterator[ChatDelta], Closing):
             self._session.close()
 
 
-def _openai(row: _session.TokenLogprob) -> dict[str, Any]:
+def _openai(row: _session.TokenLogprob) -> dict[str, typing.Any]:
     others = [{"token": t.token, "logprob": t.logprob, "bytes": list(t.bytes)} for t in row.top_logprobs]
     return {"token": row.token, "logprob": row.logprob, "bytes": list(row.bytes), "top_logprobs": others}
 
 
-def _message(answer: ChatCompletion | ChatAnswer[Any]) -> dict[str, Any]:
+def _message(answer: ChatCompletion | ChatAnswer[typing.Any]) -> dict[str, typing.Any]:
     content, reasoning, tool_calls = answer.content, answer.reasoning, answer.tool_calls
-    message: dict[str, Any] = {"role": "assistant", "content": content}
+    message: dict[str, typing.Any] = {"role": "assistant", "content": content}
     if not content and (reasoning or tool_calls):
         message["content"] = None
     if reasoning:
@@ -374,7 +368,7 @@ class Forgotten(NamedTuple):
     """The messages of a conversation that were left out, as the context has no room for them."""
 
     n: int
-    first_kept: Mapping[str, Any] | None
+    first_kept: Mapping[str, typing.Any] | None
 
 
 class Question:
@@ -383,15 +377,15 @@ class Question:
     def __init__(
         self,
         model: _model.Model,
-        messages: Messages,
+        messages: hints.Messages,
         sampling: SamplingParams | None,
-        options: ChatOptions,
+        options: hints.ChatOptions,
         *,
         context_length: int,
         forgotten: Forgotten | None = None,
     ) -> None:
-        rest: dict[str, Any] = dict(options)
-        ours = {name: rest.pop(name) for name in _OURS if name in rest}
+        rest: typing.Any = dict(options)
+        ours = {name: rest.pop(name) for name in CHAT_OPTIONS if name in rest}
         self._model = model
         self._messages = checked(messages)
         self._context_length = context_length
@@ -401,7 +395,7 @@ class Question:
         self._calls = "auto" if self._tools is not None else "none"
         self._family: str | None = ours.get("chat_family")
         self._apart: bool = ours.get("reasoning_format", "auto") != "none"
-        self._speculative: Any = ours.get("speculative")
+        self._speculative: typing.Any = ours.get("speculative")
         self._continue_final: bool = ours.get("continue_final", False)
         self._variables = {**of_reasoning(ours.get("reasoning")), **(ours.get("template_options") or {})}
         if (schema := schema_of_calls(choice, self._tools)) is not None:
@@ -409,7 +403,7 @@ class Question:
                 raise ValueError(f"tool_choice is {choice!r}, it must be 'auto' or 'none'")
             self._calls = "json"
             rest["json_schema"] = schema
-        self.params = merged(sampling, cast(GenerateOptions, rest))
+        self.params = merged(sampling, rest)
         self.shifts = self.params.on_overflow == "shift"
         """Whether the oldest messages are left out when the context is full."""
         if self.shifts:
@@ -446,7 +440,7 @@ class Question:
             continue_final=self._continue_final,
         )
 
-    def _first_kept(self, forgotten: int) -> Mapping[str, Any] | None:
+    def _first_kept(self, forgotten: int) -> Mapping[str, typing.Any] | None:
         at = _system(self._messages) + forgotten
         return self._messages[at] if at < len(self._messages) else None
 
@@ -456,6 +450,9 @@ class Question:
         Returns:
             Whether that was possible: something has to be left out, and the last message of the user stays.
         """
+        from bisect import bisect_left
+        from contextlib import suppress
+
         first, before = _system(self._messages), self.forgotten
         borders = [i - first for i, m in enumerate(self._messages) if i > first + before and m["role"] == "user"]
 
@@ -484,7 +481,7 @@ class Question:
             session._realign(prompt)
             first_kept = self._first_kept(self.forgotten)
             session._forgotten = Forgotten(self.forgotten, first_kept) if self.forgotten else None
-        more: dict[str, Any] = {"marks": marks, "moved": self.shifts, "speculative": self._speculative}
+        more: dict[str, typing.Any] = {"marks": marks, "moved": self.shifts, "speculative": self._speculative}
         if free_until is not None:
             more["free_until"] = ([free_until], False)
         return session._stream(prompt, params, owned=False, **more)
@@ -500,8 +497,6 @@ class Question:
         unique = (seed ^ hash(tuple(self.prompt))) & (1 << 64) - 1  # ids of calls in a conversation differ
         return self._model._template.parser(self._tools, self._calls, self._apart, self._family, self._end, unique)
 
-
-_OURS = tuple(name for name in ChatOptions.__annotations__ if name not in GenerateOptions.__annotations__)
 
 _ROOM = 16
 """Tokens of an answer that there has to be room for, where room can be made."""
@@ -519,12 +514,12 @@ def _now() -> int:
     return int(time.time())
 
 
-def _system(messages: Sequence[Mapping[str, Any]]) -> int:
+def _system(messages: Sequence[Mapping[str, typing.Any]]) -> int:
     """How many messages at the beginning are the system's."""
     return next((i for i, m in enumerate(messages) if m["role"] not in ("system", "developer")), len(messages))
 
 
-def of_reasoning(reasoning: bool | str | None) -> dict[str, Any]:
+def of_reasoning(reasoning: bool | str | None) -> dict[str, typing.Any]:
     """The variables by which templates know whether a model is to think, and how much."""
     if reasoning is None:
         return {}
@@ -536,8 +531,8 @@ def of_reasoning(reasoning: bool | str | None) -> dict[str, Any]:
 
 
 def schema_of_calls(
-    choice: str | Mapping[str, Any] | None, tools: Sequence[Mapping[str, Any]] | None
-) -> dict[str, Any] | None:
+    choice: str | Mapping[str, typing.Any] | None, tools: Sequence[Mapping[str, typing.Any]] | None
+) -> dict[str, typing.Any] | None:
     """The JSON schema of an answer that has to call a tool; None if it may do as it likes.
 
     Raises:
@@ -547,7 +542,7 @@ def schema_of_calls(
         return None
     functions = {tool["function"]["name"]: tool["function"] for tool in tools or ()}
     if isinstance(choice, Mapping):
-        named: dict[str, Any] = dict(choice)
+        named: dict[str, typing.Any] = dict(choice)
         name = named.get("function", named).get("name")
         if name not in functions:
             raise ValueError(f"tool_choice is the function {name!r}, and there is no such tool")
@@ -573,7 +568,7 @@ def schema_of_calls(
     return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
-def described(tools: Tools | None) -> list[Mapping[str, Any]] | None:
+def described(tools: hints.Tools | None) -> list[Mapping[str, typing.Any]] | None:
     """Tools as OpenAI's API describes them; functions of Python by their signature."""
     if tools is None:
         return None
@@ -582,14 +577,14 @@ def described(tools: Tools | None) -> list[Mapping[str, Any]] | None:
     return [_described(i, tool) for i, tool in enumerate(tools)] or None
 
 
-def _described(i: int, tool: Mapping[str, Any] | Callable[..., Any]) -> Mapping[str, Any]:
+def _described(i: int, tool: Mapping[str, typing.Any] | Callable[..., typing.Any]) -> Mapping[str, typing.Any]:
     if not isinstance(tool, Mapping):
         if not callable(tool):
             raise TypeError(f"tool {i} is of type {type(tool).__name__}, it must be a function or a dict")
         from .tools import schema
 
         return schema(tool)
-    function: Mapping[str, Any] = tool["function"] if isinstance(tool.get("function"), Mapping) else tool
+    function: Mapping[str, typing.Any] = tool["function"] if isinstance(tool.get("function"), Mapping) else tool
     described = tool if function is not tool else {"type": "function", "function": tool}
     name = function.get("name")
     if not isinstance(name, str) or not name:
@@ -611,9 +606,9 @@ class ChatTemplate:
 
     def prompt(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None,
-        variables: Mapping[str, Any],
+        messages: Sequence[Mapping[str, typing.Any]],
+        tools: Sequence[Mapping[str, typing.Any]] | None,
+        variables: Mapping[str, typing.Any],
         now: int,
         at_most: int,
         *,
@@ -631,7 +626,7 @@ class ChatTemplate:
         return self._marks[key]
 
 
-def checked(messages: Messages) -> Sequence[Mapping[str, Any]]:
+def checked(messages: hints.Messages) -> Sequence[Mapping[str, typing.Any]]:
     """The messages, if they are some.
 
     Raises:

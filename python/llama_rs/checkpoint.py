@@ -6,18 +6,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from . import _core
-from .lazy import Lazy
+from .lazy import TYPE_CHECKING, NamedTuple, np, npt, typing
+from .lazy import residency as _residency
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from . import residency as _residency
-else:
-    np, npt, _residency = Lazy("numpy"), Lazy("numpy.typing"), Lazy("llama_rs.residency")
+    from typing import overload
 
 STEP = 16 << 20
 """Bytes that are read at a time: some ten milliseconds of a good disk."""
@@ -62,7 +57,7 @@ class Tensor:
         """Where in the file it starts, in bytes; of a model in parts, in the part that has it."""
         return self._core.offset
 
-    def numpy(self) -> npt.NDArray[Any]:
+    def numpy(self) -> npt.NDArray[typing.Any]:
         """A read-only view of the file, without a copy. If the file is cut short later, it reads zeros there.
 
         Float and integer types have the tensor's shape (BF16 as the ``uint16`` of its bits). Quantised types are
@@ -78,7 +73,7 @@ class Tensor:
         """
         return np.asarray(self._core.dequantize())
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+    def __array__(self, dtype: typing.Any = None, copy: bool | None = None) -> npt.NDArray[typing.Any]:
         return np.array(self._core, dtype=dtype, copy=bool(copy) or None)
 
     def __dlpack__(
@@ -88,7 +83,7 @@ class Tensor:
         max_version: tuple[int, int] | None = None,
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
-    ) -> Any:
+    ) -> typing.Any:
         """A read-only view of the file for other frameworks (DLPack 1.0), without a copy; BF16 is bfloat16 there.
 
         Raises:
@@ -125,7 +120,7 @@ class Tensors(Mapping[str, Tensor]):
         return f"<{len(self)} tensors>"
 
 
-class Array(Sequence[Any]):
+class Array(Sequence["typing.Any"]):
     """An array of the metadata, equal to a list of the same elements.
 
     An element is read when it is asked for: the array may be as long as the file. ``list(array)`` reads all of it.
@@ -137,11 +132,14 @@ class Array(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._core)
 
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Any]: ...
-    def __getitem__(self, index: int | slice) -> Any:
+    if TYPE_CHECKING:
+
+        @overload
+        def __getitem__(self, index: int) -> typing.Any: ...
+        @overload
+        def __getitem__(self, index: slice) -> list[typing.Any]: ...
+
+    def __getitem__(self, index: int | slice) -> typing.Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         i = index + len(self) if index < 0 else index
@@ -156,7 +154,7 @@ class Array(Sequence[Any]):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[typing.Any, ...]:
         return list, (list(self),)
 
     def __repr__(self) -> str:
@@ -164,17 +162,17 @@ class Array(Sequence[Any]):
         return f"[{', '.join(shown)}{f', ... {len(self)} in all' if len(self) > 4 else ''}]"
 
 
-def _value(value: Any) -> Any:
+def _value(value: typing.Any) -> typing.Any:
     return Array(value) if isinstance(value, _core.Array) else value
 
 
-class Metadata(Mapping[str, Any]):
+class Metadata(Mapping[str, "typing.Any"]):
     """The key-value pairs of a file. A value is read when it is asked for; arrays are an :class:`Array`."""
 
     def __init__(self, core: _core.Checkpoint) -> None:
         self._core = core
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> typing.Any:
         value = self._core.metadata_value(key)
         if value is None:
             raise KeyError(key)
@@ -213,7 +211,7 @@ class Checkpoint:
     def _open(self, core: _core.Checkpoint, path: str) -> None:
         self.path = path
         self._core = core
-        self.metadata: Mapping[str, Any] = Metadata(core)
+        self.metadata: Mapping[str, typing.Any] = Metadata(core)
         self.tensors: Mapping[str, Tensor] = Tensors(core)
 
     @property

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import Self
+
+from .lazy import types, typing
 
 
 class Closing(ABC):
@@ -14,11 +14,11 @@ class Closing(ABC):
     def close(self) -> None:
         """Frees what it holds; closing again does nothing."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> typing.Self:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
     ) -> None:
         self.close()
 
@@ -30,10 +30,10 @@ class AsyncClosing(ABC):
     async def aclose(self) -> None:
         """Frees what it holds; closing again does nothing."""
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> typing.Self:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
     ) -> None:
         await self.aclose()

@@ -12,21 +12,17 @@ import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 from . import _core
 from .closing import AsyncClosing
 from .errors import LlamaError, ModelClosedError
-from .lazy import Lazy
-from .options import FinishReason, GenerateOptions, Messages, SamplingParams, merged
+from .hints import ChatOptions, FinishReason, GenerateOptions, Messages
+from .lazy import async_chat as _async_chat
+from .lazy import chat as _chat
+from .lazy import model as _model
+from .options import SamplingParams, merged
 from .session import Completion, Timings, TokenLogprob, token_logprobs
-
-if TYPE_CHECKING:
-    from . import async_chat as _async_chat
-    from . import chat as _chat
-    from . import model as _model
-else:
-    _async_chat, _chat, _model = Lazy("llama_rs.async_chat"), Lazy("llama_rs.chat"), Lazy("llama_rs.model")
 
 
 class EngineStats(NamedTuple):
@@ -174,7 +170,7 @@ class AsyncEngine:
         client: str = "",
         priority: int = 0,
         timeout: float | None = None,
-        **options: Unpack[_chat.ChatOptions],
+        **options: Unpack[ChatOptions],
     ) -> _async_chat.AsyncChatStream:
         """Answers a conversation piece by piece, as :meth:`Model.stream_chat` does, with its options.
 
@@ -193,7 +189,7 @@ class AsyncEngine:
         client: str = "",
         priority: int = 0,
         timeout: float | None = None,
-        **options: Unpack[_chat.ChatOptions],
+        **options: Unpack[ChatOptions],
     ) -> _chat.ChatCompletion:
         """Answers a conversation, as :meth:`Model.chat` does, with its options."""
         about = (client, priority, timeout)

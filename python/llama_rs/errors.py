@@ -4,13 +4,15 @@ All of them can be pickled, and all of them print the one line that says what is
 argument out of range is a ``ValueError``.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from .lazy import typing
 
 
 class LlamaError(Exception):
     """The base of every error of this package."""
 
-    def __init__(self, message: str, *facts: Any) -> None:
+    def __init__(self, message: str, *facts: typing.Any) -> None:
         super().__init__(message, *facts)
         self.message = message
 
@@ -26,7 +28,7 @@ class ModelFileError(LlamaError, OSError):
         self.filename = path
         self.errno = errno
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[typing.Any, ...]:
         return type(self), (self.message, self.filename, self.errno)
 
 

@@ -5,44 +5,25 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from math import exp, sqrt
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack, overload
 
 from . import _core
 from .checkpoint import Checkpoint, Metadata, Tensor, Tensors
 from .closing import Closing
 from .errors import ModelChangedError, ModelClosedError, ModelNotFoundError
-from .lazy import Lazy
+from .lazy import TYPE_CHECKING, NamedTuple, hints, np, npt, typing
+from .lazy import async_chat as _async_chat
+from .lazy import chat as _chat
+from .lazy import classify as _classify
+from .lazy import engine as _engine
+from .lazy import residency as _residency
 from .notes import counted, note
-from .options import (
-    GenerateOptions,
-    KvType,
-    Load,
-    Lora,
-    Messages,
-    Pooling,
-    SamplingParams,
-    adapters,
-    default_threads,
-    merged,
-)
+from .options import SamplingParams, adapters, default_threads, merged
 from .prompt_cache import PromptCache
 from .session import Completion, Session, Stream, Timings, token_logprobs
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from . import async_chat as _async_chat
-    from . import chat as _chat
-    from . import classify as _classify
-    from . import engine as _engine
-    from . import residency as _residency
-else:
-    np, npt = Lazy("numpy"), Lazy("numpy.typing")
-    _async_chat, _chat, _classify = Lazy("llama_rs.async_chat"), Lazy("llama_rs.chat"), Lazy("llama_rs.classify")
-    _engine, _residency = Lazy("llama_rs.engine"), Lazy("llama_rs.residency")
+    from typing import Literal, overload
 
 DEFAULT_CONTEXT_LENGTH = 4096
 """Positions of a session, unless asked for otherwise or the model was trained for fewer."""
@@ -110,7 +91,8 @@ class Benchmark(NamedTuple):
     def stddev(self) -> float:
         """The standard deviation of the tokens per second; 0 of one round."""
         mean = self.tokens_per_second
-        return sqrt(sum((self.tokens / s - mean) ** 2 for s in self.seconds) / max(len(self.seconds) - 1, 1))
+        squares = sum((self.tokens / s - mean) ** 2 for s in self.seconds)
+        return float((squares / max(len(self.seconds) - 1, 1)) ** 0.5)
 
 
 class Model(Closing):
@@ -153,11 +135,11 @@ class Model(Closing):
         *,
         threads: int | None = None,
         context_length: int | None = None,
-        kv_type: KvType = "f16",
-        load: Load = "mmap",
+        kv_type: hints.KvType = "f16",
+        load: hints.Load = "mmap",
         prefault: bool = False,
         lock: bool = False,
-        lora: Lora = (),
+        lora: hints.Lora = (),
     ) -> None:
         self.path = os.fspath(path)
         self._open: _core.Model | None = _core.Model(path, load, prefault, lock)
@@ -192,7 +174,7 @@ class Model(Closing):
         return Checkpoint._of(self._handle.checkpoint(), self.path)
 
     @property
-    def metadata(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, typing.Any]:
         """The key-value pairs of the file."""
         return Metadata(self._handle.checkpoint())
 
@@ -209,7 +191,7 @@ class Model(Closing):
             self._tokenizer = Tokenizer._of(core.tokenizer(), self.path)
         return self._tokenizer
 
-    def session(self, *, context_length: int | None = None, lora: Lora | None = None) -> Session:
+    def session(self, *, context_length: int | None = None, lora: hints.Lora | None = None) -> Session:
         """Starts an empty session: an explicit key-value cache.
 
         Args:
@@ -229,7 +211,7 @@ class Model(Closing):
         self._sessions.add(session)
         return session
 
-    def _lora(self, lora: Lora | None) -> list[tuple[_core.Adapter, float]]:
+    def _lora(self, lora: hints.Lora | None) -> list[tuple[_core.Adapter, float]]:
         """Adapters, open."""
         handle, found = self._handle, []
         for path, scale in self.lora if lora is None else adapters(lora):
@@ -240,7 +222,7 @@ class Model(Closing):
         return found
 
     def load_session(
-        self, path: str | os.PathLike[str], *, context_length: int | None = None, lora: Lora | None = None
+        self, path: str | os.PathLike[str], *, context_length: int | None = None, lora: hints.Lora | None = None
     ) -> Session:
         """Brings back a session that :meth:`Session.save` saved, ready to go on.
 
@@ -256,7 +238,7 @@ class Model(Closing):
         return self._load_session(path, length, prefix=False, lora=lora)
 
     def _load_session(
-        self, path: str | os.PathLike[str], context_length: int, *, prefix: bool, lora: Lora | None
+        self, path: str | os.PathLike[str], context_length: int, *, prefix: bool, lora: hints.Lora | None
     ) -> Session:
         core = self._handle.load_session(
             path, context_length, self.threads, self.kv_type, prefix, self._lora(lora)
@@ -272,9 +254,9 @@ class Model(Closing):
         sampling: SamplingParams | None = None,
         prompt_cache: str | os.PathLike[str] | None = None,
         prompt_cache_readonly: bool = False,
-        lora: Lora | None = None,
-        speculative: Literal["prompt-lookup"] | Model | None = None,
-        **options: Unpack[GenerateOptions],
+        lora: hints.Lora | None = None,
+        speculative: hints.Speculative | None = None,
+        **options: typing.Unpack[hints.GenerateOptions],
     ) -> Completion:
         """Answers a prompt. The same seed, file and build give the same answer.
 
@@ -320,9 +302,9 @@ class Model(Closing):
         sampling: SamplingParams | None = None,
         prompt_cache: str | os.PathLike[str] | None = None,
         prompt_cache_readonly: bool = False,
-        lora: Lora | None = None,
-        speculative: Literal["prompt-lookup"] | Model | None = None,
-        **options: Unpack[GenerateOptions],
+        lora: hints.Lora | None = None,
+        speculative: hints.Speculative | None = None,
+        **options: typing.Unpack[hints.GenerateOptions],
     ) -> Stream:
         """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text."""
         params = merged(sampling, options)
@@ -337,7 +319,7 @@ class Model(Closing):
         *,
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         parallel: int = 16,
-        **options: Unpack[GenerateOptions],
+        **options: typing.Unpack[hints.GenerateOptions],
     ) -> list[Completion]:
         """Answers several prompts together: one pass over the weights gives each answer a token.
 
@@ -391,7 +373,7 @@ class Model(Closing):
         prompt: str | Sequence[int],
         *,
         sampling: SamplingParams | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: typing.Unpack[hints.GenerateOptions],
     ) -> Completion:
         """Answers a prompt, for programs with an event loop, which goes on meanwhile.
 
@@ -405,27 +387,27 @@ class Model(Closing):
         prompt: str | Sequence[int],
         *,
         sampling: SamplingParams | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: typing.Unpack[hints.GenerateOptions],
     ) -> _engine.AsyncStream:
         """Answers a prompt piece by piece, as :meth:`agenerate` does: ``async for piece in model.astream(prompt)``."""
         return self._async_engine().stream(prompt, sampling=sampling, **options)
 
     async def achat(
         self,
-        messages: Messages,
+        messages: hints.Messages,
         *,
         sampling: SamplingParams | None = None,
-        **options: Unpack[_chat.ChatOptions],
+        **options: typing.Unpack[hints.ChatOptions],
     ) -> _chat.ChatCompletion:
         """Answers a conversation, as :meth:`chat` does, for programs with an event loop; see :meth:`agenerate`."""
         return await self.astream_chat(messages, sampling=sampling, **options)._completion()
 
     def astream_chat(
         self,
-        messages: Messages,
+        messages: hints.Messages,
         *,
         sampling: SamplingParams | None = None,
-        **options: Unpack[_chat.ChatOptions],
+        **options: typing.Unpack[hints.ChatOptions],
     ) -> _async_chat.AsyncChatStream:
         """Answers a conversation piece by piece: ``async for delta in model.astream_chat(messages)``."""
         return self._async_engine().stream_chat(messages, sampling=sampling, **options)
@@ -439,11 +421,11 @@ class Model(Closing):
 
     def chat(
         self,
-        messages: Messages,
+        messages: hints.Messages,
         *,
         sampling: SamplingParams | None = None,
-        lora: Lora | None = None,
-        **options: Unpack[_chat.ChatOptions],
+        lora: hints.Lora | None = None,
+        **options: typing.Unpack[hints.ChatOptions],
     ) -> _chat.ChatCompletion:
         """Answers a conversation, in the form that the model was trained for: by the chat template in its file.
 
@@ -492,11 +474,11 @@ class Model(Closing):
 
     def stream_chat(
         self,
-        messages: Messages,
+        messages: hints.Messages,
         *,
         sampling: SamplingParams | None = None,
-        lora: Lora | None = None,
-        **options: Unpack[_chat.ChatOptions],
+        lora: hints.Lora | None = None,
+        **options: typing.Unpack[hints.ChatOptions],
     ) -> _chat.ChatStream:
         """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of :class:`ChatDelta`."""
         session = self.session(lora=lora)
@@ -506,7 +488,7 @@ class Model(Closing):
             session.close()
             raise
 
-    def chat_prompt(self, messages: Messages, **options: Unpack[_chat.ChatOptions]) -> list[int]:
+    def chat_prompt(self, messages: hints.Messages, **options: typing.Unpack[hints.ChatOptions]) -> list[int]:
         """The tokens that :meth:`chat` asks with; ``tokenizer.decode`` shows them as text."""
         return _chat.Question(self, messages, None, options, context_length=1 << 32).prepared().prompt
 
@@ -527,33 +509,34 @@ class Model(Closing):
         with self.session(context_length=max(n, 1)) as session:
             return session.logits(token_ids)
 
-    @overload
-    def embed(
-        self,
-        texts: str | Sequence[str] | Sequence[Sequence[int]],
-        *,
-        pooling: Literal["mean", "cls", "last"] | None = None,
-        normalize: bool = True,
-        dimensions: int | None = None,
-        truncate: bool = False,
-    ) -> npt.NDArray[np.float32]: ...
+    if TYPE_CHECKING:
 
-    @overload
-    def embed(
-        self,
-        texts: str | Sequence[str] | Sequence[Sequence[int]],
-        *,
-        pooling: Literal["none"],
-        normalize: bool = True,
-        dimensions: int | None = None,
-        truncate: bool = False,
-    ) -> list[npt.NDArray[np.float32]]: ...
+        @overload
+        def embed(
+            self,
+            texts: str | Sequence[str] | Sequence[Sequence[int]],
+            *,
+            pooling: Literal["mean", "cls", "last"] | None = None,
+            normalize: bool = True,
+            dimensions: int | None = None,
+            truncate: bool = False,
+        ) -> npt.NDArray[np.float32]: ...
+        @overload
+        def embed(
+            self,
+            texts: str | Sequence[str] | Sequence[Sequence[int]],
+            *,
+            pooling: Literal["none"],
+            normalize: bool = True,
+            dimensions: int | None = None,
+            truncate: bool = False,
+        ) -> list[npt.NDArray[np.float32]]: ...
 
     def embed(
         self,
         texts: str | Sequence[str] | Sequence[Sequence[int]],
         *,
-        pooling: Pooling | None = None,
+        pooling: hints.Pooling | None = None,
         normalize: bool = True,
         dimensions: int | None = None,
         truncate: bool = False,
@@ -617,7 +600,7 @@ class Model(Closing):
         self,
         texts: str | Sequence[str],
         labels: Sequence[str] | Mapping[str, str],
-        **options: Unpack[_classify.ClassifyOptions],
+        **options: typing.Unpack[_classify.ClassifyOptions],
     ) -> list[_classify.Classification]:
         """Which of some labels each text has, by how likely the model finds them as the answer.
 
@@ -643,9 +626,9 @@ class Model(Closing):
         template: str | None = None,
         examples: Sequence[tuple[str, str]] = (),
         chat: bool | None = None,
-        template_options: Mapping[str, Any] | None = None,
-        calibration: Literal["content_free", "batch", "none"] | _classify.Calibration = "content_free",
-        normalize: Literal["mean", "sum"] = "mean",
+        template_options: Mapping[str, typing.Any] | None = None,
+        calibration: hints.CalibrationKind | _classify.Calibration = "content_free",
+        normalize: hints.ScoreNormalization = "mean",
         multi_label: bool = False,
     ) -> _classify.Classifier:
         """What classifies any number of texts: call it with a list of them.
@@ -758,8 +741,8 @@ class Model(Closing):
                 if on_window:
                     on_window(i + 1, n_windows, _exp(sum(scores) / len(scores)))
         n, mean = len(scores), sum(scores) / len(scores)
-        deviation = sqrt(sum((s - mean) ** 2 for s in scores) / (n - 1)) if n > 1 else 0.0
-        return Perplexity(_exp(mean), _exp(mean) * deviation / sqrt(n), n, n_windows, context_length)
+        variance = sum((s - mean) ** 2 for s in scores) / (n - 1) if n > 1 else 0.0
+        return Perplexity(_exp(mean), _exp(mean) * (variance / n) ** 0.5, n, n_windows, context_length)
 
     def bench(
         self,
@@ -800,7 +783,7 @@ class Model(Closing):
         """What of the file is in memory now, by layer and by tensor."""
         return self.checkpoint.residency()
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[typing.Any, ...]:
         options = {
             "threads": self.threads,
             "context_length": self.context_length,
@@ -813,11 +796,11 @@ class Model(Closing):
     def __copy__(self) -> Model:
         handle = self._handle
         copy = Model.__new__(Model)
-        own: dict[str, Any] = {"_sessions": weakref.WeakSet(), "_engines": weakref.WeakSet(), "_engine": None}
+        own: dict[str, typing.Any] = {"_sessions": weakref.WeakSet(), "_engines": weakref.WeakSet(), "_engine": None}
         copy.__dict__.update(self.__dict__, _open=handle, **own)
         return copy
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+    def __deepcopy__(self, memo: dict[int, typing.Any]) -> Model:
         return self.__copy__()
 
     def close(self) -> None:
@@ -844,7 +827,7 @@ class Model(Closing):
             self._tokenizer = None
             self._chat_template = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> typing.Self:
         _ = self._handle  # raises if it is closed
         return self
 
@@ -854,7 +837,7 @@ class Model(Closing):
         return f"Model({self.path!r}, threads={self.threads}, context_length={self.context_length})"
 
 
-def _reopen(path: str, options: dict[str, Any], fingerprint: tuple[int, int, int]) -> Model:
+def _reopen(path: str, options: dict[str, typing.Any], fingerprint: tuple[int, int, int]) -> Model:
     """A model as it was pickled."""
     try:
         model = Model(path, **options)
@@ -867,4 +850,6 @@ def _reopen(path: str, options: dict[str, Any], fingerprint: tuple[int, int, int
 
 def _exp(x: float) -> float:
     """The exponential, infinite where Python's raises."""
+    from math import exp
+
     return exp(x) if x < 709 else float("inf")

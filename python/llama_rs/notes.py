@@ -5,8 +5,7 @@ The logger is imported when there is something to say. The command line, where n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 _listeners: list[Callable[[str], None]] = []
 
@@ -26,11 +25,14 @@ def note(text: str) -> None:
         logging.getLogger("llama_rs").warning(text)
 
 
-@contextmanager
-def told_to(listener: Callable[[str], None]) -> Iterator[None]:
+class Listener:
     """Has ``listener`` be told and not the logger, until the end of the block."""
-    _listeners.append(listener)
-    try:
-        yield
-    finally:
-        _listeners.remove(listener)
+
+    def __init__(self, listener: Callable[[str], None]) -> None:
+        self.listener = listener
+
+    def __enter__(self) -> None:
+        _listeners.append(self.listener)
+
+    def __exit__(self, *_: object) -> None:
+        _listeners.remove(self.listener)

@@ -7,67 +7,24 @@ checker has to see; a test holds it against the table.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypedDict, Unpack
+from collections.abc import Iterator, Mapping, Sequence
 
 from . import _core
-from .lazy import Lazy
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-else:
-    np, npt = Lazy("numpy"), Lazy("numpy.typing")
-
-FinishReason = Literal["stop", "length"]
-"""Why an answer ended: the model or a stop string ended it, or ``max_tokens`` or the context did."""
-
-KvType = Literal["f16", "q8_0"]
-"""How keys and values are stored."""
-
-Load = Literal["mmap", "read"]
-"""How a model file is brought into memory."""
-
-OnOverflow = Literal["stop", "shift"]
-"""What to do when the context is full."""
-
-Pooling = Literal["mean", "cls", "last", "none"]
-"""How the vectors of a text's tokens become one."""
-
-LogitsProcessor = Callable[["npt.NDArray[np.int64]", "npt.NDArray[np.float32]"], object]
-"""A function that changes logits: it is called with the token ids so far, the prompt's among them, and the logits,
-``(vocab_size,)``. It changes these in place, or gives an array of others."""
-
-Schema = Mapping[str, Any] | bool | str
-"""A JSON schema, or its text."""
-
-Messages = str | Sequence[Mapping[str, Any]]
-"""A conversation: mappings with ``role`` and ``content``, and whatever else the template of the model uses. Text alone
-is one message of the user."""
-
-Tools = Sequence[Mapping[str, Any] | Callable[..., Any]]
-"""What a model may call: functions, or descriptions of them as OpenAI's API has them."""
-
-
-Lora = (
-    str
-    | os.PathLike[str]
-    | tuple[str | os.PathLike[str], float]
-    | Sequence[str | os.PathLike[str] | tuple[str | os.PathLike[str], float]]
-)
-"""Adapters: the path of one, a pair of a path and how strong it is, or a list of such."""
+from .lazy import NamedTuple, hints, np, npt, typing  # noqa: F401  # hints name numpy
 
 
 class Parameter(NamedTuple):
     """A row of the table of parameters."""
 
-    group: Literal["sampling", "generation", "prompt", "session"]
-    """What it is about. Those of the first three groups are the fields of :class:`SamplingParams`."""
+    group: str
+    """What it is about: sampling, generation, prompt or session. Those of the first three groups are the fields of
+    :class:`SamplingParams`."""
     name: str
-    kind: Literal["bool", "int", "float", "choice", "words", "text", "strings", "json", "biases", "functions"]
-    """``words``: some of the choices, in an order. ``strings``: one or several texts. ``json``: a mapping or its text.
-    ``biases``: a mapping of floats by token id."""
-    default: Any
+    kind: str
+    """bool, int, float, choice, words, text, strings, json, biases or functions. ``words``: some of the choices, in an
+    order. ``strings``: one or several texts. ``json``: a mapping or its text. ``biases``: a mapping of floats by token
+    id."""
+    default: typing.Any
     optional: bool
     """Whether it may be None, which leaves it open."""
     minimum: int | float | None
@@ -83,51 +40,6 @@ class Parameter(NamedTuple):
 
 PARAMETERS: Mapping[str, Parameter] = {row[1]: Parameter(*row) for row in _core.parameters()}
 """The table of parameters by name."""
-
-
-class GenerateOptions(TypedDict, total=False):
-    """The options of an answer, as keywords; :class:`SamplingParams` says what they mean."""
-
-    max_tokens: int | None
-    temperature: float
-    dynatemp_range: float
-    dynatemp_exponent: float
-    top_k: int
-    top_p: float
-    min_p: float
-    typical_p: float
-    top_n_sigma: float
-    xtc_probability: float
-    xtc_threshold: float
-    repeat_penalty: float
-    repeat_last_n: int
-    presence_penalty: float
-    frequency_penalty: float
-    dry_multiplier: float
-    dry_base: float
-    dry_allowed_length: int
-    dry_penalty_last_n: int
-    dry_sequence_breakers: str | Sequence[str]
-    mirostat: int
-    mirostat_tau: float
-    mirostat_eta: float
-    samplers: str | Sequence[str]
-    logit_bias: Mapping[int, float]
-    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None
-    seed: int | None
-    stop: str | Sequence[str]
-    ignore_eos: bool
-    logprobs: bool
-    top_logprobs: int
-    response_format: Mapping[str, Any] | str | None
-    json_schema: Schema | None
-    grammar: str | None
-    regex: str | None
-    choices: str | Sequence[str]
-    on_overflow: OnOverflow
-    n_keep: int
-    add_special: bool
-    parse_special: bool
 
 
 class SamplingParams:
@@ -201,7 +113,7 @@ class SamplingParams:
         TypeError: if a value is of another type.
     """
 
-    __slots__ = tuple(GenerateOptions.__annotations__)
+    __slots__ = tuple(name for name, row in PARAMETERS.items() if row.group != "session")
 
     max_tokens: int | None
     temperature: float
@@ -228,34 +140,34 @@ class SamplingParams:
     mirostat_eta: float
     samplers: Sequence[str]
     logit_bias: Mapping[int, float]
-    logits_processor: Sequence[LogitsProcessor] | None
+    logits_processor: Sequence[hints.LogitsProcessor] | None
     seed: int | None
     stop: Sequence[str]
     ignore_eos: bool
     logprobs: bool
     top_logprobs: int
-    response_format: Mapping[str, Any] | str | None
-    json_schema: Schema | None
+    response_format: Mapping[str, typing.Any] | str | None
+    json_schema: hints.Schema | None
     grammar: str | None
     regex: str | None
     choices: Sequence[str]
-    on_overflow: OnOverflow
+    on_overflow: hints.OnOverflow
     n_keep: int
     add_special: bool
     parse_special: bool
 
-    def __init__(self, **options: Unpack[GenerateOptions]) -> None:
+    def __init__(self, **options: typing.Unpack[hints.GenerateOptions]) -> None:
         for name in options:
             if name not in self.__slots__:
                 raise TypeError(f"got an unexpected keyword argument {name!r}")
-        values: dict[str, Any] = {name: PARAMETERS[name].default for name in self.__slots__} | options
+        values: dict[str, typing.Any] = {name: PARAMETERS[name].default for name in self.__slots__} | options
         _core.check(values)
         for name, value in values.items():
             object.__setattr__(self, name, _held(PARAMETERS[name].kind, value))
 
-    def replace(self, **options: Unpack[GenerateOptions]) -> SamplingParams:
+    def replace(self, **options: typing.Unpack[hints.GenerateOptions]) -> SamplingParams:
         """The same with other values for some of them."""
-        values: Any = dict(self)
+        values: typing.Any = dict(self)
         return SamplingParams(**values | options) if options else self
 
     __replace__ = replace  # for copy.replace
@@ -264,14 +176,14 @@ class SamplingParams:
     def _wants_logprobs(self) -> bool:
         return self.logprobs or self.top_logprobs > 0
 
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
+    def __iter__(self) -> Iterator[tuple[str, typing.Any]]:
         """Names and values: ``dict(params)`` are the keywords that make it."""
         return ((name, getattr(self, name)) for name in self.__slots__)
 
-    def __setattr__(self, name: str, value: object) -> NoReturn:
+    def __setattr__(self, name: str, value: object) -> typing.NoReturn:
         raise AttributeError(f"cannot set {name}: SamplingParams never change, use replace({name}=...)")
 
-    def __delattr__(self, name: str) -> NoReturn:
+    def __delattr__(self, name: str) -> typing.NoReturn:
         raise AttributeError(f"cannot delete {name}: SamplingParams never change")
 
     def __eq__(self, other: object) -> bool:
@@ -280,7 +192,7 @@ class SamplingParams:
     def __hash__(self) -> int:
         return hash(tuple(repr(v) if isinstance(v, dict) else v for _, v in self))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[typing.Any, ...]:
         return _sampling_params, (dict(self),)
 
     def __repr__(self) -> str:
@@ -292,7 +204,7 @@ class SamplingParams:
         return f"SamplingParams({', '.join(said)})"
 
 
-def _held(kind: str, value: Any) -> Any:
+def _held(kind: str, value: typing.Any) -> typing.Any:
     """A value as it is kept: nobody else's, and the same in whatever way it was given."""
     if kind == "biases":
         return dict(sorted(value.items()))
@@ -307,12 +219,12 @@ def _held(kind: str, value: Any) -> Any:
     return value
 
 
-def _sampling_params(options: GenerateOptions) -> SamplingParams:
+def _sampling_params(options: hints.GenerateOptions) -> SamplingParams:
     """As it was pickled."""
     return SamplingParams(**options)
 
 
-def merged(sampling: SamplingParams | None, options: GenerateOptions) -> SamplingParams:
+def merged(sampling: SamplingParams | None, options: hints.GenerateOptions) -> SamplingParams:
     """What ``sampling`` says, but for what the keywords say."""
     if sampling is None:
         return SamplingParams(**options)
@@ -337,7 +249,7 @@ def default_threads() -> int:
     raise ValueError(f"LLAMA_RS_THREADS is {text!r}, it must be a whole number from 1 to {most}")
 
 
-def adapters(lora: Lora) -> tuple[tuple[str, float], ...]:
+def adapters(lora: hints.Lora) -> tuple[tuple[str, float], ...]:
     """Adapters as pairs of a path and how strong each is.
 
     Raises:

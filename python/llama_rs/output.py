@@ -9,9 +9,12 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from collections.abc import Mapping, Sequence
+
+from .lazy import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any, TextIO
 
 CELL_WIDTH = 80
 """Most columns of a cell when nobody's terminal sets a limit: one long name must not widen every row."""
@@ -59,19 +62,19 @@ _CONTROLS = _Controls()
 # Standard output
 
 
-@contextmanager
-def standard_output() -> Iterator[None]:
+class StandardOutput:
     """Has standard output be UTF-8, and whole: without buffer (PYTHONUNBUFFERED) what one write leaves over is lost."""
-    before = sys.stdout
-    if isinstance(before, io.TextIOWrapper):
-        if isinstance(before.buffer, io.RawIOBase):
-            sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(before.fileno(), "w", closefd=False)))
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
+
+    def __enter__(self) -> None:
+        self.before = before = sys.stdout
+        if isinstance(before, io.TextIOWrapper):
+            if isinstance(before.buffer, io.RawIOBase):
+                sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(before.fileno(), "w", closefd=False)))
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+
+    def __exit__(self, *_: object) -> None:
         settle(sys.stdout)
-        sys.stdout = before
+        sys.stdout = self.before
 
 
 def settle(stream: TextIO | None) -> None:
@@ -133,6 +136,8 @@ def _json_value(value: Any) -> Any:
 
 def say(text: str) -> None:
     """A line on standard error, for a person; whether it can be written decides nothing."""
+    from contextlib import suppress
+
     with suppress(OSError, ValueError, AttributeError):  # full, closed, or None
         sys.stderr.write(one_line(text) + "\n")
         sys.stderr.flush()
@@ -150,6 +155,8 @@ def is_watched() -> bool:
 
 def say_in_place(text: str) -> None:
     """A line at a terminal that the next one replaces; the empty one leaves nothing behind."""
+    from contextlib import suppress
+
     with suppress(OSError, ValueError, AttributeError):
         width = _terminal_width(sys.stderr)
         sys.stderr.write("\r\033[K" + one_line(text)[: width - 1 if width else None])

@@ -10,14 +10,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from .errors import LlamaError, ModelFileError, SavedSessionError
+from .lazy import TYPE_CHECKING, hints
 
 if TYPE_CHECKING:
     from .model import Model
-    from .options import Lora
     from .session import Session
 
 
@@ -30,7 +28,7 @@ class PromptCache:
         self._held = 0  # tokens of the file, as far as they fit in the context
         self._is_to_be_written = not readonly
 
-    def open(self, model: Model, lora: Lora | None = None) -> Session:
+    def open(self, model: Model, lora: hints.Lora | None = None) -> Session:
         """A session of what the file holds; an empty one if there is no file, or an empty file (mktemp makes one).
 
         Raises:
@@ -84,6 +82,8 @@ class PromptCache:
 
     def _try_the_folder(self) -> None:
         """Finds out whether a file can be written there, before anything is computed."""
+        from contextlib import suppress
+
         folder = os.path.dirname(os.path.realpath(self.path))
         trial = os.path.join(os.fsdecode(folder), f".llama_rs-{os.getpid()}-{id(self)}.tmp")
         try:

@@ -28,8 +28,8 @@ import numpy as np
 
 from .asgi import App
 from .engine import AsyncEngine
+from .hints import KvType, Messages
 from .model import Model
-from .options import KvType, Messages
 
 if TYPE_CHECKING:
     import numpy.typing as npt

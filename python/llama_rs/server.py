@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from . import _core
 from .closing import Closing
+from .hints import GenerateOptions
 from .model import Model
-from .options import GenerateOptions
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Self, Unpack
 
 from . import _core
 from .closing import Closing
 from .errors import SavedSessionError
-from .lazy import Lazy
+from .lazy import NamedTuple, hints, np, npt, typing
+from .lazy import chat as _chat
+from .lazy import model as _model
 from .notes import note
-from .options import FinishReason, GenerateOptions, LogitsProcessor, Messages, SamplingParams, merged
+from .options import SamplingParams, merged
 from .prompt_cache import PromptCache
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from . import chat as _chat
-    from . import model as _model
-else:
-    np, npt = Lazy("numpy"), Lazy("numpy.typing")
-    _chat, _model = Lazy("llama_rs.chat"), Lazy("llama_rs.model")
 
 
 class Timings(NamedTuple):
@@ -72,7 +62,7 @@ class Completion(NamedTuple):
 
     text: str
     token_ids: list[int]
-    finish_reason: FinishReason
+    finish_reason: hints.FinishReason
     prompt_tokens: int
     timings: Timings
     seed: int
@@ -162,8 +152,8 @@ class Session(Closing):
         prompt: str | Sequence[int],
         *,
         sampling: SamplingParams | None = None,
-        speculative: Literal["prompt-lookup"] | _model.Model | None = None,
-        **options: Unpack[GenerateOptions],
+        speculative: hints.Speculative | None = None,
+        **options: typing.Unpack[hints.GenerateOptions],
     ) -> Completion:
         """Answers a prompt, as :meth:`Model.generate` does, with the same options.
 
@@ -178,8 +168,8 @@ class Session(Closing):
         prompt: str | Sequence[int],
         *,
         sampling: SamplingParams | None = None,
-        speculative: Literal["prompt-lookup"] | _model.Model | None = None,
-        **options: Unpack[GenerateOptions],
+        speculative: hints.Speculative | None = None,
+        **options: typing.Unpack[hints.GenerateOptions],
     ) -> Stream:
         """Answers a prompt piece by piece, as :meth:`generate` does: an iterator of text.
 
@@ -189,19 +179,27 @@ class Session(Closing):
         return self._stream(prompt, merged(sampling, options), owned=False, speculative=speculative)
 
     def chat(
-        self, messages: Messages, *, sampling: SamplingParams | None = None, **options: Unpack[_chat.ChatOptions]
+        self,
+        messages: hints.Messages,
+        *,
+        sampling: SamplingParams | None = None,
+        **options: typing.Unpack[hints.ChatOptions],
     ) -> _chat.ChatCompletion:
         """Answers a conversation, as :meth:`Model.chat` does; what the session has of it is not computed again."""
         return self.stream_chat(messages, sampling=sampling, **options)._completion()
 
     def stream_chat(
-        self, messages: Messages, *, sampling: SamplingParams | None = None, **options: Unpack[_chat.ChatOptions]
+        self,
+        messages: hints.Messages,
+        *,
+        sampling: SamplingParams | None = None,
+        **options: typing.Unpack[hints.ChatOptions],
     ) -> _chat.ChatStream:
         """Answers a conversation piece by piece, as :meth:`chat` does: an iterator of :class:`ChatDelta`."""
         return self._stream_chat(messages, sampling, options, owned=False)
 
     def _stream_chat(
-        self, messages: Messages, sampling: SamplingParams | None, options: _chat.ChatOptions, *, owned: bool
+        self, messages: hints.Messages, sampling: SamplingParams | None, options: hints.ChatOptions, *, owned: bool
     ) -> _chat.ChatStream:
         length = self.context_length
         question = _chat.Question(
@@ -224,6 +222,8 @@ class Session(Closing):
                 pairs = zip(have[at:], prompt[common:], strict=False)
                 n = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(have) - at, len(prompt) - common))
                 self.truncate(at + n)
+                from contextlib import suppress
+
                 with suppress(ValueError):  # a state that cannot forget: it is read again
                     self.shift(common, at - common)
                 return
@@ -236,8 +236,8 @@ class Session(Closing):
         *,
         owned: bool,
         prompt_cache: PromptCache | None = None,
-        speculative: Literal["prompt-lookup"] | _model.Model | None = None,
-        **more: Any,
+        speculative: hints.Speculative | None = None,
+        **more: typing.Any,
     ) -> Stream:
         tokenizer = self.model.tokenizer
         if isinstance(prompt, str):
@@ -257,7 +257,7 @@ class Session(Closing):
                 prompt_cache.compute(self, prompt)
         return stream
 
-    def _draft(self, speculative: Literal["prompt-lookup"] | _model.Model | None) -> _core.Session | None:
+    def _draft(self, speculative: hints.Speculative | None) -> _core.Session | None:
         """A session of the model that guesses, if one does."""
         if speculative is None or speculative == "prompt-lookup":
             return None
@@ -307,7 +307,7 @@ class Session(Closing):
         """
         self._handle.shift(n_keep, n_discard)
 
-    def __reduce__(self) -> NoReturn:
+    def __reduce__(self) -> typing.NoReturn:
         raise TypeError("a session cannot be pickled: save it to a file, and load it where that arrives")
 
     def close(self) -> None:
@@ -316,7 +316,7 @@ class Session(Closing):
         if self._guesser is not None:
             self._guesser.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> typing.Self:
         _ = self._handle.position  # raises if it is closed
         return self
 
@@ -406,7 +406,7 @@ class Stream(Iterator[str], Closing):
         return list(self._logprobs)
 
     @property
-    def finish_reason(self) -> FinishReason | None:
+    def finish_reason(self) -> hints.FinishReason | None:
         """Why the answer ended; None while it has not."""
         return self._generation.finish_reason
 
@@ -425,7 +425,7 @@ class Stream(Iterator[str], Closing):
         """The seed given, or the one drawn."""
         return self._generation.seed
 
-    def __reduce__(self) -> NoReturn:
+    def __reduce__(self) -> typing.NoReturn:
         raise TypeError("a stream cannot be pickled: pickle its model, or the text that it gave")
 
     def close(self) -> None:
@@ -442,12 +442,12 @@ def _spelt(text: bytes, logprob: float) -> tuple[str, float, bytes]:
     return text.decode(errors="replace"), logprob, text
 
 
-def _with_arrays(function: LogitsProcessor) -> Callable[[list[int], Any], None]:
+def _with_arrays(function: hints.LogitsProcessor) -> Callable[[list[int], typing.Any], None]:
     """A function of arrays as one that the compiled part can call."""
 
-    def call(token_ids: list[int], logits: Any) -> None:
+    def call(token_ids: list[int], logits: typing.Any) -> None:
         array = np.asarray(logits)
-        others: Any = function(np.asarray(token_ids), array)
+        others: typing.Any = function(np.asarray(token_ids), array)
         if others is not None and others is not array:
             array[:] = others
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from . import _core
 from .errors import ModelChangedError
+from .lazy import typing
 from .notes import note
 
 
@@ -82,7 +82,7 @@ class Tokenizer:
         """Whether it ends an answer."""
         return self._core.is_end_of_generation(token_id)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[typing.Any, ...]:
         return _reopen, (os.path.abspath(self._path), self._core.checkpoint().fingerprint())
 
     def __repr__(self) -> str:

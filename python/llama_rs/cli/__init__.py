@@ -9,14 +9,13 @@ about is one line and an exit code.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 from .. import errors, notes
-from ..output import say, settle, standard_output, warn
+from ..lazy import TYPE_CHECKING, load, signal
+from ..output import StandardOutput, say, settle, warn
 from .arguments import find_model as find_model
 from .arguments import in_options
 from .declare import Command
@@ -31,6 +30,9 @@ from .exits import (
     Failure,
     UsageError,
 )
+
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 COMMANDS = (
     "chat",
@@ -60,9 +62,7 @@ COMPLETION_VARIABLE = "_LLAMA_RS_COMPLETE"
 
 def find_command(name: str) -> Command:
     """A command, out of its file."""
-    from importlib import import_module
-
-    command: Command = import_module(f"{__name__}.{name}").command
+    command: Command = load(f"{__name__}.{name}").command
     return command
 
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None, *, on_interrupt: Callable[..., 
         arguments: by default those of the process.
         on_interrupt: the handler of SIGINT before and after the command itself; None to leave SIGINT alone.
     """
-    with standard_output(), notes.told_to(warn):
+    with StandardOutput(), notes.Listener(warn):
         try:
             code = _run(sys.argv[1:] if arguments is None else list(arguments), on_interrupt)
         except BrokenPipeError:

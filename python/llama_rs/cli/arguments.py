@@ -6,9 +6,8 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..lazy import TYPE_CHECKING
 from ..options import PARAMETERS, Parameter
 from ..output import is_watched, say
 from . import declare
@@ -16,9 +15,10 @@ from .exits import Failure, UsageError
 from .kinds import Adapter, Choice, InFile, ModelPath, Number, Path, Text, is_utf8
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from typing import Any
 
-F = TypeVar("F", bound=Callable[..., Any])
+    from ..model import Model
+    from .declare import F
 
 MOST_TEXT = 1 << 30
 """Bytes of text that are read: no model's context holds a hundredth of it, and an input may never end."""
@@ -192,7 +192,7 @@ SPELLINGS = {
 def _option(row: Parameter) -> Callable[[F], F]:
     long = "--" + row.name.replace("_", "-")
     spellings = SPELLINGS.get(row.name, (long,))
-    settings: declare.Settings = {"default": row.default, "help": partial(_help, row)}
+    settings: declare.Settings = {"default": row.default, "help": lambda: _help(row)}
     if row.kind == "bool" and row.default:
         spellings = (f"{long}/--no-{long[2:]}",)
     elif row.kind == "bool":

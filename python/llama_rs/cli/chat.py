@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
-from typing import Any, Literal
 
-from .. import ChatDelta, ChatStream, Model
 from ..errors import ContextOverflowError
+from ..lazy import TYPE_CHECKING
+from ..model import Model
 from ..notes import counted
 from ..output import harmless, is_watched, say, say_in_place, warn, write
 from . import Interrupts, declare
@@ -26,6 +25,11 @@ from .arguments import (
     verbose_option,
 )
 from .exits import UsageError
+
+if TYPE_CHECKING:
+    from typing import Any, Literal
+
+    from ..chat import ChatDelta, ChatStream
 
 HELP = '''\
 """          begin and end a message of several lines with it; a line that ends with \\ goes on, too
@@ -372,6 +376,8 @@ class History:
         self.path = os.path.join(state, "llama_rs", "history")
 
     def __enter__(self) -> None:
+        from contextlib import suppress
+
         with suppress(ImportError, OSError):
             import readline
 
@@ -379,6 +385,8 @@ class History:
             readline.read_history_file(self.path)
 
     def __exit__(self, *_: object) -> None:
+        from contextlib import suppress
+
         with suppress(ImportError, OSError):
             import readline
 

@@ -7,10 +7,12 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-from .. import Model, Session
-from ..chat import ChatOptions, ChatStream, checked
+from ..chat import CHAT_OPTIONS, ChatStream, checked
 from ..errors import LlamaError
+from ..model import Model
+from ..options import SamplingParams
 from ..output import write_json
+from ..session import Session
 
 MOST_SESSIONS = 16
 """Conversations whose keys and values are kept; those of others are computed again when they go on."""
@@ -57,7 +59,7 @@ def _request(line: bytes) -> dict[str, Any]:
         raise TypeError("a request is an object of JSON in a line")
     if not isinstance(request.get("id", ""), str):
         raise TypeError("id is text")
-    unknown = set(request) - _OWN - set(ChatOptions.__annotations__)
+    unknown = set(request) - _OWN - {*CHAT_OPTIONS, *SamplingParams.__slots__}
     if unknown:
         raise ValueError(f"a request has no {sorted(unknown)[0]!r}")
     return request

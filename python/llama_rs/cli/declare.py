@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
+from ..lazy import TYPE_CHECKING
 from .kinds import Kind
 
-if TYPE_CHECKING:  # making one takes longer than parsing
+if TYPE_CHECKING:
+    from typing import Any, TypedDict, TypeVar, Unpack
+
+    F = TypeVar("F", bound=Callable[..., Any])
 
     class Settings(TypedDict, total=False):
         """What can be said of an option or an argument, as click has it; of anything else `parse` would not know."""
@@ -28,8 +31,6 @@ if TYPE_CHECKING:  # making one takes longer than parsing
         help: str | Callable[[], str]
         show_default: bool | str
 
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 TEXT = Kind()
 

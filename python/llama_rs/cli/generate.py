@@ -6,11 +6,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
 
-from .. import Model, Stream, TokenLogprob, TopLogprob
 from .._core import cpu
 from ..errors import ModelFileError, SavedSessionError
+from ..lazy import TYPE_CHECKING
+from ..model import Model
 from ..notes import counted
 from ..output import harmless, is_watched, percent, say, say_in_place, warn, write, write_json
 from . import declare
@@ -31,6 +31,11 @@ from .arguments import (
 )
 from .exits import Failure, UsageError
 from .kinds import Choice, Number, Path
+
+if TYPE_CHECKING:
+    from typing import Any, Literal
+
+    from ..session import Stream, TokenLogprob, TopLogprob
 
 
 @declare.command("generate")

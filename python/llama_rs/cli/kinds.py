@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from typing import Any
 
+from ..lazy import TYPE_CHECKING
 from ..options import Parameter
 from ..output import shorten
+
+if TYPE_CHECKING:
+    from typing import Any
 
 MOST_GRAMMAR = 1 << 20
 """Characters of a grammar or a schema that are read; the library takes a quarter of them."""
@@ -184,8 +186,10 @@ class Adapter(Kind):
     def convert(self, value: Any) -> tuple[str, float]:
         path, colon, number = value.rpartition(":")
         if colon and path and not os.path.exists(value):
-            with suppress(ValueError):
+            try:
                 return path, float(number)
+            except ValueError:
+                pass  # it is a name with a colon in it
         if not value:
             raise ValueError("the name of an adapter is empty")
         return value, 1.0

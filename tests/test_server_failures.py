@@ -75,8 +75,8 @@ def joined(threads: list[threading.Thread]) -> None:
 
 
 def test_an_answer_that_nobody_reads_waits_and_is_whole_when_it_is_read(server: Server) -> None:
-    # Of each answer the engine holds 256 KiB, some 1500 tokens with all that is said of them; of the connection the system
-    # holds 4 MiB, some 500 tokens of each as JSON.
+    # Of each answer the engine holds 256 KiB, some 1500 tokens with all that is said of them; of the connection the
+    # system holds 4 MiB, some 500 tokens of each as JSON.
     n = 8 * 3500  # tokens
     asked = {"messages": HELLO, "n": 8, "max_tokens": 3500, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
     with socket.socket() as slow:

@@ -164,11 +164,14 @@ impl Activations {
     }
 
     /// From one row of `qs` to the next: an odd number of cache lines, so that rows do not share cache sets.
+    #[inline(always)]
     fn stride(&self) -> usize {
         self.n.next_multiple_of(STEP) + 64
     }
 
-    /// From one row of `d`, `bias32` or `sum32` to the next; twice that for `bias16` and `sum16`.
+    /// From one row of `d`, `bias32` or `sum32` to the next; twice that for `bias16` and `sum16`. Behind a row is room for a
+    /// register that begins in its last step.
+    #[inline(always)]
     fn group_stride(&self) -> usize {
         self.n.next_multiple_of(STEP) / 32 + 16
     }
@@ -265,6 +268,7 @@ impl<T: bytemuck::Pod> Buffer<T> {
     }
 
     /// The values.
+    #[inline(always)]
     fn as_slice(&self) -> &[T] {
         bytemuck::cast_slice(&self.lines)
     }

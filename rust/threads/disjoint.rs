@@ -39,6 +39,7 @@ impl<'a, T> Disjoint<'a, T> {
     ///
     /// # Panics
     /// If `i` is past the end.
+    #[inline(always)]
     pub fn as_ptr(&self, i: usize) -> *mut T {
         assert!(i <= self.len);
         // SAFETY: in bounds, or one past the end.

@@ -750,8 +750,8 @@ impl Unpacked<'_, '_> {
                 match width {
                     1 => tile!(1, true),
                     2 => tile!(2, true),
-                    _ if ahead.is_done() => tile!(3, false),
-                    _ => tile!(3, true),
+                    _ if ahead.is_due(self.n * left.div_ceil(TILE)) => tile!(3, true),
+                    _ => tile!(3, false),
                 }
             }
             t += width;
@@ -772,6 +772,10 @@ impl Unpacked<'_, '_> {
         // itself, and the features.
         unsafe {
             let mut sums = [[_mm256_setzero_ps(); 2]; T];
+            for j in 0..T {
+                // Each token's results are in a page of their own: they come while products are computed.
+                _mm_prefetch::<_MM_HINT_ET0>(self.job.at(t + j, self.rows.start).cast());
+            }
             for g in 0..self.n {
                 if FETCH {
                     ahead.fetch();

@@ -45,7 +45,7 @@ impl Ahead {
         let (row, first) = if first + block < groups { (rows.start, first + block) } else { (rows.end, 0) };
         let part = offset_of_group::<U>((groups - first).min(block));
         let left = rows.len() * (part.div_ceil(64) + 1);
-        // Spread over all steps; where these are many, over the first, so that most tiles go without.
+        // Spread over all steps; where these are many, over the last, so that most tiles go without.
         let at_once = if 2 * steps >= 3 * left { 4 } else { left.div_ceil(steps.max(1)) };
         let mut ahead = Self { line: null(), end: null(), part, row_bytes: job.w.row_bytes(), left, at_once };
         ahead.begin_row(start::<U>(job, row, first).wrapping_add(part));
@@ -61,8 +61,14 @@ impl Ahead {
 
     /// Whether all of it has been asked for.
     #[inline(always)]
-    pub fn is_done(&self) -> bool {
+    fn is_done(&self) -> bool {
         self.left == 0
+    }
+
+    /// Whether it is time to ask, `steps` before it is wanted: not so early that it would be gone again.
+    #[inline(always)]
+    pub fn is_due(&self, steps: usize) -> bool {
+        self.left > 0 && steps * self.at_once <= 2 * self.left
     }
 
     /// A step.

@@ -12,7 +12,8 @@
 //! groups are added one after another; every [`BLOCK_STEPS`] steps the four are added to the result, one after another. What is added in integers may be added in any order.
 //!
 //! The integer products: `dpbusd` multiplies unsigned weights with signed activations. Weights are raised
-//! by `BIAS`; the sum is corrected by starting the accumulator at `-BIAS * sum(a)`, which is exact and free.
+//! by `BIAS`; the sum is corrected by starting the accumulator at `-BIAS * sum(a)`, which is exact. A tile reads these sums;
+//! where rows are streamed, two more `dpbusd` a step make them: to spread four sums of memory over a register costs more.
 //!
 //! No closures and no iterator adaptors where there are registers: code that is generic over a closure lacks the features
 //! of the set, and every intrinsic in it would be a call.
@@ -160,8 +161,8 @@ unsafe fn add_step<U: Unpack, const T: usize, const TAIL: bool>(
     x: &Rows<T>,
     at: usize,
 ) {
-    // SAFETY: the units are there, and the rows of activations are padded to whole steps; the features are the caller's
-    // promise.
+    // SAFETY: the units are there, and the rows of activations are padded to whole steps, with a register's worth behind the
+    // last scales; the features are the caller's promise.
     unsafe {
         let mut q = [[_mm512_setzero_si512(); 2]; 4];
         for i in 0..4 {
@@ -171,15 +172,16 @@ unsafe fn add_step<U: Unpack, const T: usize, const TAIL: bool>(
         for j in 0..T {
             let lo = _mm512_load_si512(x.qs[j].add(at * STEP).cast());
             let hi = _mm512_load_si512(x.qs[j].add(at * STEP + 64).cast());
-            let da = each_four(_mm_loadu_ps(x.d[j].add(at * 4)));
+            let da = each_four(_mm512_loadu_ps(x.d[j].add(at * 4)));
             let zero = _mm512_setzero_si512();
             let (mut start, mut start_hi) = (zero, zero);
-            if !U::MINS && U::HALVES {
-                let bias = biased::<U>(_mm256_loadu_si256(x.bias[j].add(at * 8).cast()));
-                (start, start_hi) = (first_of_eight(bias, 0), first_of_eight(bias, 1));
-            } else if !U::MINS {
-                let bias = biased::<U>(_mm256_castsi128_si256(_mm_loadu_si128(x.bias[j].add(at * 4).cast())));
-                start = first_of_four(_mm256_castsi256_si128(bias));
+            if !U::MINS {
+                let bias = _mm512_set1_epi8(U::BIAS as i8);
+                (start, start_hi) = (_mm512_dpbusd_epi32(zero, bias, lo), _mm512_dpbusd_epi32(zero, bias, hi));
+                if !U::HALVES {
+                    start = _mm512_dpbusd_epi32(start, bias, hi);
+                }
+                (start, start_hi) = (_mm512_sub_epi32(zero, start), _mm512_sub_epi32(zero, start_hi));
             }
             let mut products = [zero; 4];
             let mut products_hi = [zero; 4];
@@ -196,14 +198,14 @@ unsafe fn add_step<U: Unpack, const T: usize, const TAIL: bool>(
                 let both = _mm256_loadu_ps(x.sum[j].add(at * 8));
                 (first, second) = (each_of_eight(both, 0), each_of_eight(both, 1));
             } else if U::MINS {
-                first = each_four(_mm_loadu_ps(x.sum[j].add(at * 4)));
+                first = each_four(_mm512_loadu_ps(x.sum[j].add(at * 4)));
             }
-            sums[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(across(&products)), _mm512_mul_ps(d, da), sums[j]);
+            sums[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(across::<U>(&products)), _mm512_mul_ps(d, da), sums[j]);
             if U::MINS {
                 sums[j] = _mm512_fmadd_ps(m, first, sums[j]);
             }
             if U::HALVES {
-                let product = _mm512_cvtepi32_ps(across(&products_hi));
+                let product = _mm512_cvtepi32_ps(across::<U>(&products_hi));
                 sums[j] = _mm512_fmadd_ps(product, _mm512_mul_ps(d_hi, da), sums[j]);
                 if U::MINS {
                     sums[j] = _mm512_fmadd_ps(m_hi, second, sums[j]);
@@ -215,24 +217,42 @@ unsafe fn add_step<U: Unpack, const T: usize, const TAIL: bool>(
 
 /// The four sums of each group and row: lane `4 * g + i` is that of group `g` and row `i`.
 ///
-/// First with a blend and a shuffle for each two rows, rather than two shuffles: there is one port for those.
+/// In 16 bits as far as sums of type `U` fit: a pack and a product with ones for each two registers. Else with a blend and a
+/// shuffle, rather than two shuffles: there is one port for those.
 ///
 /// # Safety
 /// - The CPU has the features of the set.
 #[inline(always)]
-unsafe fn across(p: &[__m512i; 4]) -> __m512i {
+unsafe fn across<U: Unpack>(p: &[__m512i; 4]) -> __m512i {
+    let largest = const { largest_product::<U>() };
     // SAFETY: the features are the caller's promise.
     unsafe {
-        let mut two = [_mm512_setzero_ps(); 2];
+        let ones = _mm512_set1_epi16(1);
+        let mut two = [_mm512_setzero_si512(); 2];
         for i in 0..2 {
             let (a, b) = (p[2 * i], p[2 * i + 1]);
-            // halves of a lane: the lower of a and the upper of b, the upper of a and the lower of b
-            let (straight, crossed) = (_mm512_mask_blend_epi64(0b1010_1010, a, b), _mm512_alignr_epi8::<8>(b, a));
-            two[i] = _mm512_castsi512_ps(_mm512_add_epi32(straight, crossed));
+            two[i] = if largest <= i16::MAX as u32 {
+                _mm512_madd_epi16(_mm512_packs_epi32(a, b), ones)
+            } else {
+                // halves of a lane: the lower of a and the upper of b, the upper of a and the lower of b
+                let (straight, crossed) = (_mm512_mask_blend_epi64(0b1010_1010, a, b), _mm512_alignr_epi8::<8>(b, a));
+                _mm512_add_epi32(straight, crossed)
+            };
         }
+        if 2 * largest <= i16::MAX as u32 {
+            return _mm512_madd_epi16(_mm512_packs_epi32(two[0], two[1]), ones);
+        }
+        let two = [_mm512_castsi512_ps(two[0]), _mm512_castsi512_ps(two[1])];
         let (even, odd) = (_mm512_shuffle_ps::<0x88>(two[0], two[1]), _mm512_shuffle_ps::<0xdd>(two[0], two[1]));
         _mm512_add_epi32(_mm512_castps_si512(even), _mm512_castps_si512(odd))
     }
+}
+
+/// The largest sum of products that `dpbusd` leaves in a lane, see [`add_step`]: of four weights, or without HALVES of eight.
+const fn largest_product<U: Unpack>() -> u32 {
+    let (bias, above) = (U::BIAS as u32, U::LARGEST as u32 - U::BIAS as u32);
+    let weight = if above > bias { above } else { bias };
+    127 * weight * if U::HALVES { 4 } else { 8 }
 }
 
 /// # Safety
@@ -248,11 +268,11 @@ unsafe fn zero_ps() -> __m512 {
 /// # Safety
 /// - The CPU has the features of the set.
 #[inline(always)]
-unsafe fn each_four(x: __m128) -> __m512 {
+unsafe fn each_four(x: __m512) -> __m512 {
     // SAFETY: the features are the caller's promise.
     unsafe {
         let group = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-        _mm512_permutexvar_ps(group, _mm512_castps128_ps512(x))
+        _mm512_permutexvar_ps(group, x)
     }
 }
 
@@ -267,44 +287,6 @@ unsafe fn each_of_eight(x: __m256, half: i32) -> __m512 {
         let group = _mm512_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6);
         _mm512_permutexvar_ps(_mm512_add_epi32(group, _mm512_set1_epi32(half)), _mm512_castps256_ps512(x))
     }
-}
-
-/// Number `g` in the first lane of group `g`, else zeros: what belongs to the whole of a group, once.
-///
-/// # Safety
-/// - The CPU has the features of the set.
-#[inline(always)]
-unsafe fn first_of_four(x: __m128i) -> __m512i {
-    // SAFETY: the features are the caller's promise.
-    unsafe {
-        let group = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-        _mm512_maskz_permutexvar_epi32(0x1111, group, _mm512_castsi128_si512(x))
-    }
-}
-
-/// Number `2 * g + half` likewise.
-///
-/// # Safety
-/// - The CPU has the features of the set.
-#[inline(always)]
-unsafe fn first_of_eight(x: __m256i, half: i32) -> __m512i {
-    // SAFETY: the features are the caller's promise.
-    unsafe {
-        let group = _mm512_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6);
-        let group = _mm512_add_epi32(group, _mm512_set1_epi32(half));
-        _mm512_maskz_permutexvar_epi32(0x1111, group, _mm512_castsi256_si512(x))
-    }
-}
-
-/// Where the integer sums of a type start, -`BIAS` times a sum of activations, from -128 times the sum.
-///
-/// # Safety
-/// - The CPU has the features of the set.
-#[inline(always)]
-unsafe fn biased<U: Unpack>(bias: __m256i) -> __m256i {
-    const { assert!(U::MINS || U::BIAS.is_power_of_two()) }
-    // SAFETY: the features are the caller's promise.
-    unsafe { _mm256_sra_epi32(bias, _mm_cvtsi32_si128(128u32.ilog2() as i32 - U::BIAS.ilog2() as i32)) }
 }
 
 /// Steps that are unpacked at a time for a batch, 2048 weights a row, 64 KiB and scales; and that are summed before they go
@@ -472,8 +454,10 @@ impl Unpacked<'_, '_> {
                     3 => tile::<HALVES, MINS, 3, true>(self, t, ahead),
                     4 => tile::<HALVES, MINS, 4, true>(self, t, ahead),
                     5 => tile::<HALVES, MINS, 5, true>(self, t, ahead),
-                    _ if ahead.is_done() => tile::<HALVES, MINS, TILE, false>(self, t, ahead),
-                    _ => tile::<HALVES, MINS, TILE, true>(self, t, ahead),
+                    _ if ahead.is_due(4 * self.steps * left.div_ceil(TILE)) => {
+                        tile::<HALVES, MINS, TILE, true>(self, t, ahead)
+                    }
+                    _ => tile::<HALVES, MINS, TILE, false>(self, t, ahead),
                 }
             }
             t += width;
@@ -494,10 +478,11 @@ impl Unpacked<'_, '_> {
         // rows of `out` to itself, and the features.
         unsafe {
             let mut totals = [[_mm512_set1_ps(-0.0); 2]; T]; // that is what changes nothing that is added to it
-            if self.job.accumulate || self.first > 0 {
-                for j in 0..T {
-                    totals[j] = self.read(t + j);
-                }
+            for j in 0..T {
+                // Each token's results are in a page of their own: they come while the first group is computed.
+                let out = self.job.at(t + j, self.rows.start).cast();
+                _mm_prefetch::<_MM_HINT_ET0>(out);
+                _mm_prefetch::<_MM_HINT_ET0>(out.wrapping_add(64));
             }
             for g in 0..4 {
                 let mut sums = [[_mm512_setzero_ps(); 2]; T];
@@ -508,6 +493,11 @@ impl Unpacked<'_, '_> {
                     self.add::<HALVES, MINS, T>(&mut sums, &x, s, g, 0);
                     if HALVES {
                         self.add::<HALVES, MINS, T>(&mut sums, &x, s, g, 1);
+                    }
+                }
+                if g == 0 && (self.job.accumulate || self.first > 0) {
+                    for j in 0..T {
+                        totals[j] = self.read(t + j);
                     }
                 }
                 for j in 0..T {
@@ -580,6 +570,7 @@ impl Unpacked<'_, '_> {
     }
 
     /// Which of the 16 rows from `16 * p` on there are.
+    #[inline(always)]
     fn mask(&self, p: usize) -> u16 {
         let n = self.rows.len().saturating_sub(16 * p).min(16);
         ((1u32 << n) - 1) as u16

@@ -11,20 +11,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from . import _core
 from .closing import Closing
 from .errors import ContextOverflowError, UnsupportedModelError
-from .lazy import Lazy
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from . import model as _model
-else:
-    np, npt, _model = Lazy("numpy"), Lazy("numpy.typing"), Lazy("llama_rs.model")
+from .hints import CalibrationKind, ScoreNormalization
+from .lazy import model as _model
+from .lazy import np, npt
 
 CONTENT_FREE = tuple(_core.content_free())
 """Texts that say nothing, as Zhao et al. have them."""
@@ -125,8 +119,8 @@ class ClassifyOptions(TypedDict, total=False):
     examples: Sequence[tuple[str, str]]
     chat: bool | None
     template_options: Mapping[str, Any] | None
-    calibration: Literal["content_free", "batch", "none"] | Calibration
-    normalize: Literal["mean", "sum"]
+    calibration: CalibrationKind | Calibration
+    normalize: ScoreNormalization
     multi_label: bool
 
 
@@ -147,8 +141,8 @@ class Classifier(Closing):
         examples: Sequence[tuple[str, str]] = (),
         chat: bool | None = None,
         template_options: Mapping[str, Any] | None = None,
-        calibration: Literal["content_free", "batch", "none"] | Calibration = "content_free",
-        normalize: Literal["mean", "sum"] = "mean",
+        calibration: CalibrationKind | Calibration = "content_free",
+        normalize: ScoreNormalization = "mean",
         multi_label: bool = False,
     ) -> None:
         self.labels, self._answers = _checked_labels(labels)

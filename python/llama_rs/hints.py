@@ -47,6 +47,12 @@ Lora = (
 )
 """Adapters: the path of one, a pair of a path and how strong it is, or a list of such."""
 
+ParameterGroup = Literal["sampling", "generation", "prompt", "session"]
+"""What a parameter is about."""
+
+ParameterKind = Literal["bool", "int", "float", "choice", "words", "text", "strings", "json", "biases", "functions"]
+"""What a parameter's values are."""
+
 Speculative = Literal["prompt-lookup"] | Model
 """What guesses tokens ahead."""
 

@@ -65,8 +65,8 @@ else:
                 return super().__new__(cls, name, bases, body)
             fields = body["__annotations__"]
             defaults = [body[field] for field in fields if field in body]
-            made = namedtuple(name, fields, defaults=defaults, module=body["__module__"])
-            for key in body.keys() - fields.keys() - {"__module__"}:
+            made = namedtuple(name, fields, defaults=defaults)
+            for key in body.keys() - fields.keys():
                 setattr(made, key, body[key])
             return made
 

@@ -16,14 +16,12 @@ from .lazy import NamedTuple, hints, np, npt, typing  # noqa: F401  # hints name
 class Parameter(NamedTuple):
     """A row of the table of parameters."""
 
-    group: str
-    """What it is about: sampling, generation, prompt or session. Those of the first three groups are the fields of
-    :class:`SamplingParams`."""
+    group: hints.ParameterGroup
+    """What it is about. Those of the first three groups are the fields of :class:`SamplingParams`."""
     name: str
-    kind: str
-    """bool, int, float, choice, words, text, strings, json, biases or functions. ``words``: some of the choices, in an
-    order. ``strings``: one or several texts. ``json``: a mapping or its text. ``biases``: a mapping of floats by token
-    id."""
+    kind: hints.ParameterKind
+    """``words``: some of the choices, in an order. ``strings``: one or several texts. ``json``: a mapping or its text.
+    ``biases``: a mapping of floats by token id."""
     default: typing.Any
     optional: bool
     """Whether it may be None, which leaves it open."""

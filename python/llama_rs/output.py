@@ -136,10 +136,14 @@ def _json_value(value: Any) -> Any:
 
 def say(text: str) -> None:
     """A line on standard error, for a person; whether it can be written decides nothing."""
+    _tell(one_line(text) + "\n")
+
+
+def _tell(text: str) -> None:
     from contextlib import suppress
 
     with suppress(OSError, ValueError, AttributeError):  # full, closed, or None
-        sys.stderr.write(one_line(text) + "\n")
+        sys.stderr.write(text)
         sys.stderr.flush()
 
 
@@ -155,12 +159,8 @@ def is_watched() -> bool:
 
 def say_in_place(text: str) -> None:
     """A line at a terminal that the next one replaces; the empty one leaves nothing behind."""
-    from contextlib import suppress
-
-    with suppress(OSError, ValueError, AttributeError):
-        width = _terminal_width(sys.stderr)
-        sys.stderr.write("\r\033[K" + one_line(text)[: width - 1 if width else None])
-        sys.stderr.flush()
+    width = _terminal_width(sys.stderr)
+    _tell("\r\033[K" + one_line(text)[: width - 1 if width else None])
 
 
 # Sizes

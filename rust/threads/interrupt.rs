@@ -8,8 +8,8 @@ use super::pool::forks;
 
 /// Asks the caller, now and then, whether to stop.
 ///
-/// The check runs on the calling thread only (a signal handler's flag, say), at most once in [`Self::PERIOD`]; the other workers see
-/// its answer. No lock is held meanwhile: the check may run anything, this crate included.
+/// The check runs on the calling thread only (a signal handler's flag, say), at most once in [`Self::PERIOD`]; the other
+/// workers see its answer. No lock is held meanwhile: the check may run anything, this crate included.
 pub struct Interrupt<'a> {
     check: Option<&'a (dyn Fn() -> bool + Sync)>,
     last: AtomicU64, // see `now`

@@ -735,7 +735,8 @@ impl Unpacked<'_, '_> {
         while t < tokens.end {
             // All of about the same width: 4 tokens are 2 and 2, not 3 and 1.
             let left = tokens.end - t;
-            let width = left.div_ceil(left.div_ceil(TILE));
+            let tiles = left.div_ceil(TILE);
+            let width = left.div_ceil(tiles);
             macro_rules! tile {
                 ($width:literal, $fetch:literal) => {
                     if WAY == DPBUSD {
@@ -750,7 +751,7 @@ impl Unpacked<'_, '_> {
                 match width {
                     1 => tile!(1, true),
                     2 => tile!(2, true),
-                    _ if ahead.is_due(self.n * left.div_ceil(TILE)) => tile!(3, true),
+                    _ if ahead.is_due(self.n * tiles) => tile!(3, true),
                     _ => tile!(3, false),
                 }
             }

@@ -445,7 +445,8 @@ impl Unpacked<'_, '_> {
         while t < tokens.end {
             // All of about the same width: 9 tokens are 5 and 4, not 6 and 3.
             let left = tokens.end - t;
-            let width = left.div_ceil(left.div_ceil(TILE));
+            let tiles = left.div_ceil(TILE);
+            let width = left.div_ceil(tiles);
             // SAFETY: these tokens are there; the rest is the caller's promise.
             unsafe {
                 match width {
@@ -454,9 +455,7 @@ impl Unpacked<'_, '_> {
                     3 => tile::<HALVES, MINS, 3, true>(self, t, ahead),
                     4 => tile::<HALVES, MINS, 4, true>(self, t, ahead),
                     5 => tile::<HALVES, MINS, 5, true>(self, t, ahead),
-                    _ if ahead.is_due(4 * self.steps * left.div_ceil(TILE)) => {
-                        tile::<HALVES, MINS, TILE, true>(self, t, ahead)
-                    }
+                    _ if ahead.is_due(4 * self.steps * tiles) => tile::<HALVES, MINS, TILE, true>(self, t, ahead),
                     _ => tile::<HALVES, MINS, TILE, false>(self, t, ahead),
                 }
             }
